@@ -1,0 +1,67 @@
+# make demo   train the embedded demo and print WER before and after
+# make test   the fast tests; make test-slow, make test-gpu, make chaos for the others
+# make check  ruff and mypy
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/.installed
+
+.PHONY: setup demo test test-slow test-gpu check format assets docs lock clean
+
+setup: $(DONE)
+
+# The lock is complete, so --no-deps both speeds the installation up and keeps CUDA builds out (PyPI's torchvision and
+# torchaudio break a CPU torch). Where no index offers a CPU build of torch, the general build works too.
+$(DONE): requirements/cpu.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=24" "setuptools>=77"
+	@echo "installing the CPU environment (about 4 GB; several minutes)"
+	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.lock || { \
+	  echo "no CPU build of torch found; taking the general one (larger)"; \
+	  grep -v '^torch==' requirements/cpu.lock > $(VENV)/without-torch.lock; \
+	  $(BIN)/pip install --quiet --no-deps -r $(VENV)/without-torch.lock && \
+	  $(BIN)/pip install --quiet torch==2.13.0; }
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $(DONE)
+
+demo: setup
+	$(BIN)/speechrl train configs/asr_demo.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Rebuilds everything under assets/ from nothing: speech, tokenizer, untrained model, SFT. Under an hour on 2 cores.
+assets: setup
+	$(BIN)/python -m assets.build.speech
+	$(BIN)/python -m assets.build.tokenizer
+	$(BIN)/python -m assets.build.model init
+	rm -rf runs/asr_demo_sft
+	$(BIN)/speechrl train configs/asr_demo_sft.yaml
+	$(BIN)/python -m assets.build.model collect
+
+docs: setup
+	$(BIN)/speechrl config --reference > docs/configuration.md
+
+# Resolve requirements/cpu.lock anew (needs uv).
+lock:
+	printf '%s\n' torchvision torchaudio torchcodec | sed "s/$$/ ; sys_platform == 'never'/" > $(VENV)/without.txt
+	uv pip compile requirements/cpu.in --override $(VENV)/without.txt --python-version 3.11 --no-header \
+	  --no-annotate --no-emit-index-url -o requirements/cpu.lock
+
+clean:
+	rm -rf $(VENV) build runs
