@@ -1,0 +1,154 @@
+"""One line of a manifest of any format, and the checks that all formats share."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speech.errors import Problem
+from speech.records import Utterance
+from speech.text import language_code
+
+KEYS = ("id", "audio", "text", "language", "speaker", "start", "duration", "keywords")
+"""Keys of our own jsonl, in the order in which they are written. They are the fields of `Utterance`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a reader understood of one line, not yet validated.
+
+    Attributes:
+        file: the manifest file, as the user wrote it.
+        line: 1-based.
+        folder: what a relative audio path is relative to.
+        values: by key of `KEYS`; absent when the line does not have it.
+        names: how the format at hand calls a key (`source` for `audio`), for messages.
+    """
+
+    file: str
+    line: int
+    folder: Path
+    values: Mapping[str, Any]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def problem(self, key: str | None, message: str) -> Problem:
+        """A defect of this line, under the name that the format gives the key."""
+        return Problem(file=self.file, line=self.line, key=None if key is None else self.names.get(key, key),
+                       message=message)  # fmt: skip
+
+
+_CODE = re.compile(r"[a-z]{2,3}")  # three letters for Cantonese (yue) and others that ISO 639-1 has no code for
+
+
+def code_of(language: str) -> str | None:
+    """ISO 639 code of a language written in some other way (`English`, `en-US`, `<|zh|>`), or None if unknown."""
+    code = language_code(language.strip().strip("<|>"))
+    return code if _CODE.fullmatch(code) else None
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like `word`, or None when none is close."""
+    matches = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
+    """The utterance that a line describes, or everything that is wrong with it (files are not looked at)."""
+    problems: list[Problem] = []
+    values = entry.values
+
+    def take(key: str, check: Callable[[Any], str | None], required: bool = False, default: Any = None) -> Any:
+        """The value of a key; a failed check is noted and gives the default."""
+        value = values.get(key)
+        if value is None:
+            if required:
+                problems.append(entry.problem(key, "missing"))
+            return default
+        complaint = check(value)
+        if complaint is not None:
+            problems.append(entry.problem(key, complaint))
+            return default
+        return value
+
+    name = take("id", _filled_text, required=True)
+    audio = take("audio", _filled_text, required=True)
+    text = take("text", _filled_text if require_text else _any_text, required=require_text, default="")
+    language = take("language", _language)
+    speaker = take("speaker", _filled_text)
+    start = take("start", _not_negative, default=0.0)
+    duration = take("duration", _positive)
+    keywords = take("keywords", _words, default=())
+    if text.strip():
+        for keyword in keywords:
+            if not _occurs(keyword, text):
+                problems.append(entry.problem("keywords", f"{keyword!r} does not occur in the transcript"))
+    if problems:
+        return problems
+    return Utterance(
+        id=name,
+        audio=str((entry.folder / audio).absolute()),
+        text=text.strip(),
+        language=language,
+        speaker=speaker,
+        start=float(start),
+        duration=None if duration is None else float(duration),
+        keywords=tuple(keywords),
+    )
+
+
+def _any_text(value: Any) -> str | None:
+    return None if isinstance(value, str) else f"must be a string, is {_kind(value)}"
+
+
+def _filled_text(value: Any) -> str | None:
+    return _any_text(value) or (None if value.strip() else "is empty")
+
+
+def _language(value: Any) -> str | None:
+    complaint = _any_text(value)
+    if complaint is None and not _CODE.fullmatch(value):
+        meant = code_of(value)
+        hint = f"; did you mean {meant!r}?" if meant else ""
+        complaint = f"{value!r} is not an ISO 639-1 code such as 'en' or 'zh'{hint}"
+    return complaint
+
+
+def _number(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"must be a number of seconds, is {_kind(value)}"
+    return None if math.isfinite(value) else f"must be a finite number of seconds, is {value}"
+
+
+def _not_negative(value: Any) -> str | None:
+    return _number(value) or (None if value >= 0 else f"must not be negative, is {value:g}")
+
+
+def _positive(value: Any) -> str | None:
+    return _number(value) or (None if value > 0 else f"must be more than 0 seconds, is {value:g}")
+
+
+def _words(value: Any) -> str | None:
+    if not isinstance(value, list):
+        return f"must be a list of strings, is {_kind(value)}"
+    if not all(isinstance(word, str) and word.strip() for word in value):
+        return "must be a list of non-empty strings"
+    return None
+
+
+def _occurs(keyword: str, text: str) -> bool:
+    """Whether a keyword is in the transcript, up to case, spacing and punctuation, which scoring ignores too."""
+    return _letters(keyword) in _letters(text)
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text.casefold())
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true/false", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,202 @@
+"""Readers for manifests with one JSON object a line: our own, FunASR's and chat data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from speech.errors import Problem
+from speech.manifests.entries import KEYS, Entry, code_of, nearest
+
+Line = tuple[int, dict[str, Any]]
+"""A 1-based line number and the object on that line."""
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str] | Problem]:
+    """Lines of a text file with their 1-based numbers; blank ones are left out, undecodable ones are problems."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                message = f"is not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1})"
+                yield Problem(file=str(path), line=number, key=None, message=message)
+                continue
+            if text:
+                yield number, text
+
+
+def read_objects(path: Path) -> Iterator[Line | Problem]:
+    """JSON objects of a file, one a line."""
+    for line in read_lines(path):
+        if isinstance(line, Problem):
+            yield line
+            continue
+        number, text = line
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            message = f"invalid JSON: {error.msg} at column {error.colno}"
+            yield Problem(file=str(path), line=number, key=None, message=message)
+            continue
+        if isinstance(value, dict):
+            yield number, value
+        else:
+            yield Problem(file=str(path), line=number, key=None, message="is not a JSON object {…}")
+
+
+def read_own(path: Path) -> Iterator[Entry | Problem]:
+    """Our jsonl: `id, audio, text` and optionally `language, speaker, start, duration, keywords`.
+
+    An unknown key is a problem: a misspelt `keyword` would otherwise silently train without its reward.
+    """
+    for item in read_objects(path):
+        if isinstance(item, Problem):
+            yield item
+            continue
+        number, values = item
+        unknown = [key for key in values if key not in KEYS]
+        for key in unknown:
+            near = nearest(key, KEYS)
+            hint = f"did you mean {near!r}?" if near else f"known keys: {', '.join(KEYS)}"
+            yield Problem(file=str(path), line=number, key=key, message=f"unknown key; {hint}")
+        yield Entry(str(path), number, path.parent, {key: values[key] for key in KEYS if key in values})
+
+
+def read_funasr(path: Path) -> Iterator[Entry | Problem]:
+    """FunASR's jsonl: `source` (audio path), `target` (transcript), optional `key` and `text_language` (`<|zh|>`).
+
+    Its other keys (lengths, emotion and event labels) carry nothing that training needs and are left alone.
+    """
+    names = {"id": "key", "audio": "source", "text": "target", "language": "text_language"}
+    ids = _Ids()
+    for item in read_objects(path):
+        if isinstance(item, Problem):
+            yield item
+            continue
+        number, values = item
+        fields = {key: values[name] for key, name in names.items() if name in values}
+        fields.setdefault("id", ids.from_audio(fields.get("audio"), number))
+        fields["language"] = _plain_language(fields.get("language"))
+        yield Entry(str(path), number, path.parent, fields, names)
+
+
+def read_chat(path: Path) -> Iterator[Entry | Problem]:
+    """Chat jsonl: `messages` with one `<audio>` in a user message, `audios` with its path; the last message is the
+    assistant's transcript, which may carry a `language English<asr_text>` prefix. Optional `id`.
+    """
+    names = {"audio": "audios", "text": "messages", "language": "messages"}
+    ids = _Ids()
+    for item in read_objects(path):
+        if isinstance(item, Problem):
+            yield item
+            continue
+        number, values = item
+        entry = Entry(str(path), number, path.parent, {}, names)
+        try:
+            audio = _only_audio(values)
+            reply = _reply(values)
+        except _MalformedChatError as error:
+            yield entry.problem(error.key, error.message)
+            continue
+        text, language = split_language_prefix(reply)
+        fields = {"audio": audio, "text": text, "language": language}
+        fields["id"] = values["id"] if "id" in values else ids.from_audio(audio, number)
+        yield Entry(str(path), number, path.parent, fields, names)
+
+
+_PREFIX = re.compile(r"\s*language\s+(?P<name>[^<\n]+?)\s*<asr_text>", re.IGNORECASE)
+
+
+def split_language_prefix(text: str) -> tuple[str, str | None]:
+    """`language English<asr_text>hello` → (`hello`, `en`); the name `None` and text without a prefix give no language.
+
+    A name without a known code is returned as it is, so that validation names it.
+    """
+    match = _PREFIX.match(text)
+    if match is None:
+        return text, None
+    name = match["name"]
+    return text[match.end() :], None if name.lower() == "none" else _plain_language(name)
+
+
+def _plain_language(value: Any) -> Any:
+    return (code_of(value) or value) if isinstance(value, str) else value
+
+
+class _MalformedChatError(Exception):
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key, self.message = key, message
+
+
+def _only_audio(values: dict[str, Any]) -> str:
+    """The path of the conversation's single audio file."""
+    audios = values.get("audios")
+    audios = [audios] if isinstance(audios, str) else audios
+    if audios is None:
+        audios = [part.get("audio") or part.get("audio_url") for part in _parts(values) if part.get("type") == "audio"]
+        if not audios:
+            raise _MalformedChatError("audio", "missing")
+    if not isinstance(audios, list) or len(audios) != 1 or not isinstance(audios[0], str):
+        raise _MalformedChatError("audio", "must be a list with the path of exactly one audio file")
+    written = sum(text.count("<audio>") for role, text in _texts(values) if role == "user")
+    if "audios" in values and written != 1:
+        raise _MalformedChatError("text", f"the user messages hold {written} <audio> placeholders, expected 1")
+    return audios[0]
+
+
+def _reply(values: dict[str, Any]) -> str:
+    texts = _texts(values)
+    if not texts or texts[-1][0] != "assistant":
+        raise _MalformedChatError("text", "the last message must be the assistant's (the transcript)")
+    return texts[-1][1]
+
+
+def _texts(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """(role, text) of each message."""
+    found = []
+    for message in _messages(values):
+        content = message["content"]
+        if isinstance(content, list):
+            content = "".join(part.get("text") or "" for part in content)
+        found.append((message["role"], content))
+    return found
+
+
+def _parts(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Typed parts (`{"type": "audio", …}`) of the messages whose content is a list."""
+    contents = [message["content"] for message in _messages(values)]
+    return [part for content in contents if isinstance(content, list) for part in content]
+
+
+def _messages(values: dict[str, Any]) -> list[dict[str, Any]]:
+    messages = values.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise _MalformedChatError("text", "must be a non-empty list of messages")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise _MalformedChatError("text", "each message must be an object with 'role' and 'content'")
+        content = message.get("content")
+        of_parts = isinstance(content, list) and all(
+            isinstance(part, dict) and isinstance(part.get("text") or "", str) for part in content
+        )
+        if not isinstance(content, str) and not of_parts:
+            raise _MalformedChatError("text", "the 'content' of a message must be a string or a list of typed parts")
+    return messages
+
+
+class _Ids:
+    """Ids for formats that have none: the audio path as written, numbered when it comes again."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def from_audio(self, audio: Any, line: int) -> str:
+        if not isinstance(audio, str):
+            return f"line-{line}"
+        count = self._seen[audio] = self._seen.get(audio, 0) + 1
+        return audio if count == 1 else f"{audio}#{count}"

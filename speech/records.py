@@ -1,0 +1,185 @@
+"""The records that pass between rollout, rewards and learner.
+
+They hold plain values and small integer lists only: audio and tensors travel as object references beside
+them, so that the controller never touches a sample of sound or a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utterance:
+    """One line of a manifest.
+
+    Attributes:
+        id: unique in its manifest.
+        audio: absolute path of the audio file.
+        text: reference transcript, as written by the user (normalised only when scored).
+        language: ISO 639-1 code (`en`, `zh`), or None when the manifest does not say.
+        speaker: speaker label, or None.
+        start: seconds into the file where the utterance begins.
+        duration: seconds, or None for "up to the end of the file".
+        keywords: words or names that must be transcribed (reward R3).
+    """
+
+    id: str
+    audio: str
+    text: str
+    language: str | None = None
+    speaker: str | None = None
+    start: float = 0.0
+    duration: float | None = None
+    keywords: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One request for a group of samples: an utterance at its place in an epoch.
+
+    Attributes:
+        id: `"<epoch>/<utterance id>"`, unique in a run. Prompts are the unit of exactly-once.
+        position: index in the epoch's order.
+        seed: 31-bit sampling seed derived from (run seed, epoch, utterance id).
+    """
+
+    id: str
+    utterance: Utterance
+    epoch: int
+    position: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLayout:
+    """Where text and sound stand in the language model's input.
+
+    Attributes:
+        token_ids: one id per position; positions of audio hold a placeholder id that is never embedded.
+        audio_start: first audio position.
+        audio_length: number of audio positions, one per embedding.
+    """
+
+    token_ids: tuple[int, ...]
+    audio_start: int
+    audio_length: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.audio_start <= self.audio_start + self.audio_length <= len(self.token_ids):
+            raise ValueError(
+                f"audio positions [{self.audio_start}, {self.audio_start + self.audio_length}) lie outside a "
+                f"prompt of {len(self.token_ids)} positions"
+            )
+
+    @property
+    def is_token(self) -> list[bool]:
+        """True where the position is a token, False where it is an audio embedding."""
+        end = self.audio_start + self.audio_length
+        return [not self.audio_start <= i < end for i in range(len(self.token_ids))]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedAudio:
+    """What the audio encoder leaves in the object store for one utterance and step.
+
+    Attributes:
+        layout: the prompt that these embeddings complete.
+        embeddings: float tensor (audio_length, hidden), the adaptor's output; None when the learner trains the
+            encoder and therefore computes it itself.
+        encoder_states: float tensor (frames, encoder_hidden), the adaptor's input; only present when the
+            adaptor is trained, because the learner must then run it with gradients.
+        features: float tensor (frames, feature_size), the encoder's input; only present when the learner trains
+            the encoder (SFT).
+        seconds: length of the audio.
+        peak: largest absolute sample, in [0, 1]; silence is a property of the sound, which rewards may ask for.
+    """
+
+    layout: PromptLayout
+    embeddings: torch.Tensor | None
+    encoder_states: torch.Tensor | None
+    seconds: float
+    peak: float
+    features: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One sample of a prompt, exactly as the engine drew it. Nothing is ever re-tokenised.
+
+    Attributes:
+        index: position in the group, 0 … group_size − 1.
+        token_ids: sampled ids, the stop token included.
+        logprobs: *processed* log-probabilities (after temperature and masks) of those ids, same length.
+        version_first, version_last: policy versions at the first and at the last token.
+        finish_reason: `stop` when a stop token was drawn, `length` when the budget ran out.
+        seed: the sampler's seed for this sample.
+        text: decoded and cleaned up by the model family.
+        language: language the model itself claims, if its output format says so.
+    """
+
+    prompt_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    version_first: int
+    version_last: int
+    finish_reason: FinishReason
+    seed: int
+    text: str
+    language: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.logprobs):
+            raise ValueError(
+                f"{self.prompt_id}#{self.index}: {len(self.token_ids)} tokens but {len(self.logprobs)} log-probs"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """One number with named parts.
+
+    Attributes:
+        total: the weighted sum, or None when the sample is invalid.
+        parts: unweighted value of each reward in the composition (`accuracy`, `hallucination`, …).
+        details: what the parts were made of, for logs only (`accuracy/wer`, `hallucination/loop`, …).
+        invalid: why the sample has no reward (judge error, time-out), or None. Invalid samples are masked
+            out of their group and counted; they are never scored 0.
+    """
+
+    total: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, float] = field(default_factory=dict)
+    invalid: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.total is None) != (self.invalid is not None):
+            raise ValueError("a reward has either a total or a reason for being invalid")
+
+    @property
+    def valid(self) -> bool:
+        return self.invalid is None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The G samples of one prompt, with their rewards once scored.
+
+    Attributes:
+        seconds, peak: of the prompt's audio, copied from the encoder so that rewards can know silence.
+        rewards: one per trajectory, empty before scoring.
+    """
+
+    prompt: Prompt
+    layout: PromptLayout
+    trajectories: tuple[Trajectory, ...]
+    seconds: float
+    peak: float
+    rewards: tuple[Reward, ...] = ()
