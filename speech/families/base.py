@@ -1,0 +1,120 @@
+"""What a model family must say about its models.
+
+A family splits an "encoder + adaptor + language model" checkpoint into its three parts, lays out the prompt,
+cleans up the output, and translates parameter names. Everything else in the system is the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from speech.records import PromptLayout, Utterance
+
+
+class AudioEncoder(nn.Module, ABC):
+    """The (usually frozen) front of a speech LM, without its adaptor."""
+
+    @abstractmethod
+    def features(self, wave: np.ndarray) -> torch.Tensor:
+        """Waveform (samples,) float32 at the family's sample rate → input features (frames, feature_size)."""
+
+    @abstractmethod
+    def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Features of a batch → encoder states, each (states, encoder_hidden), padding removed.
+
+        The result for an utterance must not depend on its neighbours in the batch.
+        """
+
+
+class ModelFamily(ABC):
+    """One registry entry, bound to one checkpoint folder.
+
+    Attributes:
+        name: registry key (`model.family` in YAML).
+        sample_rate: Hz that `AudioEncoder.features` expects.
+    """
+
+    name: ClassVar[str]
+    sample_rate: ClassVar[int]
+    model_types: ClassVar[tuple[str, ...]]
+    """Values of `model_type` in `config.json` that belong to this family."""
+
+    def __init__(self, path: Path) -> None:
+        """Bind to a checkpoint folder.
+
+        Raises:
+            UserError: a file of the checkpoint is missing or is of another family.
+        """
+        self.path = path
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    @abstractmethod
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a response; the sampled stop token is part of the trajectory and is trained."""
+
+    @abstractmethod
+    def load_encoder(self, dtype: torch.dtype = torch.float32) -> AudioEncoder: ...
+
+    @abstractmethod
+    def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A module mapping encoder states (states, encoder_hidden) → embeddings (audio_length, hidden)."""
+
+    @abstractmethod
+    def load_language_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """The causal LM alone, on CPU, in eval mode (dropout off)."""
+
+    @abstractmethod
+    def audio_length(self, frames: int) -> int:
+        """Number of audio positions in the prompt for an input of `frames` feature frames."""
+
+    @abstractmethod
+    def layout(self, utterance: Utterance, audio_length: int) -> PromptLayout:
+        """Token ids of the prompt with `audio_length` audio positions in place."""
+
+    @abstractmethod
+    def target_ids(self, utterance: Utterance) -> list[int]:
+        """Token ids of the reference response, stop token included (for SFT)."""
+
+    @abstractmethod
+    def parse_output(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
+        """Sampled ids → (transcript, language the model claims or None), markers stripped."""
+
+    @abstractmethod
+    def write_engine_model(self, folder: Path) -> None:
+        """Write the language model alone as a Hugging Face folder that vLLM can load (config, weights, tokenizer)."""
+
+    @abstractmethod
+    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Write a full checkpoint in the family's own Hugging Face form.
+
+        Args:
+            folder: where to write; created, must not exist.
+            states: new full tensors by part (`language_model`, `adaptor`, `encoder`, `ctc`), keyed by the parameter
+                names of the modules returned by the `load_*` methods. Parts not given keep their old weights.
+        """
+
+    def engine_name(self, name: str) -> str:
+        """Parameter name in `load_language_model()` → name that the engine's loader expects."""
+        return name
+
+    def ctc_head(self) -> nn.Module | None:
+        """An auxiliary CTC head over encoder states for SFT from scratch, (…, encoder_hidden) → (…, vocab), or None."""
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """The checkpoint's `config.json`."""
+        import json
+
+        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
