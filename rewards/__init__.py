@@ -1,0 +1,1 @@
+"""Trajectories in, rewards out: rules on text, their composition, and the reward actor."""

@@ -1,0 +1,115 @@
+"""Composition: the weighted sum of named rewards over one group. Fails closed."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import statistics
+from collections.abc import Sequence
+
+from rewards.config import RewardConfig
+from rewards.registry import PartScore, RewardFunction, build_reward, part_name
+from speech.errors import UserError
+from speech.records import Group, Reward
+
+logger = logging.getLogger(__name__)
+
+_FLAT = 1e-8  # a part whose spread in its group is below this has no order to keep; its z-scores are 0
+
+
+class RewardComposition:
+    """Scores a group by several rewards: total = Σ weight · part (each reward of the papers is such a sum).
+
+    With `normalise_parts` each part is first brought to zero mean and unit (population) deviation over the valid
+    samples of its group, as GLM-TTS does; a part without spread becomes 0.
+
+    A sample is *invalid* when any of its parts is: the reward raised, returned no finite number, or said so itself.
+    It then has no total, and takes no part in the normalisation.
+
+    Raises:
+        UserError: unknown reward or option, a part named twice, a weight that is no finite number, no reward at all.
+    """
+
+    def __init__(self, config: RewardConfig) -> None:
+        if not config.items:
+            raise UserError("rewards.items is empty: name at least one reward, such as accuracy")
+        self._normalise_parts = config.normalise_parts
+        self._parts: dict[str, tuple[float, RewardFunction]] = {}
+        for item in config.items:
+            name = part_name(item.name)
+            if name in self._parts:
+                raise UserError(f"rewards.items names {name!r} twice: its values could not be told apart")
+            if not math.isfinite(item.weight):
+                raise UserError(f"rewards.items: the weight of {name!r} is {item.weight}, not a finite number")
+            self._parts[name] = (float(item.weight), build_reward(item.name, item.options))
+
+    def score(self, group: Group) -> Group:
+        """The group with one reward per trajectory, in order. Never raises on behalf of a reward."""
+        scores = {name: _call(name, function, group) for name, (_, function) in self._parts.items()}
+        reasons = [_first_reason(group, scores, index) for index in range(len(group.trajectories))]
+        totals = self._totals(scores, reasons)
+        rewards = tuple(
+            Reward(
+                total=totals[index],
+                parts={name: value for name, part in scores.items() if (value := part[index].value) is not None},
+                details={
+                    f"{name}/{key}": value
+                    for name, part in scores.items()
+                    for key, value in part[index].details.items()
+                },
+                invalid=reasons[index],
+            )
+            for index in range(len(group.trajectories))
+        )
+        return dataclasses.replace(group, rewards=rewards)
+
+    def _totals(self, scores: dict[str, Sequence[PartScore]], reasons: Sequence[str | None]) -> list[float | None]:
+        valid = [index for index, reason in enumerate(reasons) if reason is None]
+        totals: list[float | None] = [None] * len(reasons)
+        for name, (weight, _) in self._parts.items():
+            values = [value for index in valid if (value := scores[name][index].value) is not None]
+            if self._normalise_parts:
+                values = _z_scores(values)
+            for index, value in zip(valid, values, strict=True):
+                totals[index] = (totals[index] or 0.0) + weight * value
+        return totals
+
+
+def _call(name: str, function: RewardFunction, group: Group) -> Sequence[PartScore]:
+    """The part's scores; whatever goes wrong becomes a reason on every sample that it concerns."""
+    size = len(group.trajectories)
+    try:
+        scores = [_finite(name, score) for score in function(group)]
+        if len(scores) != size:
+            raise ValueError(f"{len(scores)} scores for {size} samples")
+    except Exception as error:
+        logger.exception("reward %r failed on %s", name, group.prompt.id)
+        return [PartScore(invalid=f"{name}: {type(error).__name__}: {error}")] * size
+    return scores
+
+
+def _finite(name: str, score: PartScore) -> PartScore:
+    if not isinstance(score, PartScore):  # a user's function may return anything
+        raise TypeError(f"a reward returns PartScores, not {type(score).__name__}")
+    details = {key: float(value) for key, value in score.details.items()}
+    if score.value is None:
+        return PartScore(invalid=f"{name}: {score.invalid}", details=details)
+    value = float(score.value)
+    if not math.isfinite(value):
+        return PartScore(invalid=f"{name}: not a finite number: {value}", details=details)
+    return PartScore(value=value, details=details)
+
+
+def _first_reason(group: Group, scores: dict[str, Sequence[PartScore]], index: int) -> str | None:
+    if group.trajectories[index].finish_reason == "abort":
+        return "sample: aborted by the engine"  # half a sample has no score, good or bad
+    return next((reason for part in scores.values() if (reason := part[index].invalid) is not None), None)
+
+
+def _z_scores(values: Sequence[float]) -> list[float]:
+    if not values:
+        return []
+    mean = statistics.fmean(values)
+    spread = statistics.pstdev(values, mean)
+    return [0.0 if spread < _FLAT else (value - mean) / spread for value in values]

@@ -1,0 +1,177 @@
+"""Edit counts between reference and hypothesis, for rewards and for evaluation.
+
+Both texts pass through the same `speech.text.normalise`; the minimum edit alignment is jiwer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jiwer
+import numpy as np
+from numpy.typing import NDArray
+
+from speech.text import guess_language, is_spaced, language_code, normalise, units
+
+
+@dataclass(frozen=True, slots=True)
+class EditCounts:
+    """Edits that turn a reference into a hypothesis, in scoring units. Counts of several utterances add up.
+
+    Attributes:
+        hits, substitutions, deletions: of reference units; together they make up the reference.
+        insertions: hypothesis units that align to nothing.
+        longest_insertion: longest run of consecutive insertions; of a sum, the longest of any utterance.
+    """
+
+    hits: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    longest_insertion: int = 0
+
+    @property
+    def reference_length(self) -> int:
+        """Units in the reference."""
+        return self.hits + self.substitutions + self.deletions
+
+    @property
+    def errors(self) -> int:
+        """Substitutions, deletions and insertions."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Errors per reference unit, in [0, ∞). An empty reference counts as one unit, so that output on silence
+        has a finite, bad rate, and silence answered by nothing has rate 0."""
+        return self.errors / max(self.reference_length, 1)
+
+    def __add__(self, other: EditCounts) -> EditCounts:
+        return EditCounts(
+            self.hits + other.hits,
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+            max(self.longest_insertion, other.longest_insertion),
+        )
+
+
+def scored_language(reference: str, hypothesis: str, language: str | None) -> str:
+    """The language by which *both* texts are normalised: the given one, else guessed from the reference, and from
+    the hypothesis only when the reference is blank."""
+    if language is not None:
+        return language_code(language)
+    return guess_language(reference) or guess_language(hypothesis) or "en"
+
+
+@lru_cache(maxsize=65536)
+def word_edits(reference: str, hypothesis: str, language: str | None) -> EditCounts:
+    """Edits in scoring units (the counts behind WER): words, or characters in languages written without spaces.
+
+    Args:
+        reference, hypothesis: raw text; normalised here.
+        language: code, tag or English name; None guesses it (see `scored_language`).
+    """
+    code = scored_language(reference, hypothesis, language)
+    return _count(units(reference, code), units(hypothesis, code))
+
+
+@lru_cache(maxsize=65536)
+def character_edits(reference: str, hypothesis: str, language: str | None) -> EditCounts:
+    """Edits in characters (the counts behind CER); the space between words counts as one. Arguments as `word_edits`."""
+    code = scored_language(reference, hypothesis, language)
+    if not is_spaced(code):
+        return word_edits(reference, hypothesis, language)
+    return _count(_visible(normalise(reference, code)), _visible(normalise(hypothesis, code)))
+
+
+def _visible(text: str) -> list[str]:
+    # jiwer's tokens are cut at spaces, so the space itself needs a stand-in that normalised text never holds.
+    return ["\u2423" if character == " " else character for character in text]
+
+
+def _count(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCounts:
+    if not reference or not hypothesis:  # one-sided: no alignment to search for
+        return EditCounts(deletions=len(reference), insertions=len(hypothesis), longest_insertion=len(hypothesis))
+    result = jiwer.process_words(reference=" ".join(reference), hypothesis=" ".join(hypothesis))
+    insertions = (c.hyp_end_idx - c.hyp_start_idx for c in result.alignments[0] if c.type == "insert")
+    return EditCounts(
+        result.hits, result.substitutions, result.deletions, result.insertions, max(insertions, default=0)
+    )
+
+
+class TranscriptPair(NamedTuple):
+    """A reference, its hypothesis (both raw text), and their language (None: guessed from the script)."""
+
+    reference: str
+    hypothesis: str
+    language: str | None = None
+
+
+def corpus_summary(
+    pairs: Iterable[TranscriptPair], *, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> dict[str, Any]:
+    """Corpus error rates with bootstrap confidence intervals, overall and per language.
+
+    Rates are corpus rates (all errors over all reference units), not means of utterance rates. The interval is the
+    percentile bootstrap over utterances (Bisani and Ney, 2004), so it shows the chance of the draw of utterances,
+    not of speakers or of training seeds.
+
+    Args:
+        pairs: at least one.
+        resamples: bootstrap draws. The result depends on `seed` alone, not on the order of languages.
+        confidence: width of the interval, in (0, 1).
+
+    Returns:
+        `wer`, `cer`, `sentence_error_rate` (fractions); `wer_low`, `wer_high`, `cer_low`, `cer_high`; counts `sub`,
+        `del`, `ins` in scoring units; `words` (reference scoring units: characters in languages without spaces, in
+        which case `wer` equals `cer`); `utterances`; and `languages`, the same per language code.
+
+    Raises:
+        ValueError: when there are no pairs.
+    """
+    scored: list[tuple[str, EditCounts, EditCounts]] = []
+    for reference, hypothesis, language in pairs:
+        code = scored_language(reference, hypothesis, language)
+        scored.append((code, word_edits(reference, hypothesis, code), character_edits(reference, hypothesis, code)))
+    if not scored:
+        raise ValueError("no transcripts to summarise")
+
+    def summary(rows: Sequence[tuple[str, EditCounts, EditCounts]]) -> dict[str, Any]:
+        words, characters = [row[1] for row in rows], [row[2] for row in rows]
+        total = sum(words, EditCounts())
+        wer_low, wer_high = _interval(words, resamples, seed, confidence)
+        cer_low, cer_high = _interval(characters, resamples, seed, confidence)
+        return {
+            "wer": total.rate,
+            "wer_low": wer_low,
+            "wer_high": wer_high,
+            "cer": sum(characters, EditCounts()).rate,
+            "cer_low": cer_low,
+            "cer_high": cer_high,
+            "sentence_error_rate": sum(row.errors > 0 for row in words) / len(words),
+            "sub": total.substitutions,
+            "del": total.deletions,
+            "ins": total.insertions,
+            "words": total.reference_length,
+            "utterances": len(rows),
+        }
+
+    languages = sorted({code for code, _, _ in scored})
+    per_language = {code: summary([row for row in scored if row[0] == code]) for code in languages}
+    return summary(scored) | {"languages": per_language}
+
+
+def _interval(counts: Sequence[EditCounts], resamples: int, seed: int, confidence: float) -> tuple[float, float]:
+    errors: NDArray[np.int64] = np.array([count.errors for count in counts])
+    lengths: NDArray[np.int64] = np.array([count.reference_length for count in counts])
+    generator = np.random.default_rng(seed)
+    rates = np.empty(resamples)
+    for draw in range(resamples):  # one draw at a time: a matrix of all would need gigabytes on a large corpus
+        picked = generator.integers(0, len(counts), len(counts))
+        rates[draw] = errors[picked].sum() / max(lengths[picked].sum(), 1)
+    low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

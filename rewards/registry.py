@@ -1,0 +1,174 @@
+"""Rewards by name, and the record that one reward returns for one sample."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from speech.errors import UserError
+from speech.records import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartScore:
+    """What one reward says of one sample: a value, or why it has none.
+
+    Attributes:
+        value: finite number, higher is better; None when invalid.
+        invalid: reason, e.g. `judge error: …`; None when there is a value.
+        details: what the value was made of, for logs only.
+    """
+
+    value: float | None = None
+    invalid: str | None = None
+    details: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.value is None) != (self.invalid is not None):
+            raise ValueError("a part score has either a value or a reason for being invalid")
+
+
+class RewardFunction(Protocol):
+    """A reward sees a whole group, so that it may compare samples; it returns one score per trajectory, in order."""
+
+    def __call__(self, group: Group) -> Sequence[PartScore]: ...
+
+
+_REGISTRY: dict[str, Callable[..., Any]] = {}
+_BUILT_IN = (
+    "rewards.accuracy",
+    "rewards.hallucination",
+    "rewards.keyword",
+    "rewards.language_match",
+    "rewards.no_stop",
+)
+_Factory = TypeVar("_Factory", bound=Callable[..., Any])
+
+
+def reward(name: str) -> Callable[[_Factory], _Factory]:
+    """Register a reward: a class whose instances are `RewardFunction`s and whose constructor takes the options, or
+    a function `(group, *, option=default, …)`.
+
+    Raises:
+        ValueError: when another reward already has this name.
+    """
+
+    def register(factory: _Factory) -> _Factory:
+        known = _REGISTRY.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
+            raise ValueError(f"reward {name!r} is already defined by {known.__module__}.{known.__qualname__}")
+        _REGISTRY[name] = factory
+        return factory
+
+    return register
+
+
+def registered() -> dict[str, Callable[..., Any]]:
+    """All registered rewards by name, the built-in ones included."""
+    for module in _BUILT_IN:
+        importlib.import_module(module)
+    return dict(_REGISTRY)
+
+
+def part_name(name: str) -> str:
+    """The name under which a reward's values appear in logs: for `module:function` the function's."""
+    return name.rpartition(":")[2]
+
+
+def build_reward(name: str, options: Mapping[str, Any]) -> RewardFunction:
+    """The reward that a configuration asks for.
+
+    Args:
+        name: a registered name, or `module:function` (or `module:Class`) for the user's own.
+        options: keyword arguments for its constructor or function.
+
+    Raises:
+        UserError: unknown name, module or option (with the nearest known one), or a value of a wrong type or range.
+    """
+    factory = _find(name)
+    known = _options(name, factory)
+    for option in options:
+        if option not in known:
+            raise UserError(f"reward {name!r} has no option {option!r}{_nearest(option, known)}")
+    missing = [option for option, parameter in known.items() if parameter.default is parameter.empty]
+    if absent := [option for option in missing if option not in options]:
+        raise UserError(f"reward {name!r} needs the option {', '.join(map(repr, absent))}")
+    hints = _type_hints(factory)
+    values = {key: _checked(name, key, value, hints.get(key, Any)) for key, value in options.items()}
+    if not inspect.isclass(factory):
+        return partial(factory, **values)
+    try:
+        built: Any = factory(**values)
+    except ValueError as error:
+        raise UserError(f"reward {name!r}: {error}") from error
+    if not callable(built):
+        raise UserError(f"reward {name!r}: instances of {factory.__qualname__} cannot be called with a group")
+    return cast(RewardFunction, built)
+
+
+def _find(name: str) -> Callable[..., Any]:
+    if ":" not in name:
+        known = registered()
+        if name not in known:
+            hint = _nearest(name, known) or f"; known are {', '.join(sorted(known))}"
+            raise UserError(f"unknown reward {name!r}{hint}; your own is written module:function")
+        return known[name]
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # any error in the user's module: name it, keep the cause for the traceback
+        raise UserError(f"reward {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        raise UserError(f"reward {name!r}: {module_name!r} has no {attribute!r}{_nearest(attribute, vars(module))}")
+    factory = getattr(module, attribute)
+    if not callable(factory):
+        raise UserError(f"reward {name!r}: {attribute!r} is a {type(factory).__name__}, not a function or class")
+    found: Callable[..., Any] = factory
+    return found
+
+
+def _options(name: str, factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = list(inspect.signature(factory).parameters.values())
+    if not inspect.isclass(factory):
+        if not parameters:
+            raise UserError(f"reward {name!r}: a reward function takes the group as its first argument")
+        parameters = parameters[1:]
+    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _type_hints(factory: Callable[..., Any]) -> dict[str, Any]:
+    function: Any = factory.__dict__.get("__init__", factory) if inspect.isclass(factory) else factory
+    try:
+        return get_type_hints(function)
+    except NameError:  # imported for type checkers only: a style, not a mistake, but then nothing can be checked
+        return {}
+
+
+def _checked(name: str, option: str, value: Any, hint: Any) -> Any:
+    """The value, if it is of the declared type; YAML's integers pass for floats and its lists for tuples."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            known = ", ".join(map(str, arguments))
+            raise UserError(f"reward {name!r}: {option} is one of {known}, not {value!r}{_nearest(value, arguments)}")
+    elif hint is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"reward {name!r}: {option} is a number, not {value!r}")
+        return float(value)
+    elif origin is tuple and arguments[1:] == (...,):
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise UserError(f"reward {name!r}: {option} is a list, not {value!r}")
+        return tuple(_checked(name, option, item, arguments[0]) for item in value)
+    elif hint in (bool, int, str) and type(value) is not hint:
+        raise UserError(f"reward {name!r}: {option} is of type {hint.__name__}, not {value!r}")
+    return value
+
+
+def _nearest(name: Any, known: Iterable[Any]) -> str:
+    close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

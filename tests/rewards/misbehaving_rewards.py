@@ -1,0 +1,54 @@
+"""User rewards, good and bad, found by `module:function`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rewards.registry import PartScore
+from speech.records import Group
+
+not_a_reward = 3
+
+
+def length(group: Group, *, scale: float = 1.0) -> list[PartScore]:
+    return [PartScore(value=scale * len(t.text)) for t in group.trajectories]
+
+
+def raises(group: Group) -> list[PartScore]:
+    raise RuntimeError("judge is down")
+
+
+def not_a_number(group: Group) -> list[PartScore]:
+    return [PartScore(value=float("nan") if t.text == "nan" else 1.0) for t in group.trajectories]
+
+
+def too_few(group: Group) -> list[PartScore]:
+    return [PartScore(value=1.0)]
+
+
+def bare_floats(group: Group) -> Sequence[float]:
+    return [1.0 for _ in group.trajectories]
+
+
+def partly(group: Group) -> list[PartScore]:
+    return [
+        PartScore(invalid="judge error: no audio") if t.text == "bad" else PartScore(value=1.0)
+        for t in group.trajectories
+    ]
+
+
+def hangs_on_hang(group: Group) -> list[PartScore]:
+    if group.prompt.utterance.text == "hang":
+        time.sleep(600)
+    return length(group)
+
+
+def dies_once(group: Group, *, marker: str) -> list[PartScore]:
+    """Ends its process at the first call of all."""
+    if group.prompt.utterance.text == "die" and not Path(marker).exists():
+        Path(marker).touch()
+        os._exit(1)
+    return length(group)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from rewards.accuracy import Accuracy
+from rewards.registry import PartScore, build_reward, registered, reward
+from speech.errors import UserError
+
+
+def test_built_in_rewards() -> None:
+    assert set(registered()) >= {"accuracy", "hallucination", "keyword", "language_match", "no_stop"}
+    assert build_reward("accuracy", {"shape": "exp", "cap": 2}) == Accuracy(shape="exp", cap=2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("acuracy", {}, "unknown reward 'acuracy'; did you mean 'accuracy'?"),
+        ("zzz", {}, "known are accuracy, hallucination"),
+        ("accuracy", {"shap": "exp"}, "no option 'shap'; did you mean 'shape'?"),
+        ("accuracy", {"shape": "exq"}, "shape is one of one_minus, tanh"),
+        ("accuracy", {"cap": "high"}, "cap is a number, not 'high'"),
+        ("accuracy", {"cap": -1}, "cap is a positive number"),
+        ("hallucination", {"loop": 1}, "loop is of type bool, not 1"),
+        ("hallucination", {"loop_repeats": 2.5}, "loop_repeats is of type int, not 2.5"),
+        ("keyword", {"vocabulary": "anna"}, "vocabulary is a list, not 'anna'"),
+        ("keyword", {"vocabulary": [1]}, "vocabulary is of type str, not 1"),
+        ("no_stop", {"weight": 1}, "reward 'no_stop' has no option 'weight'"),
+        ("no_such_module:f", {}, "cannot import 'no_such_module'"),
+        ("misbehaving_rewards:lenght", {}, "has no 'lenght'; did you mean 'length'?"),
+        ("misbehaving_rewards:not_a_reward", {}, "is a int, not a function or class"),
+        ("misbehaving_rewards:length", {"scal": 2}, "no option 'scal'; did you mean 'scale'?"),
+        ("misbehaving_rewards:dies_once", {}, "needs the option 'marker'"),
+    ],
+)
+def test_mistakes_are_named(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_reward(name, options)
+
+
+def test_a_users_function_takes_options(make_group: Any) -> None:
+    scores = build_reward("misbehaving_rewards:length", {"scale": 2})(make_group("a", ["abc", ""]))
+    assert [score.value for score in scores] == [6.0, 0.0]
+
+
+def test_a_name_is_taken_once() -> None:
+    with pytest.raises(ValueError, match=r"already defined by rewards\.accuracy"):
+        reward("accuracy")(lambda group: [])
+
+
+def test_a_part_score_has_a_value_or_a_reason() -> None:
+    for bad in ({}, {"value": 1.0, "invalid": "why"}):
+        with pytest.raises(ValueError, match="either a value or a reason"):
+            PartScore(**bad)  # type: ignore[arg-type]
