@@ -1,0 +1,1 @@
+"""Scored groups in, new weights out: advantages, losses, the FSDP2 policy and its checkpoints."""

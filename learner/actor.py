@@ -1,0 +1,146 @@
+"""Thin Ray shell around a learner rank, and the gang that the loop talks to."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import torch
+
+from learner.batch import TrainGroup
+from learner.plan import RankShare, audio_of, plan_updates
+from learner.rank import LearnerRank, RankSpec, StepResult
+from speech.errors import UserError
+
+
+@ray.remote
+class LearnerActor:
+    """One rank. Methods mirror `LearnerRank`; object references are resolved here, never on the controller."""
+
+    def __init__(self, spec: RankSpec, rank: int, world_size: int) -> None:
+        self.spec, self.rank_index, self.world_size = spec, rank, world_size
+        self.rank: LearnerRank | None = None
+
+    def address(self) -> str:
+        """`host:port` that is free on this node, for rank 0 to host the rendezvous."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def start(self, address: str) -> None:
+        self.rank = LearnerRank(self.spec, self.rank_index, self.world_size, f"tcp://{address}")
+
+    def update(self, step: int, shares: list[RankShare], audio: dict[int, ray.ObjectRef]) -> StepResult:
+        wanted = audio_of(shares)
+        encoded = dict(zip(wanted, ray.get([audio[i] for i in wanted]), strict=True))
+        return self._rank.update(step, shares, encoded)
+
+    def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
+        """Put the weights into the object store bucket by bucket; rank 0 returns the references."""
+        return [ray.put(bucket) for bucket in self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes)]
+
+    def front_states(self) -> dict[str, dict[str, torch.Tensor]]:
+        return self._rank.front_states()
+
+    def probe_logprobs(self, token_ids: list[int]) -> list[float]:
+        return self._rank.probe_logprobs(token_ids)
+
+    def save(self, folder: str) -> None:
+        self._rank.save(folder)
+
+    def load(self, folder: str) -> None:
+        self._rank.load(folder)
+
+    def export(self, folder: str) -> None:
+        self._rank.export(folder)
+
+    def peak_memory_bytes(self) -> int:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    @property
+    def _rank(self) -> LearnerRank:
+        if self.rank is None:
+            raise RuntimeError(f"learner rank {self.rank_index} was not started")
+        return self.rank
+
+
+class LearnerGroup:
+    """The gang of ranks, seen from the controller. Every call reaches all ranks, as their collectives demand."""
+
+    def __init__(self, spec: RankSpec, environment: dict[str, str]) -> None:
+        """Create the actors; `start` is separate so that engines can load at the same time.
+
+        Args:
+            environment: environment variables of each rank (thread counts).
+        """
+        config = spec.config
+        self.spec = spec
+        self.actors = [
+            LearnerActor.options(  # type: ignore[attr-defined]
+                num_cpus=0 if config.gpus_per_rank else 1,
+                num_gpus=config.gpus_per_rank,
+                runtime_env={"env_vars": environment},
+            ).remote(spec, rank, config.ranks)
+            for rank in range(config.ranks)
+        ]
+
+    def start(self) -> list[ray.ObjectRef]:
+        """Begin the rendezvous and the loading; returns what to wait for."""
+        address = ray.get(self.actors[0].address.remote())
+        return [actor.start.remote(address) for actor in self.actors]
+
+    def update(
+        self,
+        step: int,
+        groups: Sequence[TrainGroup],
+        replay: Sequence[TrainGroup],
+        audio: dict[int, ray.ObjectRef],
+    ) -> StepResult:
+        """One step's optimiser updates on all ranks; the result is already reduced over them.
+
+        A step whose every group was rejected changes nothing and reports nothing.
+        """
+        shares = plan_updates(groups, replay, self.spec.config.updates_per_step, self.spec.config.ranks)
+        if not shares[0]:
+            return StepResult({}, {})
+        calls = [
+            actor.update.remote(step, share, {i: audio[i] for i in audio_of(share)})
+            for actor, share in zip(self.actors, shares, strict=True)
+        ]
+        return self._get(calls, "update")[0]
+
+    def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
+        return self._all("publish", dtype, bucket_bytes)[0]
+
+    def front_states(self) -> dict[str, dict[str, torch.Tensor]]:
+        return self._all("front_states")[0]
+
+    def probe_logprobs(self, token_ids: list[int]) -> list[float]:
+        return self._all("probe_logprobs", token_ids)[0]
+
+    def save(self, folder: str) -> None:
+        self._all("save", folder)
+
+    def load(self, folder: str) -> None:
+        self._all("load", folder)
+
+    def export(self, folder: str) -> None:
+        self._all("export", folder)
+
+    def _all(self, method: str, *args: Any) -> list[Any]:
+        return self._get([getattr(actor, method).remote(*args) for actor in self.actors], method)
+
+    def _get(self, calls: list[ray.ObjectRef], what: str) -> list[Any]:
+        limit = self.spec.config.step_timeout_s
+        try:
+            return ray.get(calls, timeout=limit)
+        except ray.exceptions.GetTimeoutError:
+            raise TimeoutError(f"learner {what}: no answer from all {len(calls)} ranks within {limit:.0f} s") from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise

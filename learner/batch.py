@@ -1,0 +1,106 @@
+"""What the learner trains on: groups of samples, and their packed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from speech.records import PromptLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One valid trajectory, reduced to what a loss needs.
+
+    Attributes:
+        token_ids: response ids, stop token included.
+        behaviour_logprobs: the engine's processed log-probs, same length (empty for SFT).
+        advantage: one number for the whole response (1.0 for SFT).
+    """
+
+    token_ids: tuple[int, ...]
+    behaviour_logprobs: tuple[float, ...]
+    advantage: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainGroup:
+    """A prompt and the samples that share it. `audio` indexes the list of encoded audio sent along."""
+
+    layout: PromptLayout
+    samples: tuple[Sample, ...]
+    audio: int
+
+    @property
+    def packed_length(self) -> int:
+        """Positions in shared-prefix form: P + Σ R."""
+        return len(self.layout.token_ids) + sum(len(s.token_ids) for s in self.samples)
+
+    @property
+    def response_tokens(self) -> int:
+        return sum(len(s.token_ids) for s in self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One prompt with its responses inside a packed row.
+
+    Positions [start, start + prompt) are the prompt; the responses follow, one after the other. Every response
+    attends to the prompt and to itself, never to its siblings.
+    """
+
+    start: int
+    prompt: int
+    responses: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.prompt + sum(self.responses)
+
+
+@dataclass(slots=True)
+class PackedBatch:
+    """A micro-batch without padding: N positions in one row, T trained tokens, S samples.
+
+    Attributes:
+        input_ids: (N,) token ids; audio positions hold a placeholder.
+        position_ids: (N,) each response continues at its prompt's length.
+        audio_positions: (A,) rows to be filled with audio embeddings, in the order of `audio`.
+        audio: per prompt copy in this row, the index into the encoded audio list.
+        blocks: attention structure.
+        predict_from: (T,) row whose hidden state predicts target t (the first target of every response is
+            predicted by the prompt's last position).
+        targets: (T,) token ids.
+        sample_of: (T,) index 0 … S − 1 of the sample that a target belongs to.
+        step_of: (T,) index of the target in its response.
+        sample_lengths: (S,) response lengths.
+        behaviour_logprobs: (T,) float32, zeros when there are none.
+        advantages: (S,) float32.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    audio_positions: torch.Tensor
+    audio: tuple[int, ...]
+    blocks: tuple[Block, ...]
+    predict_from: torch.Tensor
+    targets: torch.Tensor
+    sample_of: torch.Tensor
+    step_of: torch.Tensor
+    sample_lengths: torch.Tensor
+    behaviour_logprobs: torch.Tensor
+    advantages: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTotals:
+    """Counts over *all* ranks and micro-batches of an optimiser step, so that normalisation does not depend on them.
+
+    Attributes:
+        tokens: trained (response) tokens.
+        samples: responses.
+    """
+
+    tokens: int
+    samples: int

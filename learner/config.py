@@ -1,0 +1,74 @@
+"""Configuration of the learner. Each key is documented where it is declared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from learner.losses import LossConfig
+
+
+@dataclass
+class OptimiserConfig:
+    lr: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW.", "min": 0.0})
+    warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up from 0.", "min": 0})
+    decay: str = field(
+        default="constant",
+        metadata={"help": "Learning rate after warm-up.", "choices": ("constant", "linear", "cosine")},
+    )
+    floor: float = field(default=0.0, metadata={"help": "Decay ends at floor × lr.", "min": 0.0})
+    beta1: float = field(default=0.9, metadata={"help": "AdamW's first moment decay."})
+    beta2: float = field(default=0.95, metadata={"help": "AdamW's second moment decay."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Decoupled weight decay on matrices.", "min": 0.0})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Global gradient norm clip; 0 = off.", "min": 0.0})
+
+
+@dataclass
+class LearnerConfig:
+    ranks: int = field(default=1, metadata={"help": "Ray actors in the FSDP2 gang.", "min": 1})
+    threads: int = field(default=2, metadata={"help": "CPU threads of each rank.", "min": 1})
+    gpus_per_rank: float = field(default=0.0, metadata={"help": "GPUs of each rank; 0 trains on the CPU with gloo."})
+    train: list[str] = field(
+        default_factory=lambda: ["language_model"],
+        metadata={
+            "help": "Parts of the model that learn; the others stay frozen. The encoder can only learn in `sft`.",
+            "choices": ("language_model", "adaptor", "encoder"),
+        },
+    )
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    advantage: str = field(
+        default="group_std",
+        metadata={"help": "Advantage estimator.", "choices": ("group_std", "group_mean", "leave_one_out")},
+    )
+    zero_variance: str = field(
+        default="drop",
+        metadata={
+            "help": "Groups whose samples all got the same reward: `keep` them in the batch (they still count in the "
+            "loss's normalisation), `drop` them, or `resample` other prompts in their place.",
+            "choices": ("keep", "drop", "resample"),
+        },
+    )
+    updates_per_step: int = field(
+        default=1,
+        metadata={"help": "Optimiser updates per batch of rollouts; above 1 the ratio clip takes effect.", "min": 1},
+    )
+    micro_batch_tokens: int = field(
+        default=4096, metadata={"help": "Positions (prompt + responses) per forward pass and rank.", "min": 1}
+    )
+    shared_prefix: bool = field(
+        default=True, metadata={"help": "Compute a group's prompt once instead of once per sample."}
+    )
+    logits_chunk: int = field(
+        default=2048, metadata={"help": "Response tokens whose logits are in memory at a time.", "min": 1}
+    )
+    activation_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute each decoder layer in the backward pass to save memory."}
+    )
+    ctc_weight: float = field(
+        default=0.0,
+        metadata={"help": "`sft` only: weight of an auxiliary CTC loss on the encoder's output.", "min": 0.0},
+    )
+    augment: bool = field(
+        default=False, metadata={"help": "`sft` only: mask random bands of time and frequency (SpecAugment)."}
+    )
+    step_timeout_s: float = field(default=1800.0, metadata={"help": "Longest time for one update.", "min": 1.0})

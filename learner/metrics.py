@@ -1,0 +1,52 @@
+"""Adding up a step's metrics over micro-batches, updates and ranks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+import torch.distributed as dist
+
+from learner.batch import PackedBatch
+from learner.losses import Metrics, reduce_metrics, summarise_metrics
+
+
+class StepMetrics:
+    """Collects the losses' metrics by the kind of micro-batch (`policy`, `sft`, `replay`)."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[Metrics]] = defaultdict(list)
+        self.grad_norm = 0.0
+        self.gaps: dict[int, list[float]] = defaultdict(list)
+
+    def add(self, kind: str, metrics: Metrics) -> None:
+        self.parts[kind].append({name: value.detach().cpu().double() for name, value in metrics.items()})
+
+    def add_gaps(self, batch: PackedBatch, gaps: torch.Tensor) -> None:
+        """Note each sample's largest |learner − engine| log-prob, in nats.
+
+        Args:
+            gaps: (S,) in the order of the batch's samples.
+        """
+        values = iter(gaps.tolist())
+        for index, block in zip(batch.audio, batch.blocks, strict=True):
+            self.gaps[index] += [next(values) for _ in block.responses]
+
+    def sample_gaps(self) -> dict[int, list[float]]:
+        """Gaps by audio index, in the order of the group's samples, over all ranks. A collective."""
+        gathered: list[dict[int, list[float]]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, dict(self.gaps))
+        return {index: gaps for part in gathered for index, gaps in part.items()}
+
+    def result(self) -> dict[str, float]:
+        """Per-token means and maxima under `learner/` (or `replay/`), over all ranks. A collective."""
+        mine = {kind: reduce_metrics(parts) for kind, parts in self.parts.items()}
+        gathered: list[dict[str, Metrics]] = [{} for _ in range(dist.get_world_size())]
+        # Objects, because a rank that only had spare micro-batches has no metrics at all.
+        dist.all_gather_object(gathered, mine)
+        results = {"learner/grad_norm": self.grad_norm}
+        for kind in sorted({kind for metrics in gathered for kind in metrics}):
+            merged = reduce_metrics([metrics[kind] for metrics in gathered if kind in metrics])
+            prefix = "replay" if kind == "replay" else "learner"
+            results |= {f"{prefix}/{name}": value for name, value in summarise_metrics(merged).items()}
+        return results

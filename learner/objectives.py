@@ -1,0 +1,124 @@
+"""What a micro-batch contributes to the loss, for each objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+
+from learner.augment import spec_augment
+from learner.batch import PackedBatch
+from learner.losses import Metrics, find_policy_loss, sft_loss
+from learner.plan import RankShare
+from learner.policy import Policy, PolicyOutput, Processing
+from speech.records import EncodedAudio
+
+if TYPE_CHECKING:
+    from learner.rank import RankSpec
+
+
+MicroBatchKind = Literal["policy", "replay", "spare"]
+
+
+@dataclass
+class UpdateContext:
+    """A packed micro-batch with what was computed about it before the first update.
+
+    Attributes:
+        kind: `policy` for the objective's own groups, `replay` for SFT replay, `spare` for a weightless stand-in.
+        old_logprobs: (T,) of the policy before the step's first update; None when there is only one update,
+            because they are then the current ones.
+        sample_gaps: (S,) largest |learner − engine| log-prob of each sample; filled in by the policy loss.
+        reference_logprobs: (T,) of the frozen reference policy; None when the KL coefficient is 0.
+    """
+
+    batch: PackedBatch
+    kind: MicroBatchKind
+    old_logprobs: torch.Tensor | None = None
+    reference_logprobs: torch.Tensor | None = None
+    step: int = 0
+    sample_gaps: torch.Tensor | None = None
+
+
+def micro_batch_loss(
+    policy: Policy, context: UpdateContext, share: RankShare, spec: RankSpec, audio: Mapping[int, EncodedAudio]
+) -> tuple[torch.Tensor, Metrics]:
+    """Forward pass and loss of one micro-batch.
+
+    Returns:
+        The contribution to the batch's loss (already divided by the global totals, so that contributions add up
+        over micro-batches and ranks), and the loss's metrics as sums.
+    """
+    reinforcement = spec.objective == "grpo" and context.kind == "policy"
+    if spec.config.augment and spec.objective == "sft":
+        audio = spec_augment(audio, context.batch.audio, seed=spec.seed * 1_000_003 + context.step)
+    # Supervised targets are the data's distribution: temperature and masks belong to sampling only.
+    sampler = Processing(spec.temperature, spec.min_new_tokens, spec.stop_ids) if reinforcement else Processing()
+    output = policy(context.batch, audio, sampler, spec.config.logits_chunk)
+    if context.kind == "spare":
+        return output.logprobs.sum() * 0.0, {}
+    if reinforcement:
+        return _grpo(output, context, share, spec)
+    return _sft(policy, output, context, share, spec)
+
+
+def _grpo(
+    output: PolicyOutput, context: UpdateContext, share: RankShare, spec: RankSpec
+) -> tuple[torch.Tensor, Metrics]:
+    batch, new = context.batch, output.logprobs
+    device = new.device
+    gaps = (new.detach().cpu() - batch.behaviour_logprobs).abs()
+    context.sample_gaps = torch.zeros(len(batch.sample_lengths)).scatter_reduce(0, batch.sample_of, gaps, "amax")
+    return find_policy_loss(spec.config.loss.name)(
+        new_logprobs=new,
+        old_logprobs=new.detach() if context.old_logprobs is None else context.old_logprobs,
+        behaviour_logprobs=batch.behaviour_logprobs.to(device),
+        reference_logprobs=context.reference_logprobs,
+        entropy=output.entropy,
+        advantages=batch.advantages.to(device),
+        sample_of=batch.sample_of.to(device),
+        sample_lengths=batch.sample_lengths.to(device),
+        totals=share.totals,
+        config=spec.config.loss,
+    )
+
+
+def _sft(
+    policy: Policy, output: PolicyOutput, context: UpdateContext, share: RankShare, spec: RankSpec
+) -> tuple[torch.Tensor, Metrics]:
+    if context.kind == "replay":
+        loss, metrics = sft_loss(output.logprobs, share.replay_totals)
+        return loss * spec.replay_weight, metrics
+    loss, metrics = sft_loss(output.logprobs, share.totals)
+    if policy.ctc is not None:
+        ctc = ctc_loss(policy.ctc, output.encoder_states, context.batch, blank=spec.stop_ids[0])
+        loss = loss + spec.config.ctc_weight * ctc / share.totals.tokens
+        metrics["ctc"] = ctc.detach()
+    return loss, metrics
+
+
+def ctc_loss(head: torch.nn.Module, encoder_states: list[torch.Tensor], batch: PackedBatch, blank: int) -> torch.Tensor:
+    """Sum over the batch of −log P_CTC(reference | encoder states); it teaches an encoder from scratch to align.
+
+    Args:
+        head: (…, encoder_hidden) → (…, vocab).
+        encoder_states: of the batch's distinct audio, in the order of their indices.
+        batch: one reference response, stop token last, per prompt.
+        blank: an id that never occurs inside a reference.
+    """
+    place = {index: i for i, index in enumerate(sorted(set(batch.audio)))}
+    targets = [sequence[:-1] for sequence in torch.split(batch.targets, batch.sample_lengths.tolist())]
+    states = [encoder_states[place[index]] for index in batch.audio]
+    logits = head(torch.nn.utils.rnn.pad_sequence(states)).float()
+    return F.ctc_loss(
+        logits.log_softmax(-1),
+        torch.cat(targets).to(logits.device),
+        torch.tensor([len(s) for s in states]),
+        torch.tensor([len(t) for t in targets]),
+        blank=blank,
+        reduction="sum",
+        zero_infinity=True,
+    )

@@ -1,0 +1,181 @@
+"""The real learner: FSDP2 on gloo, one and two ranks, against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from learner.batch import Sample, TrainGroup
+from learner.config import LearnerConfig, OptimiserConfig
+from learner.losses import LossConfig
+from learner.plan import audio_of, plan_updates
+from learner.rank import LearnerRank, RankSpec
+from speech.families import load_family
+from speech.records import EncodedAudio, PromptLayout, Utterance
+from tests.demo_checkpoint import write_demo_checkpoint
+
+VOCABULARY = 262
+
+
+def make_spec(model: Path, **changes: Any) -> RankSpec:
+    config = LearnerConfig(threads=1, optimiser=OptimiserConfig(lr=1e-3), loss=LossConfig(kl_coef=0.05))
+    for key in [k for k in changes if hasattr(config, k)]:
+        setattr(config, key, changes.pop(key))
+    fields: dict[str, Any] = {
+        "model": str(model),
+        "family": None,
+        "objective": "grpo",
+        "config": config,
+        "temperature": 0.9,
+        "min_new_tokens": 1,
+        "stop_ids": (1,),
+        "total_steps": 10,
+        "replay_weight": 0.5,
+        "seed": 3,
+    }
+    return RankSpec(**(fields | changes))
+
+
+def make_batch(groups: int = 5, seed: int = 0) -> tuple[list[TrainGroup], dict[int, EncodedAudio]]:
+    """Groups of unequal sizes with random tokens, and their "encoded audio"."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    train, audio = [], {}
+    for index in range(groups):
+        length = integer(4, 12)
+        layout = PromptLayout((3, *[2] * length, 4, 5), 1, length)
+        embeddings = torch.randn(length, 64, generator=generator)
+        audio[index] = EncodedAudio(layout, embeddings, None, 1.0, 0.5)
+        samples = []
+        for _ in range(3):
+            tokens = tuple(integer(6, VOCABULARY) for _ in range(integer(1, 7))) + (1,)
+            logprobs = tuple(-float(torch.rand((), generator=generator)) * 8 for _ in tokens)
+            samples.append(Sample(tokens, logprobs, float(torch.randn((), generator=generator))))
+        train.append(TrainGroup(layout, tuple(samples), index))
+    return train, audio
+
+
+def run_rank(rank: int, world: int, meeting: str, spec: RankSpec, out: str, frozen: bool) -> None:
+    """One process: an update on the shared batch; rank 0 stores gradients, metrics and new weights."""
+    learner = LearnerRank(spec, rank, world, f"file://{meeting}")
+    groups, audio = make_batch()
+    replay, _ = make_batch(2, seed=9) if spec.objective == "grpo" else ([], {})
+    replay = [TrainGroup(g.layout, g.samples[:1], g.audio) for g in replay]
+    audio = {**audio}
+    for group in replay:
+        audio[group.audio + 100] = EncodedAudio(group.layout, torch.ones(group.layout.audio_length, 64), None, 1, 1)
+    replay = [TrainGroup(g.layout, g.samples, g.audio + 100) for g in replay]
+    gradients: dict[str, torch.Tensor] = {}
+
+    def keep_gradients(*_: object) -> None:
+        for name, parameter in learner.policy.named_parameters():
+            if parameter.grad is not None:
+                gradients[name] = parameter.grad.full_tensor().clone()  # type: ignore[union-attr, operator]
+
+    learner.optimiser.register_step_pre_hook(keep_gradients)
+    shares = plan_updates(groups, replay, spec.config.updates_per_step, world)[rank]
+    mine = {index: audio[index] for index in audio_of(shares)}
+    result = learner.update(1, shares, mine)
+    probe = learner.probe_logprobs([7, 8, 9, 10])
+    buckets = list(learner.weight_buckets(torch.float32, 10_000))
+    if rank == 0:
+        weights = {name: tensor for bucket in buckets for name, tensor in bucket.tensors.items()}
+        torch.save(
+            {
+                "gradients": gradients,
+                "metrics": result.metrics,
+                "gaps": result.sample_gaps,
+                "weights": weights,
+                "probe": probe,
+            },
+            out,
+        )
+    learner.close()
+
+
+def run(tmp_path: Path, spec: RankSpec, world: int = 1) -> dict[str, Any]:
+    name = f"{len(list(tmp_path.iterdir()))}"
+    out = tmp_path / f"out-{name}"
+    mp.spawn(run_rank, (world, str(tmp_path / f"meet-{name}"), spec, str(out), False), nprocs=world)
+    return torch.load(out, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_demo_checkpoint(tmp_path_factory.mktemp("rank") / "model", scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def one_rank(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(tmp_path_factory.mktemp("one"), make_spec(model))
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a["gradients"].keys() == b["gradients"].keys() and a["gradients"]
+    for name, gradient in a["gradients"].items():
+        torch.testing.assert_close(b["gradients"][name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+    assert max(float(g.abs().max()) for g in a["gradients"].values()) > 1e-3
+    for name, value in a["metrics"].items():
+        assert b["metrics"][name] == pytest.approx(value, abs=1e-5, rel=1e-5), name
+    for index, gaps in a["gaps"].items():
+        assert b["gaps"][index] == pytest.approx(gaps, abs=1e-5)
+
+
+def test_two_ranks_equal_one(model: Path, one_rank: dict[str, Any], tmp_path: Path) -> None:
+    assert_same(one_rank, run(tmp_path, make_spec(model), world=2))
+
+
+def test_micro_batches_do_not_matter(model: Path, one_rank: dict[str, Any], tmp_path: Path) -> None:
+    assert_same(one_rank, run(tmp_path, make_spec(model, micro_batch_tokens=30)))
+
+
+def test_shared_prefix_equals_plain(model: Path, one_rank: dict[str, Any], tmp_path: Path) -> None:
+    assert_same(one_rank, run(tmp_path, make_spec(model, shared_prefix=False, micro_batch_tokens=40)))
+
+
+def test_published_weights_are_the_updated_policy(model: Path, one_rank: dict[str, Any]) -> None:
+    language_model = load_family(model).load_language_model()
+    start = dict(language_model.named_parameters())
+    assert one_rank["weights"].keys() == start.keys(), "a tied lm_head must not be sent twice"
+    moved = [name for name, tensor in one_rank["weights"].items() if not torch.equal(tensor, start[name])]
+    assert moved
+    language_model.load_state_dict(one_rank["weights"], strict=False)
+    with torch.no_grad():
+        logits = language_model(torch.tensor([[7, 8, 9, 10]])).logits[0, :-1].log_softmax(-1)
+    expected = logits.gather(1, torch.tensor([[8], [9], [10]]))[:, 0].tolist()
+    assert one_rank["probe"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_learning_rate_zero_changes_nothing(model: Path, tmp_path: Path) -> None:
+    result = run(tmp_path, make_spec(model, optimiser=OptimiserConfig(lr=0.0, weight_decay=0.1)))
+    for name, parameter in load_family(model).load_language_model().named_parameters():
+        assert torch.equal(result["weights"][name], parameter), name
+
+
+def test_several_updates_use_the_ratio(model: Path, tmp_path: Path) -> None:
+    spec = make_spec(model, updates_per_step=2, optimiser=OptimiserConfig(lr=3e-2))
+    result = run(tmp_path, spec, world=2)
+    clipped = result["metrics"]["learner/clipped_low"] + result["metrics"]["learner/clipped_high"]
+    assert clipped > 0, "the second update's policy differs from the one before the first"
+
+
+def test_utterance_without_encoder_states_is_refused(model: Path, tmp_path: Path) -> None:
+    spec = make_spec(model, train=["language_model", "adaptor"])
+    with pytest.raises(Exception, match="lacks encoder states"):
+        run(tmp_path, spec)
+
+
+def test_frozen_parts_are_not_loaded(model: Path) -> None:
+    from learner.policy import Policy
+
+    policy = Policy.load(load_family(model), ["language_model"], torch.float32)
+    assert policy.adaptor is None and policy.encoder is None
+    assert not policy.training and not any(module.training for module in policy.modules())
+    _ = Utterance
