@@ -1,0 +1,1 @@
+"""Embedded data and models, and the programs that make them (see `assets.build`)."""

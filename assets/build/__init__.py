@@ -1,0 +1,1 @@
+"""Builders of everything embedded under `assets/`; each is a program: `python -m assets.build.<name>`."""
