@@ -40,3 +40,8 @@ class InputError(UserError):
         if len(self.problems) > shown:
             lines.append(f"  … and {len(self.problems) - shown} more")
         super().__init__("\n".join([summary, *lines]))
+        self._arguments = (summary, self.problems, shown)
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, Sequence[Problem], int]]:
+        # Exceptions pickle by their message alone; this one crosses from an actor to the driver whole.
+        return InputError, self._arguments

@@ -1,0 +1,165 @@
+"""Ray shells around the encoder and the engine. The controller passes references through them, never tensors.
+
+This module imports neither vLLM nor a model: the controller needs the actor classes, not what runs in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import ObjectRef
+
+from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
+from speech.records import Group, Prompt, PromptLayout, Utterance
+from speech.weights import Probe
+
+if TYPE_CHECKING:
+    import torch
+
+    from rollout.encoder import EncoderMode
+    from rollout.stats import EngineHealth, EngineStats
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRef:
+    """An `EncodedAudio` in the object store, with what the controller wants to know of it.
+
+    Attributes:
+        ref: reference to the `EncodedAudio`.
+        seconds: length of the audio.
+        layout: of the prompt.
+    """
+
+    ref: ObjectRef
+    seconds: float
+    layout: PromptLayout
+
+
+def actor_environment(threads: int) -> dict[str, str]:
+    """Environment of a process that computes with `threads` OpenMP threads."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        # Threads that spin while they wait take the cores from the actor whose turn it is.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        # Pinning would put all engines of a machine on the same cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def engine_environment(config: EngineConfig) -> dict[str, str]:
+    """Environment of an engine's process, and of vLLM's children in it."""
+    environment = actor_environment(config.threads) | {
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(int(config.startup_timeout_s))
+    }
+    if config.enforce_eager and not config.gpus_per_engine:
+        # vLLM compiles parts of its sampler even in eager mode. On CPU that costs 5 to 20 s at the first generation,
+        # and the engine dies of it where the compiler, or what others left in inductor's cache, is not to its liking.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+    return environment
+
+
+def engine_options(config: EngineConfig) -> dict[str, Any]:
+    """Arguments of `EngineActor.options` for one engine of the fleet."""
+    return {
+        "num_cpus": 1 if config.gpus_per_engine else config.threads,
+        "num_gpus": config.gpus_per_engine,
+        "runtime_env": {"env_vars": engine_environment(config)},
+    }
+
+
+def encoder_options(config: EncoderConfig) -> dict[str, Any]:
+    """Arguments of `EncoderActor.options` for one encoder."""
+    return {
+        "num_cpus": config.threads,
+        "num_gpus": config.gpus,
+        "runtime_env": {"env_vars": actor_environment(config.threads)},
+    }
+
+
+@ray.remote
+class EncoderActor:
+    """`UtteranceEncoder` in a process of its own."""
+
+    def __init__(self, model: str, family: str | None, config: EncoderConfig) -> None:
+        import torch
+
+        from rollout.encoder import UtteranceEncoder
+        from speech.audio import load_audio
+        from speech.families import load_family
+
+        torch.set_num_threads(config.threads)
+        self._encoder = UtteranceEncoder(
+            load_family(model, family),
+            config,
+            load_audio,
+            device="cuda" if config.gpus else "cpu",
+        )
+
+    def ready(self) -> None:
+        """Returns once the models are loaded."""
+
+    def encode(self, utterances: Sequence[Utterance], mode: EncoderMode = "embeddings") -> list[EncodedRef]:
+        """Read, encode and store; one reference per utterance, owned by this actor.
+
+        Raises:
+            InputError: naming every utterance that could not be read.
+        """
+        encoded = self._encoder.encode(self._encoder.load(utterances), utterances, mode)
+        return [EncodedRef(ref=ray.put(item), seconds=item.seconds, layout=item.layout) for item in encoded]
+
+    def update(self, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        self._encoder.update(states)
+
+    def encoded_total(self) -> int:
+        return self._encoder.encoded_total
+
+
+@ray.remote
+class EngineActor:
+    """`RolloutEngine` in a process of its own; its methods are coroutines, so that one call does not block another."""
+
+    def __init__(self, model: str, family: str | None, config: EngineConfig) -> None:
+        from rollout.engine import RolloutEngine
+        from speech.families import load_family
+
+        logging.getLogger("vllm").setLevel(logging.WARNING)
+        self._engine = RolloutEngine(load_family(model, family), config)
+
+    async def start(self, version: int | None = 0) -> None:
+        await self._engine.start(version)
+
+    async def generate(
+        self, prompts: Sequence[Prompt], audio: Sequence[ObjectRef], sampling: SamplingConfig
+    ) -> list[Group]:
+        """As `RolloutEngine.generate`, with references to `EncodedAudio` in the place of the values."""
+        return await self._engine.generate(prompts, await asyncio.gather(*audio), sampling)
+
+    async def update_weights(
+        self, version: int, buckets: Sequence[ObjectRef], probe: Probe, in_flight: bool = False
+    ) -> float:
+        """As `RolloutEngine.update_weights`; fetches one bucket at a time, in the thread that stages them."""
+        fetched = (ray.get(bucket) for bucket in buckets)
+        return await self._engine.update_weights(version, fetched, probe, in_flight=in_flight)
+
+    async def probe(self, token_ids: Sequence[int]) -> list[float]:
+        return await self._engine.probe(token_ids)
+
+    async def health(self) -> EngineHealth:
+        return await self._engine.health()
+
+    async def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    async def shutdown(self) -> None:
+        self._engine.shutdown()

@@ -1,0 +1,55 @@
+"""Errors of the rollout side, and the one place where a phase gets its time-out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
+LOSS_CHECK_S = 1.0
+
+
+class PublicationError(Exception):
+    """New weights did not arrive, or could not be proved to have arrived. The engine is stale afterwards."""
+
+
+class StaleEngineError(Exception):
+    """The engine holds weights that nobody vouches for, so it refuses to sample until a good publication."""
+
+
+class EngineLostError(Exception):
+    """The engine's processes are gone; only a new engine helps."""
+
+
+class PhaseTimeoutError(Exception):
+    """A phase took longer than its budget; the message names the phase and the budget."""
+
+
+async def within(
+    seconds: float, phase: str, awaitable: Awaitable[Result], lost: Callable[[], bool] = lambda: False
+) -> Result:
+    """Await with a time-out that says what it was waiting for.
+
+    Args:
+        lost: asked now and then whether an answer can still come. An RPC that was under way when vLLM's engine process
+            died is never answered.
+
+    Raises:
+        PhaseTimeoutError: after `seconds`; the awaitable is cancelled.
+        EngineLostError: `lost` said so.
+    """
+    task = asyncio.ensure_future(awaitable)
+    deadline = time.monotonic() + seconds
+    try:
+        while not task.done():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise PhaseTimeoutError(f"{phase} took longer than {seconds:g} s")
+            await asyncio.wait({task}, timeout=min(left, LOSS_CHECK_S))
+            if not task.done() and lost():
+                raise EngineLostError(f"the engine's processes were gone during {phase}")
+        return task.result()
+    finally:
+        task.cancel()

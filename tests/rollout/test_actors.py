@@ -1,0 +1,150 @@
+"""The Ray shells, with a real encoder, a real engine of an *untied* model, and audio files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import soundfile
+import torch
+from tiny_lm import CONFIG, SAMPLE_RATE, SAMPLING, buckets_of, probe_of, reference_logprobs, tiny_model
+from transformers import PreTrainedModel
+
+from rollout.actors import EncodedRef, EncoderActor, EngineActor, encoder_options, engine_options
+from rollout.config import EncoderConfig
+from rollout.errors import EngineLostError, PublicationError, StaleEngineError
+from rollout.stats import EngineHealth, EngineStats
+from speech.records import Group, Prompt, Utterance
+
+
+@dataclass
+class System:
+    """Actors and inputs; `version` and `model` are what the engine holds."""
+
+    encoder: Any
+    engine: Any
+    utterances: list[Utterance]
+    model: PreTrainedModel
+    version: int | None = None
+    encoded: list[EncodedRef] = field(default_factory=list)
+
+    def generate(self) -> list[Group]:
+        prompts = [
+            Prompt(id=f"0/{u.id}", utterance=u, epoch=0, position=i, seed=100 * i)
+            for i, u in enumerate(self.utterances)
+        ]
+        return ray.get(self.engine.generate.remote(prompts, [item.ref for item in self.encoded], SAMPLING))
+
+    def publish(self, version: int, model: PreTrainedModel) -> float:
+        buckets = [ray.put(bucket) for bucket in buckets_of(model)]
+        delta: float = ray.get(self.engine.update_weights.remote(version, buckets, probe_of(model)))
+        self.version, self.model = version, model
+        return delta
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("untied")
+    model = tiny_model(0, tied=False)
+    model.save_pretrained(folder / "model")
+    utterances = []
+    for i, seconds in enumerate((0.9, 0.5, 0.7)):
+        wave = np.random.default_rng(i).uniform(-0.5, 0.5, int(seconds * SAMPLE_RATE)).astype(np.float32)
+        soundfile.write(folder / f"{i}.flac", wave, SAMPLE_RATE)
+        utterances.append(Utterance(id=f"u{i}", audio=str(folder / f"{i}.flac"), text=""))
+    environment = {"PYTHONPATH": str(Path(__file__).parent)}
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        runtime_env={"env_vars": environment, "worker_process_setup_hook": "tiny_lm.register"},
+    )
+    try:
+        encoder_config = EncoderConfig()
+        encoder = EncoderActor.options(**encoder_options(encoder_config)).remote(
+            str(folder / "model"), "tiny", encoder_config
+        )
+        engine = EngineActor.options(**engine_options(CONFIG)).remote(str(folder / "model"), "tiny", CONFIG)
+        ray.get(engine.start.remote(None))
+        yield System(encoder, engine, utterances, model)
+        ray.get(engine.shutdown.remote())
+    finally:
+        ray.shutdown()
+
+
+def test_audio_is_encoded_once_into_the_object_store(system: System) -> None:
+    system.encoded = ray.get(system.encoder.encode.remote(system.utterances))
+    assert [round(item.seconds, 3) for item in system.encoded] == [0.9, 0.5, 0.7]
+    assert [item.layout.audio_length for item in system.encoded] == [90, 50, 70]
+    assert all(ray.get(item.ref).layout == item.layout for item in system.encoded)
+    assert ray.get(system.encoder.encoded_total.remote()) == 3
+
+
+def test_an_engine_that_joins_serves_only_after_its_first_publication(system: System) -> None:
+    with pytest.raises(StaleEngineError, match="awaits its first publication"):
+        system.generate()
+    assert system.publish(7, system.model) <= 1e-4
+    groups = system.generate()
+    assert {t.version_first for group in groups for t in group.trajectories} == {7}
+    health: EngineHealth = ray.get(system.engine.health.remote())
+    assert (health.version, health.stale) == (7, None)
+
+
+def gap(system: System) -> float:
+    return max(
+        float((reference_logprobs(system.model, ray.get(item.ref), t, SAMPLING) - torch.tensor(t.logprobs)).abs().max())
+        for group, item in zip(system.generate(), system.encoded, strict=True)
+        for t in group.trajectories
+    )
+
+
+def test_an_untied_model_follows_its_publications(system: System) -> None:
+    assert gap(system) <= 1e-4
+    system.publish(8, tiny_model(1, tied=False))
+    assert gap(system) <= 1e-4
+    stats: EngineStats = ray.get(system.engine.stats.remote())
+    assert stats.updates == 2 and stats.update_seconds > 0
+    assert stats.prefix_hits > 0 and stats.tokens > 0 and stats.generate_seconds > 0
+
+
+def test_a_corrupted_publication_of_an_untied_model_is_caught_and_healed(system: System) -> None:
+    model = tiny_model(2, tied=False)
+    buckets = buckets_of(model)
+    buckets[-1].tensors["lm_head.weight"].view(torch.int32)[0, 0] ^= 1 << 20
+    call = system.engine.update_weights.remote(9, [ray.put(bucket) for bucket in buckets], probe_of(model))
+    with pytest.raises(PublicationError, match=r"lm_head\.weight"):
+        ray.get(call)
+    with pytest.raises(StaleEngineError):
+        system.generate()
+    system.publish(9, model)
+    assert gap(system) <= 1e-4
+
+
+def test_calls_that_overlap_do_not_mix(system: System) -> None:
+    first, second = ([group.prompt.id for group in groups] for groups in (system.generate(), system.generate()))
+    assert first == second == ["0/u0", "0/u1", "0/u2"]
+
+
+def test_a_lost_engine_says_so(system: System) -> None:
+    """Last: it kills vLLM's engine process."""
+    (core,) = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
+    # A killed process cannot remove its shared memory.
+    buffers = {Path(m.path) for m in core.memory_maps() if m.path.startswith("/dev/shm/psm_")}
+    core.kill()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            ray.get(system.engine.health.remote())
+        except EngineLostError:
+            break
+        time.sleep(0.5)
+    with pytest.raises(EngineLostError, match="processes are gone"):
+        system.generate()
+    for buffer in buffers:
+        buffer.unlink(missing_ok=True)
