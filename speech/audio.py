@@ -103,10 +103,8 @@ def load_audio(utterance: Utterance, sample_rate: int) -> np.ndarray:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
     """Open a sound file, turning every way in which opening or decoding fails into an InputError."""
-    if not Path(path).exists():
-        raise _bad(path, "no such file")
     if not Path(path).is_file():
-        raise _bad(path, "is not a file")
+        raise _bad(path, "is not a file" if Path(path).exists() else "no such file")
     try:
         with soundfile.SoundFile(path) as file:
             if file.samplerate < MIN_SAMPLE_RATE:

@@ -97,6 +97,7 @@ class EncodedAudio:
             adaptor is trained, because the learner must then run it with gradients.
         features: float tensor (frames, feature_size), the encoder's input; only present when the learner trains
             the encoder (SFT).
+        ctc_ids: targets of the auxiliary CTC loss; only present with `features`.
         seconds: length of the audio.
         peak: largest absolute sample, in [0, 1]; silence is a property of the sound, which rewards may ask for.
     """
@@ -107,6 +108,7 @@ class EncodedAudio:
     seconds: float
     peak: float
     features: torch.Tensor | None = None
+    ctc_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ def load_family(path: str | Path, name: str | None = None) -> ModelFamily:
     if name is not None:
         if name not in FAMILIES:
             near = difflib.get_close_matches(name, FAMILIES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise UserError(f"unknown model family {name!r}{hint} Known: {', '.join(sorted(FAMILIES))}")
         return FAMILIES[name](folder)
     try:

@@ -113,6 +113,10 @@ class ModelFamily(ABC):
         """An auxiliary CTC head over encoder states for SFT from scratch, (…, encoder_hidden) → (…, vocab), or None."""
         return None
 
+    def ctc_ids(self, utterance: Utterance) -> list[int]:
+        """The transcript as the auxiliary CTC head's targets; empty for families without one."""
+        return []
+
     def config(self) -> dict[str, Any]:
         """The checkpoint's `config.json`."""
         import json

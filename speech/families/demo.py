@@ -31,7 +31,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 PARTS = {"language_model": "language_model.", "adaptor": "adaptor.", "encoder": "encoder.", "ctc": "ctc."}
 
 
-class _Encoder(DemoEncoder, AudioEncoder):  # type: ignore[misc]
+class _Encoder(DemoEncoder, AudioEncoder):
     """`DemoEncoder` under our interface (its file may not import this project)."""
 
 
@@ -102,6 +102,11 @@ class DemoFamily(ModelFamily):
     def target_ids(self, utterance: Utterance) -> list[int]:
         ids = self.tokenizer.encode(utterance.text, add_special_tokens=False)
         return [*ids, *self.stop_token_ids]
+
+    def ctc_ids(self, utterance: Utterance) -> list[int]:
+        """The transcript spelled in the tokenizer's bytes: an encoder learns to align them sooner than subwords."""
+        pieces = self.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(utterance.text)
+        return self.tokenizer.convert_tokens_to_ids([symbol for piece, _ in pieces for symbol in piece])
 
     def parse_output(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip(), None

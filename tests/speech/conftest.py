@@ -21,3 +21,11 @@ def write_tone() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def folder(tmp_path, write_tone) -> Path:
+    """A folder with one-second files a.wav, b.wav and c.flac."""
+    for name in ("a.wav", "b.wav", "c.flac"):
+        write_tone(tmp_path / name)
+    return tmp_path
