@@ -88,9 +88,13 @@ class LearnerGroup:
             for rank in range(config.ranks)
         ]
 
-    def start(self) -> list[ray.ObjectRef]:
-        """Begin the rendezvous and the loading; returns what to wait for."""
-        address = ray.get(self.actors[0].address.remote())
+    def start(self, timeout: float) -> list[ray.ObjectRef]:
+        """Begin the rendezvous and the loading; returns what to wait for.
+
+        Raises:
+            TimeoutError: rank 0 found no place in the cluster in time.
+        """
+        (address,) = self._get([self.actors[0].address.remote()], "start", timeout)
         return [actor.start.remote(address) for actor in self.actors]
 
     def update(
@@ -134,8 +138,8 @@ class LearnerGroup:
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._get([getattr(actor, method).remote(*args) for actor in self.actors], method)
 
-    def _get(self, calls: list[ray.ObjectRef], what: str) -> list[Any]:
-        limit = self.spec.config.step_timeout_s
+    def _get(self, calls: list[ray.ObjectRef], what: str, timeout: float | None = None) -> list[Any]:
+        limit = timeout or self.spec.config.step_timeout_s
         try:
             return ray.get(calls, timeout=limit)
         except ray.exceptions.GetTimeoutError:

@@ -4,22 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from learner.advantages import ADVANTAGES
 from learner.losses import LossConfig
-
-
-@dataclass
-class OptimiserConfig:
-    lr: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW.", "min": 0.0})
-    warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up from 0.", "min": 0})
-    decay: str = field(
-        default="constant",
-        metadata={"help": "Learning rate after warm-up.", "choices": ("constant", "linear", "cosine")},
-    )
-    floor: float = field(default=0.0, metadata={"help": "Decay ends at floor × lr.", "min": 0.0})
-    beta1: float = field(default=0.9, metadata={"help": "AdamW's first moment decay."})
-    beta2: float = field(default=0.95, metadata={"help": "AdamW's second moment decay."})
-    weight_decay: float = field(default=0.0, metadata={"help": "Decoupled weight decay on matrices.", "min": 0.0})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Global gradient norm clip; 0 = off.", "min": 0.0})
 
 
 @dataclass
@@ -34,11 +20,21 @@ class LearnerConfig:
             "choices": ("language_model", "adaptor", "encoder"),
         },
     )
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    lr: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW.", "min": 0.0})
+    warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up from 0.", "min": 0})
+    decay: str = field(
+        default="constant",
+        metadata={"help": "Learning rate after warm-up.", "choices": ("constant", "linear", "cosine")},
+    )
+    lr_floor: float = field(default=0.0, metadata={"help": "Decay ends at lr_floor × lr.", "min": 0.0})
+    beta1: float = field(default=0.9, metadata={"help": "AdamW's first moment decay."})
+    beta2: float = field(default=0.95, metadata={"help": "AdamW's second moment decay."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Decoupled weight decay on matrices.", "min": 0.0})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Global gradient norm clip; 0 = off.", "min": 0.0})
     loss: LossConfig = field(default_factory=LossConfig)
     advantage: str = field(
         default="group_std",
-        metadata={"help": "Advantage estimator.", "choices": ("group_std", "group_mean", "leave_one_out")},
+        metadata={"help": "Advantage estimator.", "choices": ADVANTAGES},
     )
     zero_variance: str = field(
         default="drop",

@@ -31,7 +31,7 @@ MAX_LOG_RATIO = 20.0
 
 @dataclass
 class LossConfig:
-    name: str = field(default="grpo", metadata={"help": "Registered policy loss."})
+    name: str = field(default="grpo", metadata={"help": "Registered policy loss.", "choices": POLICY_LOSSES})
     clip_low: float = field(default=0.2, metadata={"help": "Ratio is clipped below at 1 − clip_low.", "min": 0.0})
     clip_high: float = field(
         default=0.28, metadata={"help": "Ratio is clipped above at 1 + clip_high (DAPO's clip-higher).", "min": 0.0}

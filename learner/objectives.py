@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -62,7 +62,7 @@ def micro_batch_loss(
         return output.logprobs.sum() * 0.0, {}
     if reinforcement:
         return _grpo(output, context, share, spec)
-    return _sft(policy, output, context, share, spec)
+    return _sft(policy, output, context, share, spec, audio)
 
 
 def _grpo(
@@ -70,11 +70,12 @@ def _grpo(
 ) -> tuple[torch.Tensor, Metrics]:
     batch, new = context.batch, output.logprobs
     device = new.device
-    gaps = (new.detach().cpu() - batch.behaviour_logprobs).abs()
+    old = new.detach() if context.old_logprobs is None else context.old_logprobs
+    gaps = (old.cpu() - batch.behaviour_logprobs).abs()
     context.sample_gaps = torch.zeros(len(batch.sample_lengths)).scatter_reduce(0, batch.sample_of, gaps, "amax")
     return find_policy_loss(spec.config.loss.name)(
         new_logprobs=new,
-        old_logprobs=new.detach() if context.old_logprobs is None else context.old_logprobs,
+        old_logprobs=old,
         behaviour_logprobs=batch.behaviour_logprobs.to(device),
         reference_logprobs=context.reference_logprobs,
         entropy=output.entropy,
@@ -87,35 +88,40 @@ def _grpo(
 
 
 def _sft(
-    policy: Policy, output: PolicyOutput, context: UpdateContext, share: RankShare, spec: RankSpec
+    policy: Policy,
+    output: PolicyOutput,
+    context: UpdateContext,
+    share: RankShare,
+    spec: RankSpec,
+    audio: Mapping[int, EncodedAudio],
 ) -> tuple[torch.Tensor, Metrics]:
     if context.kind == "replay":
         loss, metrics = sft_loss(output.logprobs, share.replay_totals)
         return loss * spec.replay_weight, metrics
     loss, metrics = sft_loss(output.logprobs, share.totals)
     if policy.ctc is not None:
-        ctc = ctc_loss(policy.ctc, output.encoder_states, context.batch, blank=spec.stop_ids[0])
+        used = sorted(set(context.batch.audio))
+        ctc = ctc_loss(policy.ctc, output.encoder_states, [audio[i].ctc_ids for i in used], blank=spec.stop_ids[0])
         loss = loss + spec.config.ctc_weight * ctc / share.totals.tokens
         metrics["ctc"] = ctc.detach()
     return loss, metrics
 
 
-def ctc_loss(head: torch.nn.Module, encoder_states: list[torch.Tensor], batch: PackedBatch, blank: int) -> torch.Tensor:
-    """Sum over the batch of −log P_CTC(reference | encoder states); it teaches an encoder from scratch to align.
+def ctc_loss(
+    head: torch.nn.Module, states: Sequence[torch.Tensor], targets: Sequence[Sequence[int]], blank: int
+) -> torch.Tensor:
+    """Sum over utterances of −log P_CTC(transcript | encoder states); it teaches an encoder from scratch to align.
 
     Args:
         head: (…, encoder_hidden) → (…, vocab).
-        encoder_states: of the batch's distinct audio, in the order of their indices.
-        batch: one reference response, stop token last, per prompt.
-        blank: an id that never occurs inside a reference.
+        states: each (frames, encoder_hidden).
+        targets: token ids, none of them `blank`, one sequence per utterance.
+        blank: id of CTC's blank.
     """
-    place = {index: i for i, index in enumerate(sorted(set(batch.audio)))}
-    targets = [sequence[:-1] for sequence in torch.split(batch.targets, batch.sample_lengths.tolist())]
-    states = [encoder_states[place[index]] for index in batch.audio]
-    logits = head(torch.nn.utils.rnn.pad_sequence(states)).float()
+    logits = head(torch.nn.utils.rnn.pad_sequence(list(states))).float()
     return F.ctc_loss(
         logits.log_softmax(-1),
-        torch.cat(targets).to(logits.device),
+        torch.tensor([i for sequence in targets for i in sequence], device=logits.device),
         torch.tensor([len(s) for s in states]),
         torch.tensor([len(t) for t in targets]),
         blank=blank,

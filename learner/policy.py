@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from learner import attention
@@ -97,8 +99,8 @@ class Policy(nn.Module):
         layers = self.language_model.base_model.layers
         for layer in layers:
             if checkpoint_layers:
-                layer.gradient_checkpointing = True
-                layer._gradient_checkpointing_func = _checkpoint
+                # Not transformers' own way, which acts in training mode only, and ours is eval mode: dropout is off.
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
             fully_shard(layer, mesh=mesh, mp_policy=mixed_precision)
         fully_shard(self, mesh=mesh, mp_policy=mixed_precision)
 
@@ -108,8 +110,9 @@ class Policy(nn.Module):
         if self.adaptor is None:
             return [_present(a.embeddings, "embeddings").to(device) for a in audio], []
         if self.encoder is None:
-            return [self.adaptor(_present(a.encoder_states, "encoder states").to(device)) for a in audio], []
-        states = self.encoder([_present(a.features, "features").to(device) for a in audio])
+            states = [_present(a.encoder_states, "encoder states") for a in audio]
+            return [self.adaptor(_like(self.adaptor, s)) for s in states], []
+        states = self.encoder([_like(self.encoder, _present(a.features, "features")) for a in audio])
         return [self.adaptor(s) for s in states], states
 
     def forward(
@@ -151,11 +154,13 @@ class Policy(nn.Module):
         return PolicyOutput(logprobs, entropy, states)
 
 
+def _like(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+    """To the device and type in which the module computes (under mixed precision not those of its shards)."""
+    parameter = next(module.parameters())
+    return tensor.to(parameter.device, parameter.dtype)
+
+
 def _present(tensor: torch.Tensor | None, what: str) -> torch.Tensor:
     if tensor is None:
         raise ValueError(f"encoded audio lacks {what}: the encoder actors run in another mode than the learner")
     return tensor
-
-
-def _checkpoint(function, *args, **kwargs):  # type: ignore[no-untyped-def]
-    return torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False, **kwargs)

@@ -99,17 +99,16 @@ class LearnerRank:
         self.policy = self._load(config.train, ctc=config.ctc_weight > 0)
         # Coefficient 0 loads no reference policy at all.
         self.reference = self._load([]) if spec.objective == "grpo" and config.loss.kl_coef > 0 else None
-        optimiser = config.optimiser
         trained = [p for p in self.policy.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.ndim >= 2]
         vectors = [p for p in trained if p.ndim < 2]
         self.optimiser = torch.optim.AdamW(
             [
-                {"params": matrices, "weight_decay": optimiser.weight_decay},
+                {"params": matrices, "weight_decay": config.weight_decay},
                 {"params": vectors, "weight_decay": 0.0},
             ],
-            lr=optimiser.lr,
-            betas=(optimiser.beta1, optimiser.beta2),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
         )
 
     def _load(self, train: Sequence[str], ctc: bool = False) -> Policy:
@@ -152,19 +151,19 @@ class LearnerRank:
         return StepResult({**metrics.result(), "learner/lr": rate}, metrics.sample_gaps())
 
     def _rate(self, step: int) -> float:
-        optimiser = self.spec.config.optimiser
+        config = self.spec.config
         return learning_rate(
             step,
-            peak=optimiser.lr,
-            warmup_steps=optimiser.warmup_steps,
+            peak=config.lr,
+            warmup_steps=config.warmup_steps,
             total_steps=self.spec.total_steps,
-            decay=optimiser.decay,
-            floor=optimiser.floor,
+            decay=config.decay,
+            floor=config.lr_floor,
         )
 
     def _apply(self, rate: float) -> float:
         trained = [p for p in self.policy.parameters() if p.grad is not None]
-        limit = self.spec.config.optimiser.max_grad_norm or float("inf")
+        limit = self.spec.config.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(trained, limit)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not torch.isfinite(norm):

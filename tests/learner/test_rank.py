@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 
 from learner.batch import Sample, TrainGroup
-from learner.config import LearnerConfig, OptimiserConfig
+from learner.config import LearnerConfig
 from learner.losses import LossConfig
 from learner.plan import audio_of, plan_updates
 from learner.rank import LearnerRank, RankSpec
@@ -22,7 +22,7 @@ VOCABULARY = 262
 
 
 def make_spec(model: Path, **changes: Any) -> RankSpec:
-    config = LearnerConfig(threads=1, optimiser=OptimiserConfig(lr=1e-3), loss=LossConfig(kl_coef=0.05))
+    config = LearnerConfig(threads=1, lr=1e-3, loss=LossConfig(kl_coef=0.05))
     for key in [k for k in changes if hasattr(config, k)]:
         setattr(config, key, changes.pop(key))
     fields: dict[str, Any] = {
@@ -55,7 +55,7 @@ def make_batch(groups: int = 5, seed: int = 0) -> tuple[list[TrainGroup], dict[i
         audio[index] = EncodedAudio(layout, embeddings, None, 1.0, 0.5)
         samples = []
         for _ in range(3):
-            tokens = tuple(integer(6, VOCABULARY) for _ in range(integer(1, 7))) + (1,)
+            tokens = (*(integer(6, VOCABULARY) for _ in range(integer(1, 7))), 1)
             logprobs = tuple(-float(torch.rand((), generator=generator)) * 8 for _ in tokens)
             samples.append(Sample(tokens, logprobs, float(torch.randn((), generator=generator))))
         train.append(TrainGroup(layout, tuple(samples), index))
@@ -154,13 +154,13 @@ def test_published_weights_are_the_updated_policy(model: Path, one_rank: dict[st
 
 
 def test_learning_rate_zero_changes_nothing(model: Path, tmp_path: Path) -> None:
-    result = run(tmp_path, make_spec(model, optimiser=OptimiserConfig(lr=0.0, weight_decay=0.1)))
+    result = run(tmp_path, make_spec(model, lr=0.0, weight_decay=0.1))
     for name, parameter in load_family(model).load_language_model().named_parameters():
         assert torch.equal(result["weights"][name], parameter), name
 
 
 def test_several_updates_use_the_ratio(model: Path, tmp_path: Path) -> None:
-    spec = make_spec(model, updates_per_step=2, optimiser=OptimiserConfig(lr=3e-2))
+    spec = make_spec(model, updates_per_step=2, lr=3e-2)
     result = run(tmp_path, spec, world=2)
     clipped = result["metrics"]["learner/clipped_low"] + result["metrics"]["learner/clipped_high"]
     assert clipped > 0, "the second update's policy differs from the one before the first"
