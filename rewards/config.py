@@ -32,10 +32,12 @@ class RewardConfig:
         default=False,
         metadata={"help": "z-normalise each part over its group before weighting, so that no part's scale dominates"},
     )
-    workers: int = field(default=1, metadata={"help": "reward actors"})
+    workers: int = field(default=1, metadata={"help": "reward actors", "min": 1})
     timeout_s: float = field(
-        default=60.0, metadata={"help": "seconds a reward actor may take for one call; then it is killed and replaced"}
+        default=60.0,
+        metadata={"help": "seconds a reward actor may take for one call; then it is killed and replaced", "min": 0.1},
     )
     retries: int = field(
-        default=1, metadata={"help": "attempts after a time-out or a lost actor, before the samples become invalid"}
+        default=1,
+        metadata={"help": "attempts after a time-out or a lost actor, before the samples become invalid", "min": 0},
     )

@@ -1,0 +1,1 @@
+"""The only package that knows the whole: configuration, command line, training loop and fleet."""

@@ -1,0 +1,154 @@
+"""The `speechrl` command. Heavy libraries are imported by the commands that need them, so that help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from speech.errors import UserError
+
+_OVERRIDES = "dotted keys with values in YAML syntax, e.g. learner.lr=3e-6"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 on success, 2 for something the user can fix (its message is on stderr), 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        print(f"speechrl: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("speechrl: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    parser, commands = _parsers(arguments)
+    args, extra = parser.parse_known_args(arguments)
+    # argparse does not gather positionals that stand on both sides of an option.
+    overrides = [item for item in extra if "=" in item and not item.startswith("-")]
+    if len(overrides) < len(extra) or (overrides and not hasattr(args, "overrides")):
+        unknown = [item for item in extra if item not in overrides] or overrides
+        commands[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    if overrides:
+        args.overrides += overrides
+    if args.command == "train":
+        from cluster.config import load_config
+
+        if args.address is not None:
+            args.overrides.append(f"ray.address={args.address}")
+        run_config = load_config(args.config, args.overrides)
+        from cluster.train import train  # takes seconds; a typo should not have to wait for it
+
+        return int(train(run_config))
+    if args.command == "evaluate":
+        from cluster.evaluate import run_evaluation
+
+        return int(run_evaluation(args))
+    if args.command == "prepare":
+        from cluster.prepare import run
+
+        return int(run(args))
+    return _config(args)
+
+
+def _config(args: argparse.Namespace) -> int:
+    from cluster.config import default_yaml, dump_config, load_config
+    from cluster.config_reference import reference_markdown
+
+    if args.reference:
+        sys.stdout.write(reference_markdown())
+    elif args.config is None:
+        sys.stdout.write(default_yaml())
+    else:
+        sys.stdout.write(dump_config(load_config(args.config, args.overrides)))
+    return 0
+
+
+def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="speechrl",
+        description="Reinforcement learning for speech language models on Ray, vLLM and FSDP2.",
+        epilog="examples:\n"
+        "  speechrl train configs/asr_demo.yaml\n"
+        "  speechrl evaluate --model runs/asr_demo/export --manifest test.jsonl\n"
+        "  speechrl config configs/asr_demo.yaml steps=10\n"
+        "`speechrl COMMAND --help` says more about each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"speechrl {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made: dict[str, argparse.ArgumentParser] = {}
+
+    def command(name: str, help_text: str, epilog: str) -> argparse.ArgumentParser:
+        made[name] = commands.add_parser(
+            name,
+            help=help_text,
+            description=f"{help_text[0].upper()}{help_text[1:]}.",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        return made[name]
+
+    train = command(
+        "train",
+        "train a model; the same command again resumes",
+        "examples:\n"
+        "  speechrl train configs/asr_demo.yaml\n"
+        "  speechrl train configs/asr_demo.yaml name=small_lr learner.lr=3e-6\n"
+        "  speechrl train my_run.yaml --address auto      join a running Ray cluster\n"
+        "Results are in runs/<name>/. Ctrl-C saves a checkpoint and ends.",
+    )
+    train.add_argument("config", metavar="CONFIG", help="YAML file; `speechrl config --reference` lists its keys")
+    train.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=_OVERRIDES)
+    train.add_argument("--address", help="Ray cluster to join; short for ray.address=…")
+
+    evaluate = command(
+        "evaluate",
+        "transcribe a manifest greedily and score it",
+        "examples:\n"
+        "  speechrl evaluate --model runs/asr_demo/export --manifest test.jsonl --out hypotheses.jsonl\n"
+        "  speechrl evaluate --model my_model --manifest test.jsonl --config my_run.yaml engines.count=2",
+    )
+    evaluate.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder in Hugging Face form")
+    evaluate.add_argument("--manifest", required=True, metavar="FILE", help="utterances with references")
+    evaluate.add_argument("--config", metavar="CONFIG", help="YAML file for engines and limits; defaults without one")
+    evaluate.add_argument("--out", metavar="FILE", help="write the hypotheses here, one JSON object per line")
+    evaluate.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=_OVERRIDES)
+
+    prepare = command("prepare", "check a data set and write it as a manifest", "")
+    if "prepare" in arguments:
+        from cluster.prepare import add_arguments
+
+        add_arguments(prepare)
+
+    config = command(
+        "config",
+        "print the resolved configuration",
+        "examples:\n"
+        "  speechrl config                                all defaults\n"
+        "  speechrl config my_run.yaml steps=10           what a run would use\n"
+        "  speechrl config --reference                    the reference page, in Markdown",
+    )
+    config.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file; all defaults without one")
+    config.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=_OVERRIDES)
+    config.add_argument("--reference", action="store_true", help="print the reference of all keys")
+    return parser, made
+
+
+def _version() -> str:
+    try:
+        return version("speechrl")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""Configuration of a run: every key, its meaning and its checks; YAML and dotted overrides in, a dataclass out.
+
+Paths are relative to the current working directory, wherever the YAML file lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.config_schema import bind, defaults, to_plain
+from cluster.config_source import read_source
+from learner.config import LearnerConfig
+from rewards.config import RewardConfig
+from rewards.registry import build_reward
+from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
+from speech.audio import AudioLimits
+from speech.errors import InputError, Problem, UserError
+
+
+@dataclass
+class ModelConfig:
+    path: str = field(metadata={"help": "Folder of the starting checkpoint, in Hugging Face form."})
+    family: str | None = field(
+        default=None,
+        metadata={"help": "Model family; null finds it by `model_type` in the checkpoint's `config.json`."},
+    )
+
+
+@dataclass
+class DataConfig:
+    train: str = field(metadata={"help": "Manifest to train on."})
+    valid: str | None = field(
+        default=None, metadata={"help": "Manifest for the evaluations during training (`evaluation.every`)."}
+    )
+    test: str | None = field(
+        default=None,
+        metadata={"help": "Manifest for the evaluations before and after training; nothing else ever reads it."},
+    )
+    format: str = field(
+        default="auto",
+        metadata={
+            "help": "Form of the manifests: `jsonl` (ours), `kaldi` (a directory), `funasr` or `chat` (jsonl); `auto` "
+            "looks at the first lines.",
+            "choices": ("auto", "jsonl", "kaldi", "funasr", "chat"),
+        },
+    )
+    on_bad: str = field(
+        default="error",
+        metadata={"help": "Bad lines: stop with a list of them, or leave them out.", "choices": ("error", "skip")},
+    )
+    batch_prompts: int = field(default=32, metadata={"help": "Prompts per step.", "min": 1})
+    limits: AudioLimits = field(default_factory=AudioLimits, metadata={"help": "Accepted lengths of audio."})
+    shuffle: bool = field(
+        default=True, metadata={"help": "A new order in every epoch, from `seed`; false keeps the manifest's order."}
+    )
+    replay: str | None = field(
+        default=None, metadata={"help": "`grpo` only: manifest for cross-entropy replay mixed into every step."}
+    )
+    replay_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the replay's cross-entropy beside the policy loss.", "min": 0.0}
+    )
+    replay_batch: int = field(default=8, metadata={"help": "Replay utterances per step.", "min": 1})
+
+    def __post_init__(self) -> None:
+        if (self.replay is not None) != (self.replay_weight > 0):
+            raise ValueError("`replay` and a `replay_weight` above 0 only make sense together")
+
+
+@dataclass
+class PublishConfig:
+    bucket_mb: int = field(default=256, metadata={"help": "Size of one piece of weights on its way, in MiB.", "min": 1})
+    probe_tokens: int = field(
+        default=48,
+        metadata={"help": "Tokens whose log-probs learner and engine must agree on after a publication.", "min": 2},
+    )
+    probe_tolerance: float | None = field(
+        default=None,
+        metadata={
+            "help": "Largest |Δ log-prob| at which a publication counts as verified; null takes 1e-3 for float32 "
+            "engines and 0.2 for bfloat16 ones.",
+            "min": 0.0,
+        },
+    )
+    timeout_s: float = field(
+        default=300.0, metadata={"help": "Longest time for one publication, in seconds.", "min": 1}
+    )
+
+
+@dataclass
+class EvaluationConfig:
+    before: bool = field(default=True, metadata={"help": "Evaluate `data.test` before the first step."})
+    after: bool = field(default=True, metadata={"help": "Evaluate `data.test` after the last step."})
+    every: int = field(default=0, metadata={"help": "Evaluate `data.valid` every so many steps; 0 = never.", "min": 0})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest greedy response; null takes `sampling.max_new_tokens`.", "min": 1}
+    )
+    samples_shown: int = field(
+        default=3, metadata={"help": "Transcripts shown at the end, before beside after.", "min": 0}
+    )
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = field(
+        default=20, metadata={"help": "Steps between checkpoints; the last step always has one.", "min": 1}
+    )
+    keep: int = field(default=2, metadata={"help": "Checkpoints kept, the newest first.", "min": 1})
+
+
+@dataclass
+class RayConfig:
+    address: str | None = field(
+        default=None,
+        metadata={"help": "Cluster to join (`auto`, `ray://host:10001`); null starts Ray on this machine."},
+    )
+    num_cpus: int | None = field(
+        default=None, metadata={"help": "CPUs Ray may use when it starts here; null = all.", "min": 1}
+    )
+    object_store_mb: int | None = field(
+        default=None, metadata={"help": "Object store in MiB when Ray starts here; null = Ray's choice.", "min": 80}
+    )
+
+
+@dataclass
+class RunConfig:
+    """A whole run. Defaults suit a small model on one machine without a GPU."""
+
+    name: str = field(metadata={"help": "Name of the run; its results are in `<runs_dir>/<name>`."})
+    model: ModelConfig = field(metadata={"help": "The model that is trained."})
+    data: DataConfig = field(metadata={"help": "Speech to train and evaluate on."})
+    steps: int = field(
+        default=100,
+        metadata={
+            "help": "Steps of the whole run, those before a resume included. With a decaying learning rate, another "
+            "number also changes the schedule.",
+            "min": 0,
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "Everything random derives from it.", "min": 0})
+    objective: str = field(
+        default="grpo",
+        metadata={
+            "help": "`grpo` samples and learns from rewards; `sft` learns the references by cross-entropy.",
+            "choices": ("grpo", "sft"),
+        },
+    )
+    runs_dir: str = field(default="runs", metadata={"help": "Folder for the results of all runs."})
+    sampling: SamplingConfig = field(default_factory=SamplingConfig, metadata={"help": "How groups are sampled."})
+    engines: EngineConfig = field(default_factory=EngineConfig, metadata={"help": "The vLLM rollout engines."})
+    encoder: EncoderConfig = field(default_factory=EncoderConfig, metadata={"help": "The audio-encoder actors."})
+    rewards: RewardConfig = field(default_factory=RewardConfig, metadata={"help": "What samples are scored by."})
+    learner: LearnerConfig = field(default_factory=LearnerConfig, metadata={"help": "The FSDP2 learner group."})
+    publish: PublishConfig = field(
+        default_factory=PublishConfig, metadata={"help": "Weights on their way from the learner to the engines."}
+    )
+    evaluation: EvaluationConfig = field(
+        default_factory=EvaluationConfig, metadata={"help": "Greedy decoding and WER / CER on held-out speech."}
+    )
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata={"help": "When state is saved."})
+    ray: RayConfig = field(default_factory=RayConfig, metadata={"help": "The Ray cluster."})
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's configuration.
+
+    Args:
+        path: YAML file, or None to build on the defaults alone. Its `defaults: base.yaml` key names a file, relative
+            to itself, whose values it builds upon.
+        overrides: `key=value` pairs with dotted keys and values in YAML syntax; the last one wins.
+
+    Raises:
+        UserError: the file is missing or is not YAML.
+        InputError: keys are unknown or missing, values of the wrong type, or out of range. Names them all, with file
+            and line.
+    """
+    problems: list[Problem] = []
+    source = read_source(path, overrides, defaults(RunConfig), problems)
+    config: RunConfig | None = None
+    if not problems:
+        config = bind(
+            RunConfig, source.values, lambda key, text: problems.append(source.problem(key, text)), source.raw
+        )
+    if config is not None and not problems:
+        problems.extend(source.problem(key, text) for key, text in _across_sections(config))
+    if problems or config is None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise InputError(f"the configuration has {count}:", problems)
+    return config
+
+
+def _across_sections(config: RunConfig) -> list[tuple[str, str]]:
+    """(key, message) for values that are fine alone and make no sense together."""
+    found = []
+    if config.name in ("", ".", "..") or "/" in config.name:
+        found.append(("name", f"{config.name!r} cannot be the name of a folder"))
+    if config.evaluation.every and config.data.valid is None:
+        found.append(("evaluation.every", "evaluations during training need a manifest in `data.valid`"))
+    if config.objective == "sft" and config.data.replay is not None:
+        found.append(("data.replay", "replay is cross-entropy already; it has no effect with `objective: sft`"))
+    if config.objective == "grpo" and "encoder" in config.learner.train:
+        found.append(("learner.train", "the encoder can only be trained with `objective: sft`"))
+    if config.objective == "sft" and config.learner.zero_variance == "resample":
+        found.append(("learner.zero_variance", "there are no groups to resample with `objective: sft`"))
+    if "encoder" not in config.learner.train:
+        for name in ("augment", "ctc_weight"):
+            if getattr(config.learner, name):
+                found.append((f"learner.{name}", "needs a learner that trains the encoder (`learner.train`)"))
+    if config.learner.lr_floor > 1:
+        found.append(("learner.lr_floor", "is a share of `learner.lr`, at most 1"))
+    loss = config.learner.loss
+    if loss.aggregation == "constant" and loss.constant_length < 1:
+        found.append(("learner.loss.constant_length", "`constant` aggregation needs it: use sampling.max_new_tokens"))
+    if config.sampling.min_new_tokens > config.sampling.max_new_tokens:
+        found.append(("sampling.min_new_tokens", "is more than sampling.max_new_tokens"))
+    if config.objective == "grpo":
+        if config.sampling.group_size < 2:
+            found.append(("sampling.group_size", "a group of one has no advantage; GRPO needs at least 2"))
+        for i, item in enumerate(config.rewards.items):
+            try:
+                build_reward(item.name, item.options)
+            except UserError as error:
+                found.append((f"rewards.items.{i}", str(error)))
+    return found
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML; `load_config` reads it back to an equal one."""
+    return _to_yaml(to_plain(config))
+
+
+def default_yaml() -> str:
+    """All defaults as YAML, with `???` where a value is required."""
+    return _to_yaml(defaults(RunConfig))
+
+
+def _to_yaml(plain: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
+    return text

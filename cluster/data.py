@@ -1,0 +1,216 @@
+"""Which utterance is trained when, and the account of what became of it. Pure, but for the ledger's file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster import jsonl
+from speech.errors import UserError
+from speech.records import Prompt, Utterance
+
+Outcome = Literal["trained", "rejected"]
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 31-bit seed from whatever identifies the draw; the same on every machine and Python version."""
+    return int.from_bytes(_digest(*parts)[:4], "big") >> 1
+
+
+class PromptSource:
+    """Deals out every utterance exactly once per epoch, in an order that depends only on (seed, epoch).
+
+    The epochs are one endless stream that is cut into batches of equal size, so a batch may hold the end of one epoch
+    and the beginning of the next; nothing is dropped and no batch is short. With fewer utterances than prompts per
+    batch, an utterance can be in a batch twice, as prompts of different epochs.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], seed: int, batch_prompts: int, shuffle: bool = True) -> None:
+        """Start at the first prompt of epoch 0.
+
+        Raises:
+            ValueError: there are no utterances, an id occurs twice, or the batch is empty.
+        """
+        if not utterances or batch_prompts < 1:
+            raise ValueError("need at least one utterance and one prompt per batch")
+        if len({u.id for u in utterances}) != len(utterances):
+            raise ValueError("utterance ids are not unique")
+        self._utterances = tuple(utterances)
+        self._seed = seed
+        self._batch_prompts = batch_prompts
+        self._shuffle = shuffle
+        self._epoch = 0
+        self._position = 0
+        self._order = self._epoch_order(0)
+        self._fingerprint = _digest(*(u.id for u in self._utterances)).hex()
+
+    def __len__(self) -> int:
+        """Prompts per epoch."""
+        return len(self._utterances)
+
+    @property
+    def complete_epochs(self) -> int:
+        """Epochs whose prompts have all been dealt out."""
+        return self._epoch
+
+    def next_batch(self) -> list[Prompt]:
+        """The next `batch_prompts` prompts."""
+        return self.take(self._batch_prompts)
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts, for instance to stand in for groups without variance."""
+        prompts = []
+        for _ in range(count):
+            prompts.append(self._prompt(self._position))
+            self._position += 1
+            if self._position == len(self._order):
+                self._epoch += 1
+                self._position = 0
+                self._order = self._epoch_order(self._epoch)
+        return prompts
+
+    def state(self) -> dict[str, Any]:
+        """The position, as plain JSON values, for a checkpoint."""
+        return {"epoch": self._epoch, "position": self._position, "seed": self._seed, "data": self._fingerprint}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state()` was taken.
+
+        Raises:
+            UserError: the state is of other utterances or of another seed, so that there is no such place.
+        """
+        if state["seed"] != self._seed:
+            raise UserError(f"the checkpoint was made with seed {state['seed']}, this run has seed {self._seed}")
+        if state["data"] != self._fingerprint:
+            raise UserError(
+                "the training utterances have changed since the checkpoint (another manifest, order, or other lines "
+                "left out); resume with the old data, or start a run with another name"
+            )
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._order = self._epoch_order(self._epoch)
+
+    def _prompt(self, position: int) -> Prompt:
+        utterance = self._utterances[self._order[position]]
+        return Prompt(
+            id=f"{self._epoch}/{utterance.id}",
+            utterance=utterance,
+            epoch=self._epoch,
+            position=position,
+            seed=derived_seed("prompt", self._seed, self._epoch, utterance.id),
+        )
+
+    def _epoch_order(self, epoch: int) -> list[int]:
+        indices = range(len(self._utterances))
+        if not self._shuffle:
+            return list(indices)
+        # Sorting by a hash is a shuffle that does not depend on any library's random generator.
+        return sorted(indices, key=lambda i: _digest("order", self._seed, epoch, self._utterances[i].id))
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """What became of a prompt.
+
+    Attributes:
+        prompt_id: `"<epoch>/<utterance id>"`.
+        outcome: `trained`, or `rejected` with a reason.
+        reason: why it was rejected; None otherwise.
+    """
+
+    prompt_id: str
+    outcome: Outcome
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.outcome == "rejected") != (self.reason is not None):
+            raise ValueError(f"{self.prompt_id}: a reason belongs to a rejected prompt, and to no other")
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The account of a run. Prompts are named by id, in sorted order.
+
+    Attributes:
+        trained, rejected: entries.
+        reasons: entries per reason of rejection.
+        complete_epochs: epochs that were checked for missing prompts, counted from 0.
+        duplicates: prompts with more than one entry.
+        missing: prompts of complete epochs without an entry.
+        unknown: prompts of utterances that are not in the data.
+    """
+
+    trained: int
+    rejected: int
+    reasons: dict[str, int]
+    complete_epochs: int
+    duplicates: tuple[str, ...]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every prompt of every complete epoch is there exactly once."""
+        return not (self.duplicates or self.missing or self.unknown)
+
+
+class Ledger:
+    """`ledger.jsonl`: one line per finished prompt, so that an epoch can be audited after any number of crashes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, step: int, entries: Iterable[LedgerEntry]) -> None:
+        """Record the prompts that a step finished; on the disk when this returns.
+
+        Raises:
+            UserError: the disk is full or the folder is gone.
+        """
+        jsonl.append(
+            self._path,
+            ({"step": step, "prompt": e.prompt_id, "outcome": e.outcome, "reason": e.reason} for e in entries),
+        )
+
+    def rewind(self, step: int) -> None:
+        """Forget what happened after `step`, because training resumes from there."""
+        jsonl.rewind(self._path, step)
+
+    def audit(self, utterance_ids: Iterable[str], complete_epochs: int | None = None) -> Audit:
+        """Hold the ledger against the data.
+
+        Args:
+            utterance_ids: the utterances of one epoch.
+            complete_epochs: how many epochs must be complete (`PromptSource.complete_epochs`); None takes those before
+                the last epoch in the ledger.
+        """
+        lines = jsonl.read(self._path)
+        counts = Counter(str(line["prompt"]) for line in lines)
+        known = set(utterance_ids)
+        if complete_epochs is None:
+            complete_epochs = max((_epoch_of(prompt) for prompt in counts), default=0)
+        expected = (f"{epoch}/{utterance}" for epoch in range(complete_epochs) for utterance in known)
+        return Audit(
+            trained=sum(line["outcome"] == "trained" for line in lines),
+            rejected=sum(line["outcome"] == "rejected" for line in lines),
+            reasons=dict(sorted(Counter(line["reason"] for line in lines if line["reason"] is not None).items())),
+            complete_epochs=complete_epochs,
+            duplicates=tuple(sorted(prompt for prompt, count in counts.items() if count > 1)),
+            missing=tuple(sorted(prompt for prompt in expected if prompt not in counts)),
+            unknown=tuple(sorted(prompt for prompt in counts if prompt.partition("/")[2] not in known)),
+        )
+
+
+def _epoch_of(prompt_id: str) -> int:
+    return int(prompt_id.partition("/")[0])
+
+
+def _digest(*parts: int | str) -> bytes:
+    """A hash of a sequence; the lengths keep ("a", "bc") and ("ab", "c") apart."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        data = str(part).encode("utf-8")
+        digest.update(len(data).to_bytes(4, "big") + data)
+    return digest.digest()

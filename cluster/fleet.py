@@ -1,0 +1,137 @@
+"""The actors that sample: pools of audio encoders and of rollout engines, seen from the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import ray
+
+from rollout.actors import EncodedRef, EncoderActor, EngineActor, encoder_options, engine_options
+from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
+from rollout.encoder import EncoderMode
+from rollout.stats import EngineStats
+from speech.errors import UserError
+from speech.records import Group, Prompt, Utterance
+from speech.weights import Probe
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A checkpoint folder and the family that reads it (None: by `model_type`)."""
+
+    path: str
+    family: str | None
+
+
+class EncoderPool:
+    """Encodes each utterance of a step once; the results stay in the object store, for engines and learner alike."""
+
+    def __init__(self, model: ModelRef, config: EncoderConfig) -> None:
+        self.actors = [
+            EncoderActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
+                model.path, model.family, config
+            )
+            for _ in range(config.count)
+        ]
+
+    def start(self) -> list[ray.ObjectRef]:
+        """What to wait for until the models are loaded."""
+        return [actor.ready.remote() for actor in self.actors]
+
+    def encode(
+        self, utterances: Sequence[Utterance], timeout: float | None, mode: EncoderMode = "embeddings"
+    ) -> list[EncodedRef]:
+        """References to the encoded audio, in order.
+
+        Args:
+            mode: what the encoded audio must hold for the learner.
+
+        Raises:
+            InputError: naming every audio file that cannot be read.
+        """
+        shares = contiguous(utterances, len(self.actors))
+        calls = [actor.encode.remote(list(s), mode) for actor, s in zip(self.actors, shares, strict=True) if s]
+        return [reference for part in get(calls, "encode", timeout) for reference in part]
+
+    def update(self, states: dict[str, Any], timeout: float | None) -> None:
+        """Replace the weights of the parts that the learner trains."""
+        if states:
+            shared = ray.put(states)
+            get([actor.update.remote(shared) for actor in self.actors], "encoder update", timeout)
+
+    def encoded_total(self) -> int:
+        """Utterances encoded since the start."""
+        return sum(get([actor.encoded_total.remote() for actor in self.actors], "encoder count", 60.0))
+
+
+class EngineFleet:
+    """A fixed number of engines, each an independent actor."""
+
+    def __init__(self, model: ModelRef, config: EngineConfig) -> None:
+        self.config = config
+        self.actors = [
+            EngineActor.options(**engine_options(config)).remote(  # type: ignore[attr-defined]
+                model.path, model.family, config
+            )
+            for _ in range(config.count)
+        ]
+
+    def start(self, version: int | None) -> list[ray.ObjectRef]:
+        """What to wait for until the engines run.
+
+        Args:
+            version: of the checkpoint's own weights; None makes the engines wait for a verified publication.
+        """
+        return [actor.start.remote(version) for actor in self.actors]
+
+    def generate(
+        self, prompts: Sequence[Prompt], audio: Sequence[EncodedRef], sampling: SamplingConfig, timeout: float | None
+    ) -> list[Group]:
+        """Unscored groups, in the order of the prompts. Which engine samples a prompt depends on the order alone."""
+        shares = contiguous(list(zip(prompts, audio, strict=True)), len(self.actors))
+        calls = [
+            actor.generate.remote([p for p, _ in share], [a.ref for _, a in share], sampling)
+            for actor, share in zip(self.actors, shares, strict=True)
+            if share
+        ]
+        return [group for part in get(calls, "generate", timeout) for group in part]
+
+    def publish(self, version: int, buckets: Sequence[ray.ObjectRef], probe: Probe, timeout: float | None) -> float:
+        """Load and verify new weights on all engines; the largest |Δ log-prob| of their probes."""
+        calls = [actor.update_weights.remote(version, list(buckets), probe) for actor in self.actors]
+        return max(get(calls, "publish", timeout))
+
+    def stats(self) -> list[EngineStats]:
+        """Totals of each engine since its start."""
+        return get([actor.stats.remote() for actor in self.actors], "engine statistics", 60.0)
+
+    def shutdown(self) -> None:
+        get([actor.shutdown.remote() for actor in self.actors], "engine shutdown", 60.0)
+
+
+def contiguous(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
+    """Cut a sequence into `parts` runs of near-equal length (some empty when there are too few items)."""
+    bounds = [round(i * len(items) / parts) for i in range(parts + 1)]
+    return [items[a:b] for a, b in pairwise(bounds)]
+
+
+def get(calls: Sequence[ray.ObjectRef], what: str, timeout: float | None) -> list[Any]:
+    """`ray.get` whose errors are the actors' own, and whose time-out says what was waited for.
+
+    Raises:
+        UserError: as raised in the actor.
+        TimeoutError: naming the call.
+    """
+    try:
+        return ray.get(list(calls), timeout=timeout)
+    except ray.exceptions.GetTimeoutError:
+        raise TimeoutError(f"{what}: no answer from {len(calls)} actors within {timeout:.0f} s") from None
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise

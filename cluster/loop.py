@@ -1,0 +1,159 @@
+"""The training loop, for every objective: encode → sample → score → learn → publish (2509.18569, §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import ray
+
+from cluster.config import RunConfig
+from cluster.data import LedgerEntry, PromptSource
+from cluster.fleet import EngineFleet
+from cluster.phases import PhaseTimer
+from cluster.publish import publish
+from cluster.system import System
+from learner.batch import Sample, TrainGroup
+from learner.grouping import Selection, select_groups
+from rollout.actors import EncodedRef
+from speech.records import Group, Prompt
+
+MAX_RESAMPLING_ROUNDS = 3
+"""How often a step draws other prompts in place of groups without variance, before it trains on what it has."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a step collected.
+
+    Attributes:
+        groups: scored groups, in the order they were sampled (empty in SFT).
+        selection: what to train on, what was rejected and why.
+        audio: encoded audio by the index that training groups use.
+        replay: supervised groups mixed in.
+    """
+
+    groups: list[Group] = field(default_factory=list)
+    selection: Selection = field(default_factory=Selection)
+    audio: list[EncodedRef] = field(default_factory=list)
+    replay: list[TrainGroup] = field(default_factory=list)
+
+    @property
+    def references(self) -> dict[int, ray.ObjectRef]:
+        return {index: item.ref for index, item in enumerate(self.audio)}
+
+
+@dataclass(slots=True)
+class Step:
+    """A finished step, as handed to the recorder."""
+
+    number: int
+    version: int
+    batch: Batch
+    metrics: dict[str, float]
+    sample_gaps: dict[int, list[float]]
+
+    @property
+    def ledger(self) -> list[LedgerEntry]:
+        selection = self.batch.selection
+        return [LedgerEntry(prompt, "trained") for prompt in selection.trained] + [
+            LedgerEntry(prompt, "rejected", reason) for prompt, reason in selection.rejected
+        ]
+
+
+class Trainer:
+    """Runs steps. What it must remember between steps is `version`, `step` and the two prompt sources."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        system: System,
+        source: PromptSource,
+        replay_source: PromptSource | None,
+        timer: PhaseTimer,
+    ) -> None:
+        self.config, self.system, self.timer = config, system, timer
+        self.source, self.replay_source = source, replay_source
+        self.learner = system.learner
+        self.step = 0
+        self.version = 0
+
+    def run(self, after_step: Callable[[Step], bool]) -> None:
+        """Train until `config.steps`, or until `after_step` (record, evaluate, save) answers False."""
+        while self.step < self.config.steps:
+            self.step += 1
+            self.timer.start_step(self.step)
+            batch = self.collect() if self.config.objective == "grpo" else self.collect_references()
+            with self.timer.phase("learn", self.config.learner.step_timeout_s):
+                result = self.learner.update(self.step, batch.selection.groups, batch.replay, batch.references)
+            metrics = dict(result.metrics)
+            if self.config.objective == "grpo":
+                metrics["publish/probe_gap"] = self.publish(self.version + 1)
+            if not after_step(Step(self.step, self.version, batch, metrics, result.sample_gaps)):
+                return
+
+    def collect(self) -> Batch:
+        """Sample and score groups until the batch is full, or as full as `zero_variance: resample` gets it."""
+        batch = Batch()
+        missing = self.config.data.batch_prompts
+        rounds = MAX_RESAMPLING_ROUNDS if self.config.learner.zero_variance == "resample" else 1
+        for _ in range(rounds):
+            batch.selection.extend(self.sample(self.source.take(missing), batch))
+            missing = self.config.data.batch_prompts - len(batch.selection.groups)
+            if missing <= 0:
+                break
+        if self.replay_source is not None:
+            prompts = self.replay_source.next_batch()
+            batch.replay = self.references(prompts, batch)
+        return batch
+
+    def sample(self, prompts: list[Prompt], batch: Batch) -> Selection:
+        """One round: encode each utterance once, draw its group, score it, turn rewards into advantages."""
+        audio = self.encode(prompts)
+        with self.timer.phase("generate", self.config.engines.generate_timeout_s) as phase:
+            groups = self.fleet.generate(prompts, audio, self.config.sampling, phase.remaining())
+        with self.timer.phase("reward"):
+            groups = self.system.rewards.score(groups)
+        learner = self.config.learner
+        indices = range(len(batch.audio), len(batch.audio) + len(groups))
+        batch.groups += groups
+        batch.audio += audio
+        return select_groups(groups, indices, learner.advantage, learner.zero_variance == "keep")
+
+    def collect_references(self) -> Batch:
+        """A supervised batch: each prompt's only "sample" is its reference."""
+        batch = Batch()
+        prompts = self.source.next_batch()
+        batch.selection.groups = self.references(prompts, batch)
+        batch.selection.trained = [prompt.id for prompt in prompts]
+        return batch
+
+    def references(self, prompts: Sequence[Prompt], batch: Batch) -> list[TrainGroup]:
+        first = len(batch.audio)
+        batch.audio += self.encode(prompts)
+        return [
+            TrainGroup(
+                batch.audio[first + i].layout,
+                (Sample(tuple(self.system.family.target_ids(prompt.utterance)), (), 1.0),),
+                first + i,
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedRef]:
+        with self.timer.phase("encode", self.config.engines.generate_timeout_s) as phase:
+            utterances = [prompt.utterance for prompt in prompts]
+            return self.system.encoders.encode(utterances, phase.remaining(), self.system.encoder_mode)
+
+    def publish(self, version: int) -> float:
+        """Give the engines the learner's weights as `version`; the largest |Δ log-prob| of the proof."""
+        with self.timer.phase("publish", self.config.publish.timeout_s) as phase:
+            system, settings = self.system, self.config.publish
+            vocabulary = len(system.family.tokenizer)
+            gap = publish(version, self.learner, self.fleet, system.encoders, settings, vocabulary, phase)
+        self.version = version
+        return gap
+
+    @property
+    def fleet(self) -> EngineFleet:
+        return self.system.fleet

@@ -1,0 +1,56 @@
+"""Peak memory of a run on this machine."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+
+class PeakMemory:
+    """Samples the proportional set size of this process and all its descendants in a thread.
+
+    PSS counts a page shared by n processes as 1/n in each, so the object store and shared libraries are counted
+    once. Ray's processes are descendants when Ray was started here; on a cluster only this node's driver is seen.
+    """
+
+    def __init__(self, interval_s: float = 5.0) -> None:
+        self.peak_bytes = 0
+        self._interval = interval_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def sample(self) -> int:
+        """Bytes in use now; also raises the peak."""
+        me = psutil.Process()
+        used = sum(proportional_bytes(process.pid) for process in [me, *me.children(recursive=True)])
+        self.peak_bytes = max(self.peak_bytes, used)
+        return used
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._interval):
+            self.sample()
+
+
+def proportional_bytes(pid: int) -> int:
+    """PSS of a process in bytes; 0 when it is gone (it ended between listing and reading)."""
+    try:
+        with Path(f"/proc/{pid}/smaps_rollup").open(encoding="ascii") as file:
+            for line in file:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) * 1024
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    return 0

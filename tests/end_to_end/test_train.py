@@ -1,0 +1,114 @@
+"""`speechrl train` for real: Ray, vLLM, FSDP2, real audio; killed, resumed, interrupted, compared."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.data import Ledger
+from tests.demo_checkpoint import write_demo_checkpoint
+from tests.end_to_end.runs import records, run, start, wait_for_steps, without_times, write_config
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_demo_checkpoint(tmp_path_factory.mktemp("model") / "tiny", scale=1.5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    output = run("train", str(write_config(folder, model)))
+    assert "WER" in output and "results in" in output
+    return folder / "runs" / "tiny"
+
+
+def test_run_folder_is_complete(undisturbed: Path) -> None:
+    import json
+
+    summary = json.loads((undisturbed / "summary.json").read_text(encoding="utf-8"))
+    assert summary["status"] == "completed" and summary["steps"] == 6 and summary["version"] == 6
+    for when in ("before", "after"):
+        assert {"wer", "cer", "sub", "del", "ins", "words", "utterances"} <= summary[when].keys()
+        assert summary[when]["utterances"] == 4
+    assert summary["trajectories"] >= 6 * 4 * 3 and summary["tokens"] > 0 and summary["audio_seconds"] > 0
+    assert 0 < summary["peak_memory_gb"] < 24 and 0 <= summary["idle_fraction"] <= 1
+    assert list((undisturbed / "tensorboard").iterdir())
+    rollouts = records(undisturbed / "rollouts" / "step-000001.jsonl")
+    sample = rollouts[0]["samples"][0]
+    assert Path(rollouts[0]["audio"]).is_file() and rollouts[0]["reference"]
+    assert {"text", "reward", "parts", "versions", "finish_reason", "logprob_gap"} <= sample.keys()
+    trained = [s["logprob_gap"] for line in rollouts for s in line["samples"] if s["logprob_gap"] is not None]
+    assert trained and max(trained) <= 1e-2
+
+
+def test_engine_and_learner_agree_at_every_step(undisturbed: Path) -> None:
+    for line in records(undisturbed / "metrics.jsonl"):
+        assert line["logprob_gap/mean"] <= 1e-4 and line["logprob_gap/max"] <= 1e-2, line["step"]
+        assert line["publish/probe_gap"] <= 1e-3
+        assert line["learner/grad_norm"] > 0
+
+
+def test_encoder_runs_once_per_utterance_and_group_pays_once_for_its_prompt(undisturbed: Path) -> None:
+    for line in records(undisturbed / "metrics.jsonl"):
+        sampled = line["rollout/trajectories"] / 3
+        assert line["rollout/encoded_utterances"] == sampled + 2  # two replayed ones
+        assert line["rollout/prefix_hit_rate"] > 0.2
+
+
+def test_weights_moved_and_export_loads_in_plain_transformers(undisturbed: Path, model: Path) -> None:
+    from transformers import AutoModel
+
+    before, after = load_file(model / "model.safetensors"), load_file(undisturbed / "export" / "model.safetensors")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"language_model"}, "encoder and adaptor are frozen"
+    loaded = AutoModel.from_pretrained(undisturbed / "export", trust_remote_code=True)
+    for name, tensor in loaded.state_dict().items():
+        if name in after:
+            assert torch.equal(tensor, after[name]), name
+
+
+def test_killed_and_resumed_run_is_the_same_run(undisturbed: Path, model: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, model)
+    folder = tmp_path / "runs" / "tiny"
+    process = start("train", str(config))
+    wait_for_steps(process, folder / "metrics.jsonl", 3)
+    os.killpg(process.pid, signal.SIGKILL)  # the driver; Ray's own processes find out by themselves
+    process.wait()
+    run("train", str(config))
+    theirs, ours = records(undisturbed / "metrics.jsonl"), records(folder / "metrics.jsonl")
+    assert [line["step"] for line in ours] == [1, 2, 3, 4, 5, 6]
+    assert without_times(ours) == without_times(theirs)
+    expected, found = (load_file(f / "export" / "model.safetensors") for f in (undisturbed, folder))
+    assert all(torch.equal(expected[name], found[name]) for name in expected), "bit-identical weights"
+    ids = [line["id"] for line in records(tmp_path / "train.jsonl")]
+    audit = Ledger(folder / "ledger.jsonl").audit(ids)
+    assert audit.exact and audit.complete_epochs >= 2 and audit.trained > 0
+    assert records(folder / "ledger.jsonl") == records(undisturbed / "ledger.jsonl")
+
+
+def test_learning_rate_zero_changes_nothing_and_interrupt_saves(model: Path, tmp_path: Path) -> None:
+    import json
+
+    config = write_config(tmp_path, model, learner__lr=0.0, checkpoint__every=100)
+    folder = tmp_path / "runs" / "tiny"
+    process = start("train", str(config))
+    wait_for_steps(process, folder / "metrics.jsonl", 2)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    done = len(records(folder / "metrics.jsonl"))
+    assert done < 6 and f"interrupted after {done} steps" in output
+    assert (folder / "checkpoints" / f"step-{done:06d}" / "state.json").is_file()
+
+    run("train", str(config))
+    before, after = load_file(model / "model.safetensors"), load_file(folder / "export" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["before"] == summary["after"] and summary["steps"] == 6
