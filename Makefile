@@ -1,5 +1,5 @@
 # make demo   train the embedded demo and print WER before and after
-# make test   the fast tests; make test-slow, make test-gpu, make chaos for the others
+# make test   the fast tests; make test-slow and make test-gpu for the others
 # make check  ruff and mypy
 PYTHON ?= python3.11
 VENV := .venv

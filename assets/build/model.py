@@ -39,6 +39,7 @@ def initialise(tokenizer_folder: Path, out: Path, seed: int) -> int:
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
         attention_dropout=0.0,
+        initializer_range=0.05,  # the usual 0.02 suits wide layers
         bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
         pad_token_id=tokenizer.convert_tokens_to_ids("<|pad|>"),
