@@ -45,12 +45,13 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Rebuilds everything under assets/ from nothing: speech, tokenizer, untrained model, SFT. Under an hour on 2 cores.
+# Rebuilds everything under assets/ from nothing: speech, tokenizer, untrained model, two stages of SFT.
 assets: setup
 	$(BIN)/python -m assets.build.speech
 	$(BIN)/python -m assets.build.tokenizer
 	$(BIN)/python -m assets.build.model init
-	rm -rf runs/asr_demo_sft
+	rm -rf runs/asr_demo_pretrain runs/asr_demo_sft
+	$(BIN)/speechrl train configs/asr_demo_pretrain.yaml
 	$(BIN)/speechrl train configs/asr_demo_sft.yaml
 	$(BIN)/python -m assets.build.model collect
 

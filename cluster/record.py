@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 def step_metrics(
-    step: Step, before: Sequence[EngineStats], after: Sequence[EngineStats], encoded: int
+    step: Step, before: Sequence[EngineStats], after: Sequence[EngineStats], encoded: int, retried: int
 ) -> dict[str, float]:
     """Everything about a step but its times.
 
     Args:
         before, after: the engines' totals around the step.
         encoded: utterances that the encoders processed in the step.
+        retried: groups whose scoring was tried again since the run started, after a time-out or a lost actor.
     """
     batch = step.batch
     metrics: dict[str, float] = {"version": float(step.version), "rollout/encoded_utterances": float(encoded)}
@@ -30,6 +31,7 @@ def step_metrics(
     if batch.groups:
         metrics |= _rollout_metrics(batch.groups, step.version)
         metrics |= _reward_metrics(batch)
+        metrics["reward/retried_total"] = float(retried)
         queries = sum(a.prefix_queries - b.prefix_queries for a, b in zip(after, before, strict=True))
         hits = sum(a.prefix_hits - b.prefix_hits for a, b in zip(after, before, strict=True))
         metrics["rollout/prefix_hit_rate"] = hits / queries if queries else 0.0

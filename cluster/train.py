@@ -180,7 +180,8 @@ class _Run:
         """Record, evaluate, save; False ends the training."""
         stats = self.system.fleet.stats()
         encoded = self.system.encoders.encoded_total()
-        metrics = step_metrics(step, self.engine_stats, stats, encoded - self.encoded)
+        retried = self.system.rewards.counts.retried if step.batch.groups else 0
+        metrics = step_metrics(step, self.engine_stats, stats, encoded - self.encoded, retried)
         self.engine_stats = stats
         checkpoint = self.config.checkpoint
         last = step.number == self.config.steps

@@ -26,6 +26,10 @@ class LearnerConfig:
         default="constant",
         metadata={"help": "Learning rate after warm-up.", "choices": ("constant", "linear", "cosine")},
     )
+    decay_steps: int | None = field(
+        default=None,
+        metadata={"help": "Decay over the last so many steps; null begins right after the warm-up.", "min": 1},
+    )
     lr_floor: float = field(default=0.0, metadata={"help": "Decay ends at lr_floor × lr.", "min": 0.0})
     beta1: float = field(default=0.9, metadata={"help": "AdamW's first moment decay."})
     beta2: float = field(default=0.95, metadata={"help": "AdamW's second moment decay."})

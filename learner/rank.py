@@ -159,6 +159,7 @@ class LearnerRank:
             total_steps=self.spec.total_steps,
             decay=config.decay,
             floor=config.lr_floor,
+            decay_steps=config.decay_steps,
         )
 
     def _apply(self, rate: float) -> float:

@@ -6,13 +6,20 @@ import math
 
 
 def learning_rate(
-    step: int, *, peak: float, warmup_steps: int, total_steps: int, decay: str = "constant", floor: float = 0.0
+    step: int,
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    decay: str = "constant",
+    floor: float = 0.0,
+    decay_steps: int | None = None,
 ) -> float:
-    """Learning rate of one optimiser step: linear warm-up, then decay.
+    """Learning rate of one optimiser step: linear warm-up, the peak, then decay.
 
     Warm-up takes the values peak · step / (warmup_steps + 1), so no update is wasted on a rate of 0 and the first
-    step after it runs at the peak. `linear` and `cosine` fall from there and would reach floor · peak one step after
-    the last; later steps stay at the floor.
+    step after it runs at the peak. `linear` and `cosine` fall over the last `decay_steps` steps and would reach
+    floor · peak one step after the last; later steps stay at the floor.
 
     Args:
         step: 1 for the first.
@@ -21,6 +28,8 @@ def learning_rate(
         total_steps: steps of the whole run; unused by `constant`.
         decay: `constant`, `linear` or `cosine`.
         floor: fraction of the peak, in [0, 1], where the decay ends.
+        decay_steps: length of the decay; None lets it begin right after the warm-up. With a number, a run that is
+            prolonged shares its beginning with the shorter one (warm-up, stable, decay: 2404.06395).
 
     Raises:
         ValueError: a step below 1, a negative warm-up, a floor outside [0, 1], or an unknown decay.
@@ -35,6 +44,7 @@ def learning_rate(
         return peak * step / (warmup_steps + 1)
     if decay == "constant":
         return peak
-    progress = min(1.0, (step - 1 - warmup_steps) / max(1, total_steps - warmup_steps))
+    begin = warmup_steps if decay_steps is None else max(warmup_steps, total_steps - decay_steps)
+    progress = min(1.0, max(0, step - 1 - begin) / max(1, total_steps - begin))
     remaining = 1 - progress if decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return peak * (floor + (1 - floor) * remaining)

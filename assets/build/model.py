@@ -1,7 +1,7 @@
 """The demo model: random initialisation, then our own SFT: `python -m assets.build.model {init,collect}`.
 
-`init` writes an untrained checkpoint; `speechrl train configs/asr_demo_sft.yaml` trains it; `collect` copies the
-result into `assets/asr_demo`. `make assets` runs all three.
+`init` writes an untrained checkpoint; `speechrl train` with `configs/asr_demo_pretrain.yaml`, then with
+`configs/asr_demo_sft.yaml`, trains it; `collect` copies the result into `assets/asr_demo`. `make assets` runs all.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from speech.families.demo_model import DemoSpeechConfig, DemoSpeechLM
 
 INIT = Path("build/asr_demo_init")
 FINAL = Path("assets/asr_demo")
-SFT_RUN = Path("runs/asr_demo_sft")
+STAGES = (Path("runs/asr_demo_pretrain"), Path("runs/asr_demo_sft"))
 
 
 def initialise(tokenizer_folder: Path, out: Path, seed: int) -> int:
@@ -54,14 +55,20 @@ def initialise(tokenizer_folder: Path, out: Path, seed: int) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def collect(run: Path, out: Path) -> None:
-    """Copy the SFT run's export and its curve to where the demo expects them."""
+def collect(stages: Sequence[Path], out: Path) -> None:
+    """Copy the last stage's export, and the curves of all, to where the demo expects them."""
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(run / "export", out)
-    curve = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    points = [{k: line[k] for k in ("step", "learner/nll", "valid/wer") if k in line} for line in curve]
-    kept = [point for point in points if "valid/wer" in point or point["step"] % 50 == 0]
-    (out / "sft_curve.jsonl").write_text("".join(json.dumps(point) + "\n" for point in kept), encoding="utf-8")
+    shutil.copytree(stages[-1] / "export", out)
+    points = []
+    for run in stages:
+        for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            if "valid/wer" in line or line["step"] % 50 == 0:
+                shown = ("step", "learner/nll", "learner/ctc", "valid/wer")
+                points.append({"stage": run.name, **{k: line[k] for k in shown if k in line}})
+    text = "".join(json.dumps(point) + "\n" for point in points)
+    (out / "sft_curve.jsonl").write_text(text, encoding="utf-8")
+    print(text, end="")
 
 
 def main() -> None:
@@ -74,8 +81,8 @@ def main() -> None:
     if arguments.action == "init":
         print(f"{INIT}: {initialise(arguments.tokenizer, INIT, arguments.seed):,} parameters")
     else:
-        collect(SFT_RUN, FINAL)
-        print(f"{FINAL}: from {SFT_RUN}")
+        collect(STAGES, FINAL)
+        print(f"{FINAL}: from {STAGES[-1]}")
 
 
 if __name__ == "__main__":

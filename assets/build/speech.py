@@ -30,7 +30,10 @@ MANDARIN_SHARE = 0.08
 BABBLE_UTTERANCES = 24  # per split, said by the split's own voices and stored nowhere
 LEVEL_DBFS, LEVEL_SPREAD_DB = -23.0, 1.5
 COMPRESSION_LEVEL = 0.98  # about 11 kbit/s; a little less, and the codec stops storing what lies above 4 kHz
-OWN_FILES = {"audio", "README.md", "stats.json"} | {f"{split}.jsonl" for split in SPLIT_VOICES}
+WARM_HARD = 800
+"""Utterances of `train` that the warm start may see: without any in hard conditions it finds nothing there at all,
+and samples that are all wrong teach nothing."""
+OWN_FILES = {"audio", "README.md", "stats.json"} | {f"{name}.jsonl" for name in (*SPLIT_VOICES, "warm")}
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,13 @@ def write_split(
         yield line
 
 
+def write_manifest(path: Path, lines: list[dict[str, Any]]) -> None:
+    """One JSON object per line."""
+    path.write_text(
+        "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8"
+    )
+
+
 def build(out: Path, seed: int, limit: int | None) -> dict[str, Any]:
     """Make the whole corpus (or `limit` utterances of each split) in `out`; returns its statistics."""
     if out.exists() and not {entry.name for entry in out.iterdir()} <= OWN_FILES:
@@ -140,9 +150,8 @@ def build(out: Path, seed: int, limit: int | None) -> dict[str, Any]:
             for line in write_split(split, sentences, engines, partial, seed):
                 lines.append(line)
                 progress.advance(task)
-            with (partial / f"{split.name}.jsonl").open("w", encoding="utf-8") as manifest:
-                for line in lines:
-                    manifest.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+            write_manifest(partial / f"{split.name}.jsonl", lines)
+    write_manifest(partial / "warm.jsonl", manifests["sft"] + manifests["train"][:WARM_HARD])
     statistics = report.statistics(partial, manifests, seed)
     report.write(partial, statistics)
     shutil.rmtree(out, ignore_errors=True)

@@ -19,7 +19,7 @@ from assets.build.voices import SFT, SPLIT_VOICES, TRAIN
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "assets" / "speech"
 SIZES = {"sft": 2400, "train": 1600, "valid": 160, "test": 440}
-CAP_BYTES = 12_500_000
+CAP_BYTES = 13_500_000
 
 Manifests = dict[str, list[dict[str, Any]]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -30,8 +31,6 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_run_folder_is_complete(undisturbed: Path) -> None:
-    import json
-
     summary = json.loads((undisturbed / "summary.json").read_text(encoding="utf-8"))
     assert summary["status"] == "completed" and summary["steps"] == 6 and summary["version"] == 6
     for when in ("before", "after"):
@@ -74,6 +73,18 @@ def test_weights_moved_and_export_loads_in_plain_transformers(undisturbed: Path,
             assert torch.equal(tensor, after[name]), name
 
 
+def test_evaluate_gives_what_training_reported(undisturbed: Path, tmp_path: Path) -> None:
+    manifest = undisturbed.parents[1] / "test.jsonl"
+    out = tmp_path / "hypotheses.jsonl"
+    limits = ("engines.max_model_len=160", "engines.threads=1", "sampling.max_new_tokens=10", "encoder.threads=1")
+    limits += ("sampling.min_new_tokens=1",)
+    arguments = ("--model", str(undisturbed / "export"), "--manifest", str(manifest), "--out", str(out))
+    printed = run("evaluate", *arguments, *limits)
+    reported = json.loads((undisturbed / "evaluation-after.json").read_text(encoding="utf-8"))
+    assert [line["hypothesis"] for line in records(out)] == [line["hypothesis"] for line in reported["hypotheses"]]
+    assert f"{reported['summary']['wer']:.2%}" in printed
+
+
 def test_killed_and_resumed_run_is_the_same_run(undisturbed: Path, model: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, model)
     folder = tmp_path / "runs" / "tiny"
@@ -94,8 +105,6 @@ def test_killed_and_resumed_run_is_the_same_run(undisturbed: Path, model: Path, 
 
 
 def test_learning_rate_zero_changes_nothing_and_interrupt_saves(model: Path, tmp_path: Path) -> None:
-    import json
-
     config = write_config(tmp_path, model, learner__lr=0.0, checkpoint__every=100)
     folder = tmp_path / "runs" / "tiny"
     process = start("train", str(config))

@@ -15,7 +15,7 @@ from learner.losses import LossConfig
 from learner.plan import audio_of, plan_updates
 from learner.rank import LearnerRank, RankSpec
 from speech.families import load_family
-from speech.records import EncodedAudio, PromptLayout, Utterance
+from speech.records import EncodedAudio, PromptLayout
 from tests.demo_checkpoint import write_demo_checkpoint
 
 VOCABULARY = 262
@@ -178,4 +178,3 @@ def test_frozen_parts_are_not_loaded(model: Path) -> None:
     policy = Policy.load(load_family(model), ["language_model"], torch.float32)
     assert policy.adaptor is None and policy.encoder is None
     assert not policy.training and not any(module.training for module in policy.modules())
-    _ = Utterance

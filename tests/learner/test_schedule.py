@@ -37,6 +37,10 @@ def test_values_by_hand() -> None:
     assert rates("constant") == [0.5, 1, 1, 1, 1, 1, 1]
     assert rates("linear") == pytest.approx([0.5, 1, 0.75, 0.5, 0.25, 0, 0])
     assert rates("linear", floor=0.2) == pytest.approx([0.5, 1, 0.8, 0.6, 0.4, 0.2, 0.2])
+    tail = [
+        learning_rate(s, peak=1.0, warmup_steps=1, total_steps=6, decay="linear", decay_steps=2) for s in range(1, 8)
+    ]
+    assert tail == pytest.approx([0.5, 1, 1, 1, 1, 0.5, 0])
     assert rates("cosine") == pytest.approx([0.5, 1, 0.853553, 0.5, 0.146447, 0, 0], abs=1e-6)
 
 
