@@ -69,6 +69,7 @@ class LearnerConfig:
         metadata={"help": "`sft` only: weight of an auxiliary CTC loss on the encoder's output.", "min": 0.0},
     )
     augment: bool = field(
-        default=False, metadata={"help": "`sft` only: mask random bands of time and frequency (SpecAugment)."}
+        default=False,
+        metadata={"help": "`sft` with the encoder trained: change features at random (`learner/augment.py`)."},
     )
     step_timeout_s: float = field(default=1800.0, metadata={"help": "Longest time for one update.", "min": 1.0})

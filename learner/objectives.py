@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F
 
-from learner.augment import spec_augment
+from learner.augment import augment_features
 from learner.batch import PackedBatch
 from learner.losses import Metrics, find_policy_loss, sft_loss
 from learner.plan import RankShare
@@ -54,7 +54,7 @@ def micro_batch_loss(
     """
     reinforcement = spec.objective == "grpo" and context.kind == "policy"
     if spec.config.augment and spec.objective == "sft":
-        audio = spec_augment(audio, context.batch.audio, seed=spec.seed * 1_000_003 + context.step)
+        audio = augment_features(audio, context.batch.audio, seed=spec.seed * 1_000_003 + context.step)
     # Supervised targets are the data's distribution: temperature and masks belong to sampling only.
     sampler = Processing(spec.temperature, spec.min_new_tokens, spec.stop_ids) if reinforcement else Processing()
     output = policy(context.batch, audio, sampler, spec.config.logits_chunk)

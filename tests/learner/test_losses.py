@@ -212,8 +212,8 @@ def test_metrics_merge_like_the_losses() -> None:
     assert sum(float(part[0].detach()) for part in parts) == pytest.approx(loss.item())
     together, apart = summarise_metrics(metrics), summarise_metrics(reduce_metrics(part[1] for part in parts))
     assert together == pytest.approx(apart)
-    gaps = [abs(n - b) for r in responses for n, b in zip(r.new, r.behaviour, strict=True)]
-    weights = [math.exp(n - b) for r in responses for n, b in zip(r.new, r.behaviour, strict=True)]
+    gaps = [abs(o - b) for r in responses for o, b in zip(r.old, r.behaviour, strict=True)]
+    weights = [math.exp(o - b) for r in responses for o, b in zip(r.old, r.behaviour, strict=True)]
     assert together["tokens"] == len(gaps)
     assert together["logprob_gap"] == pytest.approx(sum(gaps) / len(gaps))
     assert together["logprob_gap_max"] == pytest.approx(max(gaps))
