@@ -13,9 +13,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """A local Ray with logical CPUs enough for every actor of a test."""
+    """A local Ray with logical CPUs enough for every actor of a test.
+
+    Per module and not per session: a process has one Ray at a time, and tests/rollout needs one of its own, whose
+    workers know the tests' model family.
+    """
     import ray
 
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
