@@ -182,7 +182,7 @@ class _Run:
         encoded = self.system.encoders.encoded_total()
         retried = self.system.rewards.counts.retried if step.batch.groups else 0
         metrics = step_metrics(step, self.engine_stats, stats, encoded - self.encoded, retried)
-        self.engine_stats = stats
+        self.engine_stats, self.encoded = stats, encoded
         checkpoint = self.config.checkpoint
         last = step.number == self.config.steps
         if (
@@ -191,8 +191,8 @@ class _Run:
             and step.number % self.config.evaluation.every == 0
         ):
             metrics |= self._validate()
-            self.engine_stats = self.system.fleet.stats()
-        self.encoded = self.system.encoders.encoded_total()
+            # The evaluation's share is no part of the next step's.
+            self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
         metrics |= self.timer.finish_step()
         metrics["time/tokens_per_second"] = metrics.get("rollout/tokens", 0.0) / max(metrics["time/step"], 1e-9)
         if step.batch.groups:

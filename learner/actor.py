@@ -53,14 +53,6 @@ class LearnerActor:
     def load(self, folder: str) -> None:
         self._rank.load(folder)
 
-    def export(self, folder: str) -> None:
-        self._rank.export(folder)
-
-    def peak_memory_bytes(self) -> int:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
     @property
     def _rank(self) -> LearnerRank:
         if self.rank is None:
@@ -131,9 +123,6 @@ class LearnerGroup:
 
     def load(self, folder: str) -> None:
         self._all("load", folder)
-
-    def export(self, folder: str) -> None:
-        self._all("export", folder)
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._get([getattr(actor, method).remote(*args) for actor in self.actors], method)

@@ -31,8 +31,9 @@ class UpdateContext:
         kind: `policy` for the objective's own groups, `replay` for SFT replay, `spare` for a weightless stand-in.
         old_logprobs: (T,) of the policy before the step's first update; None when there is only one update,
             because they are then the current ones.
-        sample_gaps: (S,) largest |learner − engine| log-prob of each sample; filled in by the policy loss.
         reference_logprobs: (T,) of the frozen reference policy; None when the KL coefficient is 0.
+        step: 1-based step of the run, on which augmentation depends.
+        sample_gaps: (S,) largest |learner − engine| log-prob of each sample; filled in by the policy loss.
     """
 
     batch: PackedBatch
@@ -56,7 +57,7 @@ def micro_batch_loss(
     if spec.config.augment and spec.objective == "sft":
         audio = augment_features(audio, context.batch.audio, seed=spec.seed * 1_000_003 + context.step)
     # Supervised targets are the data's distribution: temperature and masks belong to sampling only.
-    sampler = Processing(spec.temperature, spec.min_new_tokens, spec.stop_ids) if reinforcement else Processing()
+    sampler = spec.sampler if reinforcement else Processing()
     output = policy(context.batch, audio, sampler, spec.config.logits_chunk)
     if context.kind == "spare":
         return output.logprobs.sum() * 0.0, {}

@@ -50,6 +50,11 @@ class RankSpec:
     replay_weight: float
     seed: int
 
+    @property
+    def sampler(self) -> Processing:
+        """What the engine does to the logits of a rollout."""
+        return Processing(self.temperature, self.min_new_tokens, self.stop_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -95,7 +100,6 @@ class LearnerRank:
             else MixedPrecisionPolicy()
         )
         self.family = load_family(spec.model, spec.family)
-        self.sampler = Processing(spec.temperature, spec.min_new_tokens, spec.stop_ids)
         self.policy = self._load(config.train, ctc=config.ctc_weight > 0)
         # Coefficient 0 loads no reference policy at all.
         self.reference = self._load([]) if spec.objective == "grpo" and config.loss.kl_coef > 0 else None
@@ -185,23 +189,18 @@ class LearnerRank:
             for kind, groups in parts
             for part in split_micro_batches(list(groups), budget, shared)
         ]
-        count = torch.tensor(len(contexts))
-        dist.all_reduce(count, op=dist.ReduceOp.MAX) if self.device.type == "cpu" else self._max_on_device(count)
+        count = torch.tensor(len(contexts), device=self.device)
+        dist.all_reduce(count, op=dist.ReduceOp.MAX)
         spare = pack([share.spare], shared)
         contexts += [UpdateContext(spare, kind="spare") for _ in range(int(count) - len(contexts))]
         for context in contexts:
             # Every rank must take part in these forward passes, with the spare micro-batches too.
-            sampler = self.sampler if context.kind == "policy" else Processing()
+            sampler = self.spec.sampler if context.kind == "policy" else Processing()
             if self.reference is not None:
                 context.reference_logprobs = self._logprobs(self.reference, context.batch, audio, sampler)
             if several:
                 context.old_logprobs = self._logprobs(self.policy, context.batch, audio, sampler)
         return contexts
-
-    def _max_on_device(self, count: torch.Tensor) -> None:
-        moved = count.to(self.device)
-        dist.all_reduce(moved, op=dist.ReduceOp.MAX)
-        count.copy_(moved)
 
     @torch.no_grad()
     def _logprobs(

@@ -62,7 +62,7 @@ def make_batch(groups: int = 5, seed: int = 0) -> tuple[list[TrainGroup], dict[i
     return train, audio
 
 
-def run_rank(rank: int, world: int, meeting: str, spec: RankSpec, out: str, frozen: bool) -> None:
+def run_rank(rank: int, world: int, meeting: str, spec: RankSpec, out: str) -> None:
     """One process: an update on the shared batch; rank 0 stores gradients, metrics and new weights."""
     learner = LearnerRank(spec, rank, world, f"file://{meeting}")
     groups, audio = make_batch()
@@ -103,7 +103,7 @@ def run_rank(rank: int, world: int, meeting: str, spec: RankSpec, out: str, froz
 def run(tmp_path: Path, spec: RankSpec, world: int = 1) -> dict[str, Any]:
     name = f"{len(list(tmp_path.iterdir()))}"
     out = tmp_path / f"out-{name}"
-    mp.spawn(run_rank, (world, str(tmp_path / f"meet-{name}"), spec, str(out), False), nprocs=world)
+    mp.spawn(run_rank, (world, str(tmp_path / f"meet-{name}"), spec, str(out)), nprocs=world)
     return torch.load(out, weights_only=True)
 
 
