@@ -56,6 +56,10 @@ def _run(arguments: list[str]) -> int:
         from cluster.prepare import run
 
         return int(run(args))
+    if args.command == "audit":
+        from cluster.audit import run_audit
+
+        return int(run_audit(args))
     return _config(args)
 
 
@@ -128,6 +132,16 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
         from cluster.prepare import add_arguments
 
         add_arguments(prepare)
+
+    audit = command(
+        "audit",
+        "hold a run's ledger against its data",
+        "examples:\n"
+        "  speechrl audit runs/asr_demo\n"
+        "Every prompt of an epoch is trained once, or rejected with a reason, however often the run was killed and\n"
+        "resumed. The exit code is 1 when the account says otherwise.",
+    )
+    audit.add_argument("run", metavar="RUN", help="folder of a run")
 
     config = command(
         "config",

@@ -10,10 +10,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster import jsonl
+from cluster.config import DataConfig
 from speech.errors import UserError
+from speech.manifests import Manifest, load_manifest
 from speech.records import Prompt, Utterance
 
 Outcome = Literal["trained", "rejected"]
+
+
+def load_split(config: DataConfig, path: str) -> Manifest:
+    """A manifest, read as the run's `data` section says.
+
+    Raises:
+        InputError: naming every bad line, unless `data.on_bad` is `skip`.
+    """
+    return load_manifest(
+        path,
+        format=config.format,
+        on_bad=config.on_bad,  # type: ignore[arg-type]  # checked by the configuration
+        limits=config.limits,
+    )
 
 
 def derived_seed(*parts: int | str) -> int:

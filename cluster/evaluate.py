@@ -12,14 +12,13 @@ from typing import Any
 
 from cluster import jsonl
 from cluster.config import RunConfig, load_config
-from cluster.data import derived_seed
+from cluster.data import derived_seed, load_split
 from cluster.display import print_evaluation
 from cluster.fleet import EncoderPool, EngineFleet
 from cluster.system import System
 from rewards.edits import TranscriptPair, character_edits, corpus_summary, word_edits
 from rollout.config import SamplingConfig
 from speech.errors import UserError
-from speech.manifests import load_manifest
 from speech.records import Prompt, Trajectory, Utterance
 from speech.text import NORMALISER_VERSION
 
@@ -97,12 +96,7 @@ def run_evaluation(args: argparse.Namespace) -> int:
     given = [f"model.path={args.model}", f"data.train={args.manifest}"]
     named = [] if args.config is not None else ["name=evaluation"]
     config = load_config(args.config, [*named, *args.overrides, *given])
-    manifest = load_manifest(
-        args.manifest,
-        format=config.data.format,
-        on_bad=config.data.on_bad,  # type: ignore[arg-type]  # checked by the configuration
-        limits=config.data.limits,
-    )
+    manifest = load_split(config.data, args.manifest)
     out = Path(args.out) if args.out is not None else Path(f"hypotheses-{Path(args.manifest).stem}.jsonl")
     probe = out.with_name(f".{out.name}.probe")
     with jsonl.writing(out):  # found out now, not after the decoding

@@ -15,7 +15,7 @@ from typing import Any
 from cluster import jsonl
 from cluster.checkpoints import STATE_FILE
 from cluster.config import RunConfig
-from cluster.data import PromptSource, derived_seed
+from cluster.data import PromptSource, derived_seed, load_split
 from cluster.display import Example, TrainingDisplay, print_summary
 from cluster.evaluate import Evaluation, evaluate, evaluation_sampling, load_evaluation, store_evaluation
 from cluster.loop import Step, Trainer
@@ -28,7 +28,7 @@ from rollout.config import SamplingConfig
 from speech.audio import load_audio
 from speech.errors import UserError
 from speech.families import load_family
-from speech.manifests import Manifest, load_manifest
+from speech.manifests import Manifest
 
 
 def train(config: RunConfig) -> int:
@@ -38,7 +38,7 @@ def train(config: RunConfig) -> int:
         UserError: bad input or configuration; nothing has been trained then.
     """
     manifests = {
-        split: _manifest(config, path)
+        split: load_split(config.data, path)
         for split, path in (
             ("train", config.data.train),
             ("valid", config.data.valid if config.evaluation.every else None),
@@ -58,15 +58,6 @@ def train(config: RunConfig) -> int:
                 status = run.execute(resume_from)
         print_summary(run.summary(status), run.examples(), folder.path)
     return 130 if status == "interrupted" else 0
-
-
-def _manifest(config: RunConfig, path: str) -> Manifest:
-    return load_manifest(
-        path,
-        format=config.data.format,
-        on_bad=config.data.on_bad,  # type: ignore[arg-type]  # checked by the configuration
-        limits=config.data.limits,
-    )
 
 
 @contextmanager

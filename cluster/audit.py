@@ -1,0 +1,43 @@
+"""`speechrl audit`: hold a run's ledger against its data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.config import load_config
+from cluster.data import Audit, Ledger, load_split
+from speech.errors import UserError
+
+_SHOWN = 5
+
+
+def run_audit(args: argparse.Namespace) -> int:
+    """Print the account of `args.run`; returns 0 when it is exact and 1 when it is not.
+
+    Raises:
+        UserError: the folder is no run, or its training data cannot be read.
+    """
+    folder = Path(args.run)
+    if not (folder / "ledger.jsonl").is_file():
+        raise UserError(f"{folder}: holds no ledger.jsonl; name the folder of a run, such as runs/asr_demo")
+    config = load_config(folder / "config.yaml")
+    manifest = load_split(config.data, config.data.train)
+    audit = Ledger(folder / "ledger.jsonl").audit([utterance.id for utterance in manifest.utterances])
+    _report(audit, Console())
+    return 0 if audit.exact else 1
+
+
+def _report(audit: Audit, console: Console) -> None:
+    counts = f"{audit.trained:,} prompts trained, {audit.rejected:,} rejected"
+    console.print(f"{counts}; {audit.complete_epochs} full epochs")
+    for reason, count in audit.reasons.items():
+        console.print(f"  rejected: {reason}: {count:,}")
+    for name, prompts in (("twice", audit.duplicates), ("missing", audit.missing), ("not in the data", audit.unknown)):
+        if prompts:
+            more = ", …" if len(prompts) > _SHOWN else ""
+            console.print(f"  {name}: {len(prompts):,}: {', '.join(prompts[:_SHOWN])}{more}")
+    verdict = "every prompt of every full epoch is there exactly once" if audit.exact else "the account is not exact"
+    console.print(verdict)
