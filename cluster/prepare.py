@@ -27,6 +27,7 @@ from speech.selection import (
     select_by_duration,
     select_hard,
     select_keyword_rich,
+    select_long_and_repetitive,
     select_random,
     split,
 )
@@ -82,6 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RATE",
         type=float,
         help="keep also those on which the recognisers differ from one another by this rate or more",
+    )
+    choose.add_argument(
+        "--repetitive",
+        metavar=("S", "SHARE"),
+        nargs=2,
+        type=float,
+        help="keep utterances of at least S seconds in whose transcript SHARE of the word pairs repeat; beside "
+        "--hypotheses, keep these also",
     )
     choose.add_argument("--random", metavar="N", type=int, help="of what is left, keep N at random")
     choose.add_argument("--seed", type=int, default=0, help="of --random and --split (0)")
@@ -161,17 +170,28 @@ def _select(manifest: Manifest, args: argparse.Namespace) -> list[Utterance]:
     chosen = select_by_duration(manifest.utterances, args.longer_than, args.shorter_than)
     if args.keywords:
         chosen = select_keyword_rich(chosen, args.keywords)
-    if args.hypotheses:
-        systems = [load_hypotheses(path) for path in args.hypotheses]
-        difficulties = measure_difficulty(chosen, systems, _error_rate)
-        # Without a range only disagreement counts: an empty one lets nothing else in.
-        low, high = args.error_rate or (float("inf"), float("-inf"))
-        chosen = select_hard(chosen, difficulties, low, high, args.disagreement)
+    hard = _hard(chosen, args)
+    if hard is not None:
+        chosen = [utterance for utterance in chosen if utterance.id in hard]
     if args.random is not None:
         chosen = select_random(chosen, args.random, args.seed)
     if not chosen:
         raise UserError(f"{manifest.path}: no utterance of {len(manifest.utterances):,} meets the selection")
     return chosen
+
+
+def _hard(utterances: Sequence[Utterance], args: argparse.Namespace) -> set[str] | None:
+    """Ids of the hard utterances (D1: by recognisers, or long and repetitive); None when that is no criterion."""
+    found: list[Utterance] = []
+    if args.hypotheses:
+        systems = [load_hypotheses(path) for path in args.hypotheses]
+        difficulties = measure_difficulty(utterances, systems, _error_rate)
+        # Without a range only disagreement counts: an empty one lets nothing else in.
+        low, high = args.error_rate or (float("inf"), float("-inf"))
+        found += select_hard(utterances, difficulties, low, high, args.disagreement)
+    if args.repetitive:
+        found += select_long_and_repetitive(utterances, *args.repetitive)
+    return {utterance.id for utterance in found} if args.hypotheses or args.repetitive else None
 
 
 def _error_rate(reference: str, hypothesis: str, language: str | None) -> float:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from statistics import fmean
 
 from speech.errors import UserError
 from speech.records import Utterance
+from speech.text import units
 
 ErrorRate = Callable[[str, str, str | None], float]
 """(reference, hypothesis, language) → error rate: 0 is perfect, above 1 is possible."""
@@ -69,7 +70,7 @@ def select_hard(
     high: float,
     min_disagreement: float | None = None,
 ) -> list[Utterance]:
-    """D1: utterances whose mean error rate lies in [low, high], or on which the systems disagree.
+    """D1 by recognisers: utterances whose mean error rate lies in [low, high], or on which the systems disagree.
 
     The upper bound leaves out utterances that every system gets wrong: there the transcript is usually at fault.
     Disagreement is taken as proof of difficulty by itself.
@@ -83,6 +84,28 @@ def select_hard(
         if low <= difficulty.error_rate <= high
         or (min_disagreement is not None and difficulty.disagreement >= min_disagreement)
     ]
+
+
+def repetition(text: str, language: str | None) -> float:
+    """Share of a transcript's neighbouring pairs of words (characters in unspaced scripts) that occurred before in it.
+
+    0 when nothing repeats, towards 1 when one phrase goes round and round; such utterances invite decoding loops.
+    """
+    words = units(text, language)
+    pairs = list(pairwise(words))
+    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def select_long_and_repetitive(
+    utterances: Sequence[Utterance], min_seconds: float, min_repetition: float
+) -> list[Utterance]:
+    """D1 by content, the paper's other kind of hard utterance: both long and repetitive.
+
+    Raises:
+        ValueError: an utterance's duration is unknown.
+    """
+    long = select_by_duration(utterances, min_seconds)
+    return [utterance for utterance in long if repetition(utterance.text, utterance.language) >= min_repetition]
 
 
 def select_by_duration(

@@ -107,6 +107,10 @@ def test_selection(source, tmp_path):
     assert ids(out / "manifest.jsonl") == ["u/2", "u/3"]
     run(source, "--out", out, *both, "--disagreement", 0.4)
     assert ids(out / "manifest.jsonl") == ["u/0", "u/1", "u/4", "u/5"]
+    run(source, "--out", out, *both, "--error-rate", 0.5, 1, "--repetitive", 0.9, 0)
+    assert ids(out / "manifest.jsonl") == ["u/2", "u/3", "u/8", "u/9"]
+    run(source, "--out", out, "--repetitive", 0.9, 0)
+    assert ids(out / "manifest.jsonl") == ["u/8", "u/9"]
     run(source, "--out", out, "--keywords", 1, "--longer-than", 0.55)
     assert ids(out / "manifest.jsonl") == ["u/1", "u/2"]
     run(source, "--out", out, "--random", 4, "--seed", 3)

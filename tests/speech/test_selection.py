@@ -10,9 +10,11 @@ from speech.records import Utterance
 from speech.selection import (
     Difficulty,
     measure_difficulty,
+    repetition,
     select_by_duration,
     select_hard,
     select_keyword_rich,
+    select_long_and_repetitive,
     select_random,
     split,
 )
@@ -112,3 +114,24 @@ def test_statistics():
     assert (total.utterances, total.seconds, total.words, total.speakers, total.with_keywords) == (3, 42.5, 7, 1, 1)
     assert total.languages == {"en": 1, "zh": 1, None: 1}
     assert total.durations == [1, 0, 1, 0, 0, 0, 1]
+
+
+def test_repetition_counts_word_pairs_that_come_again():
+    assert repetition("turn the light on", "en") == 0.0
+    assert repetition("no no no no no", "en") == pytest.approx(3 / 4)
+    assert repetition("好好好好", "zh") == pytest.approx(2 / 3)
+    assert repetition("hello", "en") == repetition("", None) == 0.0
+
+
+def test_long_and_repetitive_is_both():
+    looping, plain = "go on go on go on", "go on and see what comes"
+    chosen = select_long_and_repetitive(
+        [
+            utterance("long-looping", looping, duration=30.0),
+            utterance("short-looping", looping, duration=2.0),
+            utterance("long-plain", plain, duration=30.0),
+        ],
+        min_seconds=20.0,
+        min_repetition=0.3,
+    )
+    assert [u.id for u in chosen] == ["long-looping"]
