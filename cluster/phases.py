@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -51,7 +51,7 @@ class Phase:
 
 
 class PhaseTimer:
-    """Times the phases of each step and of the run.
+    """Times the phases of each step.
 
     Phases may nest or overlap (as coroutines of one thread); each is charged its own time, and the idle fraction counts
     overlapping work once.
@@ -65,13 +65,9 @@ class PhaseTimer:
         self._clock = clock
         self._step: int | None = None
         self._step_seconds: defaultdict[str, float] = defaultdict(float)
-        self._run_seconds: defaultdict[str, float] = defaultdict(float)
-        self._run_calls: Counter[str] = Counter()
         self._working = 0
         self._work_began = 0.0
         self._work = 0.0
-        self._run_work = 0.0
-        self._run_wall = 0.0
         self._step_began = clock()
 
     def start_step(self, step: int) -> None:
@@ -117,10 +113,7 @@ class PhaseTimer:
         finally:
             if not waiting:
                 self._end_work()
-            seconds = phase.elapsed
-            self._step_seconds[name] += seconds
-            self._run_seconds[name] += seconds
-            self._run_calls[name] += 1
+            self._step_seconds[name] += phase.elapsed
 
     def finish_step(self) -> dict[str, float]:
         """The step's metrics: `time/<phase>` and `time/step` in seconds, and `time/idle_fraction`, the share of the
@@ -128,25 +121,10 @@ class PhaseTimer:
         now = self._clock()
         wall = now - self._step_began
         work = self._work + (now - self._work_began if self._working else 0.0)
-        self._run_work += work
-        self._run_wall += wall
         metrics = {f"time/{name}": seconds for name, seconds in self._step_seconds.items()}
         metrics["time/step"] = wall
         metrics["time/idle_fraction"] = _idle(work, wall)
         return metrics
-
-    def total(self, name: str) -> float:
-        """Seconds spent in a phase since the run began."""
-        return self._run_seconds[name]
-
-    def mean(self, name: str) -> float:
-        """Mean seconds of a phase; 0 if it never ran."""
-        return self.total(name) / self._run_calls[name] if self._run_calls[name] else 0.0
-
-    @property
-    def idle_fraction(self) -> float:
-        """Share of all finished steps in which no phase was at work."""
-        return _idle(self._run_work, self._run_wall)
 
     def _begin_work(self) -> None:
         if self._working == 0:

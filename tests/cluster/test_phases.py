@@ -17,7 +17,7 @@ class Clock:
         return self.now
 
 
-def test_phases_add_up_per_step_and_over_the_run() -> None:
+def test_phases_add_up_in_each_step() -> None:
     clock = Clock()
     seen: list[str] = []
     timer = PhaseTimer(on_phase=seen.append, clock=clock)
@@ -34,10 +34,6 @@ def test_phases_add_up_per_step_and_over_the_run() -> None:
         assert metrics["time/step"] == 2 * seconds + 2
         assert metrics["time/idle_fraction"] == pytest.approx(1 / (2 * seconds + 2))
         clock.now += 50.0  # between steps
-    assert timer.total("generate") == 16.0
-    assert timer.mean("generate") == 4.0
-    assert timer.mean("publish") == 0.0
-    assert timer.idle_fraction == pytest.approx(2 / 20)
     assert seen == ["generate", "generate", "learn"] * 2
 
 
