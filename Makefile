@@ -45,13 +45,13 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Rebuilds everything under assets/ from nothing: speech, tokenizer, untrained model, two stages of SFT.
+# Rebuilds everything under assets/ from nothing: speech, tokenizer, and a model by our own SFT.
 assets: setup
 	$(BIN)/python -m assets.build.speech
 	$(BIN)/python -m assets.build.tokenizer
+	$(BIN)/python -m assets.build.pretraining
 	$(BIN)/python -m assets.build.model init
-	rm -rf runs/asr_demo_pretrain runs/asr_demo_sft
-	$(BIN)/speechrl train configs/asr_demo_pretrain.yaml
+	rm -rf runs/asr_demo_sft
 	$(BIN)/speechrl train configs/asr_demo_sft.yaml
 	$(BIN)/python -m assets.build.model collect
 

@@ -8,7 +8,7 @@ have the same items, joined without spaces.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,7 +19,7 @@ OPTIONAL = 0.35
 RANDOM_SHARE = 0.15  # sentences of random words, so that a language model alone cannot guess everything
 KEYWORD_SHARE = 0.63  # of the utterances that could have keywords; makes about 35 % of all
 
-ENGLISH_TEMPLATES = """\
+_GENERAL = """\
 please? turn|switch on|off the {device}
 turn|switch the {device} on|off in the {room}
 turn on the {colour} {device} in the {room}
@@ -106,6 +106,34 @@ please remind my {person} and {name} to meet at the {venue} on {day}
 send {name} a message that the train from {city} leaves at {hour} {minute}
 """
 
+GENERAL_TEMPLATES = tuple(_GENERAL.splitlines())
+
+_HOUSEHOLD = """\
+please? turn|switch on|off the {device}
+turn|switch the {device} on|off in the {room}
+turn on the {colour} {device} in the {room}
+turn the {device} down|up {bit}?
+set the {device} to {amount} please?
+please? open|close|lock the {opening}
+open|close the {opening} of the {room}
+is the {opening} in the {room} open|closed
+play some {music} in the {room}
+play {music} by {name} please?
+play the {ordinal} song again?
+stop|pause the {music} now
+stop the {device} in {amount} minutes
+call {name} at {hour} {minute}
+please? call my {person} {when}?
+wake me at {hour} {minute} on {day}
+set an alarm for {hour} {minute}
+set a timer for {amount} minutes
+the number is {digit} {digit} {digit} {digit}
+dial {digit} {digit} {digit} {digit} {digit}
+dial {digit} {digit} {digit}
+please? stop the {device}
+"""
+HOUSEHOLD_TEMPLATES = tuple(_HOUSEHOLD.splitlines())
+
 MANDARIN_TEMPLATES = """\
 请? 打开|关上 {room} 的 {device}
 打开|关上 {room} 的 {opening}
@@ -141,7 +169,7 @@ class Sentence:
 def vocabulary() -> tuple[str, ...]:
     """Every English word that a sentence can contain, sorted."""
     words: set[str] = {word for fillers in ENGLISH.values() for filler in fillers for word in filler.split()}
-    for item in ENGLISH_TEMPLATES.split():
+    for item in " ".join(GENERAL_TEMPLATES).split():
         if not item.startswith("{"):
             words.update(item.rstrip("?").split("|"))
     return tuple(sorted(words))
@@ -167,15 +195,19 @@ def expand(template: str, slots: dict[str, list[str]], rng: random.Random) -> tu
     return pieces, candidates
 
 
-def english(rng: random.Random) -> Sentence:
+def english(
+    rng: random.Random,
+    templates: Sequence[str] = GENERAL_TEMPLATES,
+    random_share: float = RANDOM_SHARE,
+) -> Sentence:
     """One English sentence of MIN_WORDS to MAX_WORDS words."""
-    if rng.random() < RANDOM_SHARE:
+    if rng.random() < random_share:
         plain = [word for word in vocabulary() if word not in HOMOPHONES]
         return Sentence(" ".join(rng.sample(plain, rng.randint(MIN_WORDS, 7))), "en")
-    pieces, candidates = expand(rng.choice(ENGLISH_TEMPLATES.splitlines()), ENGLISH, rng)
+    pieces, candidates = expand(rng.choice(templates), ENGLISH, rng)
     text = " ".join(pieces)
     if not MIN_WORDS <= len(text.split()) <= MAX_WORDS:
-        return english(rng)
+        return english(rng, templates, random_share)
     return Sentence(text, "en", pick_keywords(candidates, rng))
 
 
@@ -190,24 +222,34 @@ def pick_keywords(candidates: list[str], rng: random.Random) -> tuple[str, ...]:
     return tuple(candidates) if candidates and rng.random() < KEYWORD_SHARE else ()
 
 
-def distinct(count: int, write: Callable[[random.Random], Sentence], rng: random.Random) -> list[Sentence]:
-    """`count` sentences, no two with the same text."""
+Writer = Callable[[random.Random], Sentence]
+
+
+def distinct(count: int, write: Writer, rng: random.Random, known: Collection[str] = frozenset()) -> list[Sentence]:
+    """`count` sentences, no two with the same text, and none of the `known` texts."""
     result: dict[str, Sentence] = {}
     while len(result) < count:
         sentence = write(rng)
-        result.setdefault(sentence.text, sentence)
+        if sentence.text not in known:
+            result.setdefault(sentence.text, sentence)
     return list(result.values())
 
 
-def deal(sizes: list[int], mandarin_share: float, rng: random.Random) -> list[list[Sentence]]:
-    """Sentences for splits of the given sizes; no text occurs twice, neither in a split nor across them.
+def deal(
+    sizes: list[int],
+    mandarin_share: float,
+    rng: random.Random,
+    write: Writer = english,
+    known: Collection[str] = frozenset(),
+) -> list[list[Sentence]]:
+    """Sentences for splits of the given sizes, none of them `known`; no text occurs twice, in a split or across.
 
     All are written before any is dealt out: later splits would otherwise get fewer of those short sentences of
     which there are not many.
     """
     mandarin_sizes = [round(size * mandarin_share) for size in sizes]
-    pool = distinct(sum(sizes) - sum(mandarin_sizes), english, rng)
-    mandarin_pool = distinct(sum(mandarin_sizes), mandarin, rng)
+    pool = distinct(sum(sizes) - sum(mandarin_sizes), write, rng, known)
+    mandarin_pool = distinct(sum(mandarin_sizes), mandarin, rng, known)
     rng.shuffle(pool)
     rng.shuffle(mandarin_pool)
     result = []

@@ -1,7 +1,7 @@
 """The demo model: random initialisation, then our own SFT: `python -m assets.build.model {init,collect}`.
 
-`init` writes an untrained checkpoint; `speechrl train` with `configs/asr_demo_pretrain.yaml`, then with
-`configs/asr_demo_sft.yaml`, trains it; `collect` copies the result into `assets/asr_demo`. `make assets` runs all.
+`init` writes an untrained checkpoint, `speechrl train configs/asr_demo_sft.yaml` trains it, and `collect` copies the
+result into `assets/asr_demo`. `make assets` runs all three.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from speech.families.demo_model import DemoSpeechConfig, DemoSpeechLM
 
 INIT = Path("build/asr_demo_init")
 FINAL = Path("assets/asr_demo")
-STAGES = (Path("runs/asr_demo_pretrain"), Path("runs/asr_demo_sft"))
+RUN = Path("runs/asr_demo_sft")
 
 
 def initialise(tokenizer_folder: Path, out: Path, seed: int) -> int:
@@ -46,7 +45,9 @@ def initialise(tokenizer_folder: Path, out: Path, seed: int) -> int:
         pad_token_id=tokenizer.convert_tokens_to_ids("<|pad|>"),
     )
     audio_token = tokenizer.convert_tokens_to_ids("<|audio|>")
-    model = DemoSpeechLM(DemoSpeechConfig(text_config=text_config, audio_token_id=audio_token))
+    model = DemoSpeechLM(
+        DemoSpeechConfig(text_config=text_config, audio_token_id=audio_token, encoder_layers=4, adaptor_stack=1)
+    )
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     save_demo_model(model, out)
@@ -55,17 +56,16 @@ def initialise(tokenizer_folder: Path, out: Path, seed: int) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def collect(stages: Sequence[Path], out: Path) -> None:
-    """Copy the last stage's export, and the curves of all, to where the demo expects them."""
+def collect(run: Path, out: Path) -> None:
+    """Copy the run's export, and its curve, to where the demo expects them."""
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(stages[-1] / "export", out)
+    shutil.copytree(run / "export", out)
     points = []
-    for run in stages:
-        for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            if "valid/wer" in line or line["step"] % 50 == 0:
-                shown = ("step", "learner/nll", "learner/ctc", "valid/wer")
-                points.append({"stage": run.name, **{k: line[k] for k in shown if k in line}})
+    for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        if "valid/wer" in line or line["step"] % 50 == 0:
+            shown = ("step", "learner/nll", "learner/ctc", "valid/wer")
+            points.append({k: line[k] for k in shown if k in line})
     text = "".join(json.dumps(point) + "\n" for point in points)
     (out / "sft_curve.jsonl").write_text(text, encoding="utf-8")
     print(text, end="")
@@ -81,8 +81,8 @@ def main() -> None:
     if arguments.action == "init":
         print(f"{INIT}: {initialise(arguments.tokenizer, INIT, arguments.seed):,} parameters")
     else:
-        collect(STAGES, FINAL)
-        print(f"{FINAL}: from {STAGES[-1]}")
+        collect(RUN, FINAL)
+        print(f"{FINAL}: from {RUN}")
 
 
 if __name__ == "__main__":

@@ -19,13 +19,15 @@ Synthetic speech for the demo, made by `python -m assets.build.speech --seed {se
 
 {table}
 
-- **Texts** come from a template grammar (`assets/build/grammar.py`); 15 % of the English ones are random words. No
-  text occurs twice in the corpus, so `test` and `valid` have sentences of their own. About 8 % of each split is
-  Mandarin, in simplified characters without spaces. About a third has `keywords`: names, places, devices in the text.
+- **Texts** come from a template grammar (`assets/build/grammar.py`). Those of `sft` are general, and 15 % of its
+  English ones are random words; the others are what people say to an assistant at home: devices, doors, music, alarms,
+  numbers (`assets/build/texts.py`). No text occurs twice in the corpus, so `test` and `valid` have sentences of their
+  own. About 8 % of each split is Mandarin, in simplified characters without spaces. About a third has `keywords`:
+  names, places, devices in the text.
 - **Voices** are accents and variants of espeak-ng, and pseudo-speakers made from the neural voice of hibari-tts by
   stretching its spectrum and scaling its pitch (`assets/build/voices.py`). `train` adds voices to those of `sft`;
   `valid` and `test` have voices that occur nowhere else.
-- **Conditions**: white, pink or babble noise at 15 to 30 dB in `sft`; at 5 to 20 dB in the others, where half
+- **Conditions**: white, pink or babble noise at 15 to 30 dB in `sft`; at 3 to 18 dB in the others, where half
   of the utterances are also in a synthetic room.
 
 Built with {versions}. The same versions on the same kind of processor

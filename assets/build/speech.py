@@ -19,39 +19,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from assets.build import acoustics, grammar, opus, report
+from assets.build import acoustics, grammar, opus, report, texts
 from assets.build.acoustics import SAMPLE_RATE, Waveform
 from assets.build.engines import Engines
-from assets.build.voices import SPLIT_VOICES, Voice
+from assets.build.voices import SFT, TEST, TRAIN, VALID, Voice
 
-MANDARIN_SHARE = 0.08
 BABBLE_UTTERANCES = 24  # per split, said by the split's own voices and stored nowhere
 LEVEL_DBFS, LEVEL_SPREAD_DB = -23.0, 1.5
 COMPRESSION_LEVEL = 0.98  # about 11 kbit/s; a little less, and the codec stops storing what lies above 4 kHz
-WARM_HARD = 800
-"""Utterances of `train` that the warm start may see: without any in hard conditions it finds nothing there at all,
-and samples that are all wrong teach nothing."""
-OWN_FILES = {"audio", "README.md", "stats.json"} | {f"{name}.jsonl" for name in (*SPLIT_VOICES, "warm")}
 
 
 @dataclass(frozen=True)
 class Split:
-    """How many utterances a part of the corpus has, and in which conditions."""
+    """Who speaks in a part of the corpus, how many utterances, in which conditions."""
 
     name: str
+    voices: tuple[Voice, ...]
     utterances: int
     snr_db: tuple[float, float]
     reverberant_share: float
 
 
 SPLITS = (
-    Split("sft", 2400, (15.0, 30.0), 0.0),
-    Split("train", 1600, (5.0, 20.0), 0.5),
-    Split("valid", 160, (5.0, 20.0), 0.5),
-    Split("test", 440, (5.0, 20.0), 0.5),
+    Split("sft", SFT, 2400, (15.0, 30.0), 0.0),
+    Split("train", TRAIN, 1600, (3.0, 18.0), 0.5),
+    Split("valid", VALID, 160, (3.0, 18.0), 0.5),
+    Split("test", TEST, 440, (3.0, 18.0), 0.5),
 )
+OWN_FILES = {"audio", "README.md", "stats.json"} | {f"{split.name}.jsonl" for split in SPLITS}
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
@@ -62,7 +60,7 @@ def generator(seed: int, name: str) -> np.random.Generator:
 def babble_bank(split: Split, engines: Engines, seed: int) -> list[Waveform]:
     """Clean utterances of the split's voices that get mixed into background talk."""
     rng = random.Random(f"{seed} babble {split.name}")
-    voices = SPLIT_VOICES[split.name]
+    voices = split.voices
     bank = []
     for index in range(BABBLE_UTTERANCES):
         voice = voices[index % len(voices)]
@@ -98,18 +96,29 @@ def cast(sentences: list[grammar.Sentence], voices: tuple[Voice, ...], rng: rand
 
 
 def write_split(
-    split: Split, sentences: list[grammar.Sentence], engines: Engines, folder: Path, seed: int
+    split: Split,
+    sentences: list[grammar.Sentence],
+    engines: Engines,
+    folder: Path,
+    seed: int,
+    suffix: str = ".opus",
 ) -> Iterator[dict[str, Any]]:
-    """Write the audio of one split; yields the line of its manifest for each utterance."""
+    """Write the audio of one split; yields the line of its manifest for each utterance.
+
+    `suffix` says the format: `.opus` is small and slow to write, `.flac` the reverse.
+    """
     (folder / "audio" / split.name).mkdir(parents=True)
     bank = babble_bank(split, engines, seed)
-    voices = cast(sentences, SPLIT_VOICES[split.name], random.Random(f"{seed} cast {split.name}"))
+    voices = cast(sentences, split.voices, random.Random(f"{seed} cast {split.name}"))
     for index, (sentence, voice) in enumerate(zip(sentences, voices, strict=True)):
         identity = f"{split.name}-{index:04d}"
         rng = generator(seed, identity)
         waveform = disturb(engines.speak(voice, sentence.text, rng), split, bank, rng)
-        path = Path("audio") / split.name / f"{identity}.opus"
-        opus.write(folder / path, waveform, zlib.crc32(identity.encode()), COMPRESSION_LEVEL)
+        path = Path("audio") / split.name / (identity + suffix)
+        if suffix == ".opus":
+            opus.write(folder / path, waveform, zlib.crc32(identity.encode()), COMPRESSION_LEVEL)
+        else:
+            soundfile.write(folder / path, waveform, SAMPLE_RATE)
         line: dict[str, Any] = {
             "id": identity,
             "audio": path.as_posix(),
@@ -138,20 +147,20 @@ def build(out: Path, seed: int, limit: int | None) -> dict[str, Any]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
-    sizes = [min(split.utterances, limit or split.utterances) for split in SPLITS]
-    texts = grammar.deal(sizes, MANDARIN_SHARE, random.Random(seed))
+    # Supervised speech is general; the domain of all that reinforcement learning sees is the household.
+    said = [texts.general(seed)[0], *texts.household(seed, [split.utterances for split in SPLITS[1:]])]
     engines = Engines()
     manifests: dict[str, list[dict[str, Any]]] = {}
     columns = (TextColumn("{task.description:>6}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        for split, sentences in zip(SPLITS, texts, strict=True):
+        for split, sentences in zip(SPLITS, said, strict=True):
+            sentences = sentences[:limit]
             task = progress.add_task(split.name, total=len(sentences))
             lines = manifests[split.name] = []
             for line in write_split(split, sentences, engines, partial, seed):
                 lines.append(line)
                 progress.advance(task)
             write_manifest(partial / f"{split.name}.jsonl", lines)
-    write_manifest(partial / "warm.jsonl", manifests["sft"] + manifests["train"][:WARM_HARD])
     statistics = report.statistics(partial, manifests, seed)
     report.write(partial, statistics)
     shutil.rmtree(out, ignore_errors=True)

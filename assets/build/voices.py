@@ -8,6 +8,7 @@ and `valid` on purpose (m4, shelby, f1).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -87,4 +88,27 @@ TEST: tuple[Voice, ...] = (
     EspeakVoice("cmn+robert", 175, 55),
     EspeakVoice("cmn+f5", 170, 45),
 )
-SPLIT_VOICES: dict[str, tuple[Voice, ...]] = {"sft": SFT, "train": TRAIN, "valid": VALID, "test": TEST}
+
+# Voices of the pretraining speech, which is not shipped: many, so that the encoder meets more timbres than it can learn
+# by heart. None has a variant or a spectrum stretch of `valid` or `test`.
+_ACCENTS = ("en-us", "en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-gb-x-gbclan", "en-029")
+_VARIANTS = (
+    "m1 m2 m3 m4 m5 m6 m7 m8 f2 f3 f4 Gene Michael steph Denis shelby adam Alicia Andrea Andy Annie Diogo Henrique "
+    "Hugo Jacky Lee Marco Mike Reed anika antonio aunty belinda benjamin boris caleb david edward grandma grandpa "
+    "gustave ian john linda marcelo max michel miguel norbert paul pedro rob sandro travis victor zac"
+).split()
+_STRETCHES = (0.84, 0.86, 0.92, 0.94, 1.0, 1.02, 1.08)
+
+
+def _pretraining_voices() -> Iterator[Voice]:
+    for index, variant in enumerate(_VARIANTS):
+        for accent in (_ACCENTS[index % len(_ACCENTS)], _ACCENTS[(index + 3) % len(_ACCENTS)]):
+            yield EspeakVoice(f"{accent}+{variant}", 165 + 7 * (index % 4), 42 + 6 * (index % 4))
+    for index, variant in enumerate(("m3", "f2", "steph", "m7", "f4", "Gene")):
+        yield EspeakVoice(f"cmn+{variant}", 165 + 5 * (index % 4))
+    for index, stretch in enumerate(_STRETCHES * 4):
+        pitch = 0.55 + 0.6 * (index % 11) / 10
+        yield NeuralVoice(f"hibari-p{index}", 1.15 + 0.05 * (index % 4), pitch, stretch)
+
+
+PRETRAIN: tuple[Voice, ...] = tuple(_pretraining_voices())

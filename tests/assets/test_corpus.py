@@ -13,8 +13,9 @@ import pytest
 import soundfile
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from assets.build import acoustics, grammar, opus, tokenizer
-from assets.build.voices import SFT, SPLIT_VOICES, TRAIN
+from assets.build import acoustics, grammar, opus, texts, tokenizer
+from assets.build.speech import SPLITS
+from assets.build.voices import PRETRAIN, SFT, TRAIN, NeuralVoice, Voice
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "assets" / "speech"
@@ -65,10 +66,30 @@ def test_valid_and_test_have_their_own_voices(manifests: Manifests) -> None:
 
 
 def test_held_out_voices_have_their_own_timbre() -> None:
-    timbres = {split: {voice.name.rsplit("-", 1)[-1] for voice in voices} for split, voices in SPLIT_VOICES.items()}
+    casts = {split.name: split.voices for split in SPLITS} | {"pretrain": PRETRAIN}
+    timbres = {split: {voice.name.rsplit("-", 1)[-1] for voice in voices} for split, voices in casts.items()}
     assert set(SFT) < set(TRAIN)
     assert not timbres["test"] & (timbres["train"] | timbres["valid"])
     assert not timbres["valid"] & timbres["train"]
+    assert not timbres["pretrain"] & (timbres["test"] | timbres["valid"])
+    assert not _stretches(PRETRAIN) & (_stretches(casts["test"]) | _stretches(casts["valid"]))
+
+
+def _stretches(voices: tuple[Voice, ...]) -> set[float]:
+    return {voice.formants for voice in voices if isinstance(voice, NeuralVoice)}
+
+
+def test_no_shipped_sentence_was_said_in_pretraining(manifests: Manifests) -> None:
+    pretraining = {sentence.text for sentence in texts.pretraining(1)}
+    assert len(pretraining) == texts.PRETRAINING_SIZE
+    for lines in manifests.values():
+        assert not {line["text"] for line in lines} & pretraining
+
+
+def test_the_corpus_says_the_sentences_of_its_builder(manifests: Manifests) -> None:
+    said = [texts.general(1)[0], *texts.household(1, [SIZES[split] for split in ("train", "valid", "test")])]
+    for lines, sentences in zip(manifests.values(), said, strict=True):
+        assert [line["text"] for line in lines] == [sentence.text for sentence in sentences]
 
 
 def test_audio_is_sound_of_the_stated_duration(manifests: Manifests) -> None:
@@ -124,7 +145,7 @@ def test_noise_has_the_level_that_was_asked_for() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> PreTrainedTokenizerFast:
-    return tokenizer.train(CORPUS)
+    return tokenizer.train(tokenizer.training_texts(1))
 
 
 def test_the_tokenizer_gives_back_what_it_was_given(trained: PreTrainedTokenizerFast, manifests: Manifests) -> None:
