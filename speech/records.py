@@ -21,13 +21,15 @@ class Utterance:
 
     Attributes:
         id: unique in its manifest.
-        audio: absolute path of the audio file.
-        text: reference transcript, as written by the user (normalised only when scored).
+        audio: absolute path of the audio file; empty for a text to be spoken of which no recording exists (TTS).
+        text: reference transcript, or what is to be spoken, as written by the user (normalised only when scored).
         language: ISO 639-1 code (`en`, `zh`), or None when the manifest does not say.
         speaker: speaker label, or None.
         start: seconds into the file where the utterance begins.
         duration: seconds, or None for "up to the end of the file".
         keywords: words or names that must be transcribed (reward R3).
+        prompt_audio: absolute path of the prompt voice in which the text is to be spoken (TTS), or None.
+        prompt_text: what is said in the prompt voice; empty when the manifest does not say.
     """
 
     id: str
@@ -38,6 +40,8 @@ class Utterance:
     start: float = 0.0
     duration: float | None = None
     keywords: tuple[str, ...] = ()
+    prompt_audio: str | None = None
+    prompt_text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
