@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,6 +56,11 @@ class LanguageModelFamily(ABC):
         """
         self.path = path
 
+    @classmethod
+    def recognises(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with this `config.json` is of this family; asked when no family is named."""
+        return config.get("model_type") in cls.model_types
+
     @property
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -93,6 +99,10 @@ class LanguageModelFamily(ABC):
     def engine_name(self, name: str) -> str:
         """Parameter name in `load_language_model()` → name that the engine's loader expects."""
         return name
+
+    def parse_output(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
+        """Sampled ids → (what they say in words, language the model claims or None); no words where it speaks."""
+        return "", None
 
     def config(self) -> dict[str, Any]:
         """The checkpoint's `config.json`."""
@@ -147,7 +157,27 @@ class SpeechFamily(LanguageModelFamily):
         codec: registry key of the codec whose tokens the model speaks.
     """
 
-    codec: ClassVar[str]
+    codec: str
+
+    @property
+    @abstractmethod
+    def speech_ids(self) -> range:
+        """Ids of the codec's tokens 0 … size − 1, in this order, in the language model's vocabulary."""
+
+    @property
+    @abstractmethod
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The one id that ends speech.
+
+        A checkpoint may know several. They would be one action with a summed probability, which neither the engine's
+        sampler nor its log-probs can express; the others are therefore not allowed at all
+        (docs/decisions/018-one-stop-token-for-speech.md).
+        """
+
+    @cached_property
+    def allowed_token_ids(self) -> tuple[int, ...]:
+        """Speech and stop, nothing else: a speech LM that samples a text token has no sound for it (PAPER §6)."""
+        return tuple(sorted({*self.speech_ids, *self.stop_token_ids}))
 
     @abstractmethod
     def layout(self, text: str, voice_text: str, voice_tokens: Sequence[int]) -> PromptLayout:
@@ -159,17 +189,39 @@ class SpeechFamily(LanguageModelFamily):
             voice_tokens: codec ids of the prompt voice, shared by a whole group.
 
         Raises:
-            InputError: the text is empty, or in a script that the tokenizer does not know.
+            InputError: the text is empty, or has characters that the model cannot read; all of them are named.
+            ValueError: a voice token is none of the codec's.
         """
 
-    @abstractmethod
     def target_ids(self, speech_tokens: Sequence[int]) -> list[int]:
-        """Codec ids of the reference speech → ids of the response, a stop token included (for SFT)."""
+        """Codec ids of the reference speech → ids of the response, a stop token included (for SFT).
 
-    @abstractmethod
+        Raises:
+            ValueError: an id is none of the codec's.
+        """
+        return [*self.speech_token_ids(speech_tokens), *self.stop_token_ids]
+
+    def speech_token_ids(self, speech_tokens: Sequence[int]) -> list[int]:
+        """Codec ids → ids in the language model's vocabulary.
+
+        Raises:
+            ValueError: an id is none of the codec's.
+        """
+        wrong = [token for token in speech_tokens if not 0 <= token < len(self.speech_ids)]
+        if wrong:
+            raise ValueError(f"speech token {wrong[0]} is none of the model's 0 … {len(self.speech_ids) - 1}")
+        return [self.speech_ids.start + int(token) for token in speech_tokens]
+
     def speech_tokens(self, token_ids: Sequence[int]) -> list[int]:
         """Sampled ids → codec ids, stop tokens dropped.
 
         Raises:
             ValueError: an id is neither speech nor stop, which `allowed_token_ids` should have ruled out.
         """
+        spoken = [token for token in token_ids if token not in self.stop_token_ids]
+        wrong = [token for token in spoken if token not in self.speech_ids]
+        if wrong:
+            raise ValueError(
+                f"token {wrong[0]} is neither speech nor stop: the engine sampled without the family's mask"
+            )
+        return [token - self.speech_ids.start for token in spoken]
