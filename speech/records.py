@@ -128,6 +128,7 @@ class Trajectory:
         seed: the sampler's seed for this sample.
         text: decoded and cleaned up by the model family.
         language: language the model itself claims, if its output format says so.
+        speech_tokens: codec ids that the family read out of `token_ids`, stop tokens dropped; empty in ASR.
     """
 
     prompt_id: str
@@ -140,6 +141,7 @@ class Trajectory:
     seed: int
     text: str
     language: str | None = None
+    speech_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.logprobs):
@@ -181,6 +183,9 @@ class Group:
     Attributes:
         seconds, peak: of the prompt's audio, copied from the encoder so that rewards can know silence.
         rewards: one per trajectory, empty before scoring.
+        voice_tokens: codec ids of the prompt voice, one voice for the whole group; empty in ASR.
+        past_lengths: numbers of speech tokens of earlier samples of the same utterance that ended naturally, oldest
+            first; the history of the duration reward, kept by whoever builds the group.
     """
 
     prompt: Prompt
@@ -189,3 +194,5 @@ class Group:
     seconds: float
     peak: float
     rewards: tuple[Reward, ...] = ()
+    voice_tokens: tuple[int, ...] = ()
+    past_lengths: tuple[int, ...] = ()
