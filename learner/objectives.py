@@ -44,6 +44,11 @@ class UpdateContext:
     sample_gaps: torch.Tensor | None = None
 
 
+def needs_reference(spec: RankSpec) -> bool:
+    """Whether a term of the loss asks for the reference policy; otherwise none is loaded."""
+    return spec.objective == "grpo" and spec.config.loss.kl_coef > 0
+
+
 def micro_batch_loss(
     policy: Policy, context: UpdateContext, share: RankShare, spec: RankSpec, audio: Mapping[int, EncodedAudio]
 ) -> tuple[torch.Tensor, Metrics]:
