@@ -35,14 +35,12 @@ class EncodedRef:
         ref: reference to the `EncodedAudio`.
         seconds: length of the audio.
         layout: of the prompt.
-        voice_tokens: codec ids of the prompt voice (TTS), which the codec decodes with.
         target_ids: ids of the reference response, stop token included, where it is speech (TTS, `sft`).
     """
 
     ref: ObjectRef
     seconds: float
     layout: PromptLayout
-    voice_tokens: tuple[int, ...] = ()
     target_ids: tuple[int, ...] = ()
 
 
@@ -176,7 +174,6 @@ class VoiceActor:
                 ref=ray.put(item.encoded),
                 seconds=item.encoded.seconds,
                 layout=item.encoded.layout,
-                voice_tokens=item.voice_tokens,
                 target_ids=item.target_ids,
             )
             for item in self._voices.encode(utterances, mode)

@@ -13,7 +13,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from rollout.config import SamplingConfig
 from speech.errors import UserError
-from speech.families.base import LanguageModelFamily
+from speech.families.base import LanguageModelFamily, SpeechFamily
 from speech.records import EncodedAudio, Group, Prompt, Trajectory
 
 
@@ -127,6 +127,7 @@ def group(prompt: Prompt, audio: EncodedAudio, output: RequestOutput, family: La
         trajectories=tuple(trajectory(prompt, completion, family) for completion in outputs),
         seconds=audio.seconds,
         peak=audio.peak,
+        voice_tokens=audio.voice_tokens,
     )
 
 
@@ -135,6 +136,7 @@ def trajectory(prompt: Prompt, output: CompletionOutput, family: LanguageModelFa
 
     Raises:
         RuntimeError: the engine did not end the sample by a stop token or the budget.
+        ValueError: it sampled what the family does not allow.
     """
     if output.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"{prompt.id}#{output.index}: the engine ended the sample by {output.finish_reason!r}")
@@ -155,4 +157,5 @@ def trajectory(prompt: Prompt, output: CompletionOutput, family: LanguageModelFa
         seed=prompt.seed + output.index,
         text=text,
         language=language,
+        speech_tokens=tuple(family.speech_tokens(token_ids)) if isinstance(family, SpeechFamily) else (),
     )

@@ -35,14 +35,12 @@ class PreparedVoice:
     """An utterance ready to be spoken.
 
     Attributes:
-        encoded: the prompt in the form that engine and learner take, with no audio positions; `seconds` and `peak` are
-            the prompt voice's.
-        voice_tokens: codec ids of the prompt voice, whole, for the codec's `decode`.
+        encoded: the prompt in the form that engine and learner take, with no audio positions; `seconds`, `peak` and
+            `voice_tokens` are the prompt voice's, whole even where the prompt holds a part of it.
         target_ids: ids of the reference response, stop token included; empty in mode `prompt`.
     """
 
     encoded: EncodedAudio
-    voice_tokens: tuple[int, ...]
     target_ids: tuple[int, ...]
 
 
@@ -100,13 +98,15 @@ class VoiceEncoder:
         prepared: list[PreparedVoice] = []
         for utterance, voice, target in zip(utterances, voices, targets, strict=True):
             sound = None if voice is None else sounds.get(_key(voice))
-            layout = self._layout(utterance, () if sound is None else sound.tokens.tolist(), problems)
+            tokens = () if sound is None else tuple(sound.tokens.tolist())
+            layout = self._layout(utterance, tokens, problems)
             speech = None if target is None else sounds.get(_key(target))
             if layout is None or sound is None or (mode == "target" and speech is None):
                 continue  # there is a problem that says why
-            encoded = EncodedAudio(layout, torch.zeros(0, self._hidden), None, sound.seconds, sound.peak)
+            nothing = torch.zeros(0, self._hidden)
+            encoded = EncodedAudio(layout, nothing, None, sound.seconds, sound.peak, voice_tokens=tokens)
             target_ids = () if speech is None else tuple(self._family.target_ids(speech.tokens.tolist()))
-            prepared.append(PreparedVoice(encoded, tuple(sound.tokens.tolist()), target_ids))
+            prepared.append(PreparedVoice(encoded, target_ids))
         if problems:
             raise InputError("utterances that cannot be spoken", list(dict.fromkeys(problems)))
         return prepared

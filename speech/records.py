@@ -104,6 +104,7 @@ class EncodedAudio:
         ctc_ids: targets of the auxiliary CTC loss; only present with `features`.
         seconds: length of the audio.
         peak: largest absolute sample, in [0, 1]; silence is a property of the sound, which rewards may ask for.
+        voice_tokens: codec ids of the prompt voice (TTS), of which there are no embeddings; empty in ASR.
     """
 
     layout: PromptLayout
@@ -113,6 +114,7 @@ class EncodedAudio:
     peak: float
     features: torch.Tensor | None = None
     ctc_ids: tuple[int, ...] = ()
+    voice_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

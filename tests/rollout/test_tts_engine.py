@@ -47,7 +47,7 @@ class Speaker:
             utterance = Utterance(id=f"u{i}", audio="", text=text, prompt_audio="voice.wav", prompt_text="good day")
             prompts.append(Prompt(id=f"0/u{i}", utterance=utterance, epoch=0, position=i, seed=100 * i))
             layout = self.family.layout(text, utterance.prompt_text, [3, 1, 4])
-            audio.append(EncodedAudio(layout, torch.zeros(0, 64), None, 1.0, 0.5))
+            audio.append(EncodedAudio(layout, torch.zeros(0, 64), None, 1.0, 0.5, voice_tokens=(3, 1, 4)))
         return self.runner.run(self.engine.generate(prompts, audio, sampling))
 
     @torch.no_grad()
@@ -91,12 +91,13 @@ def test_nothing_but_speech_and_stop_is_ever_sampled(speaker: Speaker, gap: Call
     groups = speaker.groups(SAMPLING)
     samples = [sample for group in groups for sample in group.trajectories]
     assert len(samples) == 32
+    assert {group.voice_tokens for group in groups} == {(3, 1, 4)}
     allowed = set(speaker.family.allowed_token_ids)
     assert all(set(sample.token_ids) <= allowed for sample in samples)
     assert {sample.finish_reason for sample in samples} >= {"stop"}
     for sample in samples:
-        spoken = speaker.family.speech_tokens(sample.token_ids)
-        assert len(spoken) == len(sample.token_ids) - (sample.finish_reason == "stop")
+        assert len(sample.speech_tokens) == len(sample.token_ids) - (sample.finish_reason == "stop")
+        assert all(0 <= token < 20 for token in sample.speech_tokens)
         assert sample.text == ""
     assert gap(groups) <= 1e-4
 

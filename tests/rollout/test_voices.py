@@ -83,7 +83,7 @@ def test_a_prompt_holds_the_voice_and_no_audio_positions(
     encoder: VoiceEncoder, family: DemoTTSFamily, tmp_path: Path
 ) -> None:
     (item,) = encoder.encode([utterance("u", write(tmp_path / "a.wav", 0.62))])
-    assert item.voice_tokens == (12,) * 10
+    assert item.encoded.voice_tokens == (12,) * 10
     assert item.encoded.layout == family.layout("turn on the light", "", [12] * 10)
     assert item.encoded.embeddings is not None and item.encoded.embeddings.shape == (0, 64)
     assert item.encoded.seconds == 0.5
@@ -99,8 +99,10 @@ def test_each_distinct_voice_is_encoded_once_and_in_batches(
     first = encoder.encode(batch)
     assert codec.batches == [[8_000, 16_000], [24_000]]  # by length, at most 2 s together with padding
     assert encoder.encoded_total == 3
-    assert [len(item.voice_tokens) for item in first] == [20, 10, 10, 30, 20]
-    assert [item.voice_tokens for item in encoder.encode(batch)] == [item.voice_tokens for item in first]
+    assert [len(item.encoded.voice_tokens) for item in first] == [20, 10, 10, 30, 20]
+    assert [item.encoded.voice_tokens for item in encoder.encode(batch)] == [
+        item.encoded.voice_tokens for item in first
+    ]
     assert encoder.encoded_total == 3
 
 
@@ -122,7 +124,7 @@ def test_the_cache_forgets_the_least_recently_used(
 def test_another_rate_is_resampled(encoder: VoiceEncoder, tmp_path: Path) -> None:
     same, other = write(tmp_path / "a.wav", 0.62), write(tmp_path / "b.wav", 0.62, rate=44_100)
     one, two = encoder.encode([utterance("a", same), utterance("b", other)])
-    assert one.voice_tokens[1:-1] == two.voice_tokens[1:-1]  # the filter rings at both ends
+    assert one.encoded.voice_tokens[1:-1] == two.encoded.voice_tokens[1:-1]  # the filter rings at both ends
     assert two.encoded.seconds == 0.5
 
 
@@ -182,3 +184,32 @@ def test_model_and_codec_must_belong_together(
     monkeypatch.setattr(LoudnessCodec, "name", "mimi")
     with pytest.raises(UserError, match="speaks the tokens of 'demo', not of the codec 'mimi'"):
         VoiceEncoder(family, codec, EncoderConfig(), load_audio)
+
+
+def test_the_actor_stores_what_engine_and_controller_need(
+    family: DemoTTSFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class behind the actor, with the codec's registry and Ray's store in the test's own hands."""
+    import ray
+
+    import speech.codecs
+    from rollout.actors import VoiceActor
+
+    monkeypatch.setattr(speech.codecs, "load_codec", lambda path, name: LoudnessCodec(Path(path)))
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    actor = VoiceActor.__ray_metadata__.modified_class(str(family.path), None, str(tmp_path), EncoderConfig())
+    spoken = utterance("u", write(tmp_path / "a.wav", 0.62), audio=write(tmp_path / "b.wav", 0.77))
+    (item,) = actor.encode([spoken], "target")
+    assert item.layout == item.ref.layout and item.seconds == 0.5
+    assert item.ref.voice_tokens == (12,) * 10
+    assert family.speech_tokens(item.target_ids) == [15] * 10
+    assert actor.encoded_total() == 2
+
+
+def test_an_actor_needs_a_family_of_its_kind(family: DemoTTSFamily, demo_checkpoint: Path, tmp_path: Path) -> None:
+    from rollout.actors import EncoderActor, VoiceActor
+
+    with pytest.raises(UserError, match="'demo' does not speak"):
+        VoiceActor.__ray_metadata__.modified_class(str(demo_checkpoint), None, str(tmp_path), EncoderConfig())
+    with pytest.raises(UserError, match="'demo_tts' has no audio encoder"):
+        EncoderActor.__ray_metadata__.modified_class(str(family.path), None, EncoderConfig())
