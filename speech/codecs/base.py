@@ -15,12 +15,14 @@ class Codec(ABC):
 
     Attributes:
         name: registry key (`codec.name` in YAML).
+        model_types: values of `model_type` in `config.json` that belong to this codec.
         sample_rate: Hz of the waveforms that go in and come out.
         token_rate: tokens per second of speech (all codebooks together, in the order in which they interleave).
         size: number of token ids; they are 0 … size − 1.
     """
 
     name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
     sample_rate: int
     token_rate: float
     size: int
