@@ -10,6 +10,7 @@ import ray
 import torch
 
 from learner.batch import TrainGroup
+from learner.diffro import uses_diffro
 from learner.plan import RankShare, audio_of, plan_updates
 from learner.rank import LearnerRank, RankSpec, StepResult
 from speech.errors import UserError
@@ -100,7 +101,9 @@ class LearnerGroup:
 
         A step whose every group was rejected changes nothing and reports nothing.
         """
-        shares = plan_updates(groups, replay, self.spec.config.updates_per_step, self.spec.config.ranks)
+        config = self.spec.config
+        sample_filter = config.diffro.filter if uses_diffro(self.spec) else None
+        shares = plan_updates(groups, replay, config.updates_per_step, config.ranks, sample_filter)
         if not shares[0]:
             return StepResult({}, {})
         calls = [

@@ -12,12 +12,20 @@ import torch.distributed as dist
 from learner import checkpoint
 from learner.batch import PackedBatch, Sample, TrainGroup
 from learner.config import LearnerConfig
+from learner.diffro import DiffRO
 from learner.metrics import StepMetrics
-from learner.objectives import MicroBatchKind, UpdateContext, micro_batch_loss, needs_reference
+from learner.objectives import (
+    MicroBatchKind,
+    ReferenceOutput,
+    UpdateContext,
+    micro_batch_loss,
+    needs_full_kl,
+    needs_reference,
+)
 from learner.optimisation import Gang, adamw, apply_update, full_tensor, scheduled_rate
 from learner.packing import pack, split_micro_batches
 from learner.plan import RankShare
-from learner.policy import PARTS, Policy, Processing
+from learner.policy import PARTS, Policy, PolicyOutput, Processing
 from speech.families import load_family
 from speech.records import EncodedAudio, PromptLayout
 from speech.weights import WeightBucket, tensor_digest
@@ -29,7 +37,7 @@ class RankSpec:
 
     Attributes:
         model, family: checkpoint folder and registry name (None: by `model_type`).
-        objective: `grpo` or `sft`.
+        objective: `grpo`, `diffro`, `combined` or `sft`.
         temperature, min_new_tokens, stop_ids: the sampler's, so that log-probs agree.
         total_steps: of the run, for the learning-rate schedule.
         replay_weight: of the SFT replay loss.
@@ -89,6 +97,7 @@ class LearnerRank:
         self.family = load_family(spec.model, spec.family)
         self.policy = self._load(ctc=config.ctc_weight > 0)
         self.reference = self._load(frozen=True) if needs_reference(spec) else None
+        self.diffro = DiffRO.build(spec, self.device)
         self.optimiser = adamw(self.policy, config)
 
     def _load(self, ctc: bool = False, frozen: bool = False) -> Policy:
@@ -120,12 +129,11 @@ class LearnerRank:
             self.optimiser.zero_grad(set_to_none=True)
             for context in micro_batches:
                 context.step = step
-                loss, sums = micro_batch_loss(self.policy, context, share, self.spec, audio)
+                loss, sums = micro_batch_loss(self.policy, context, share, self.spec, audio, self.diffro)
                 # The loss is divided by the global counts already; FSDP2 averages gradients over ranks, which this
                 # undoes (its own divide factor is not available with gloo).
                 (loss * self.world_size).backward()
-                if context.kind != "spare":
-                    metrics.add(context.kind, sums)
+                metrics.add(sums)
                 if context.sample_gaps is not None:
                     metrics.add_gaps(context.batch, context.sample_gaps)
             norm = apply_update(self.policy, self.optimiser, self.spec.config, rate)
@@ -150,16 +158,21 @@ class LearnerRank:
             # Every rank must take part in these forward passes, with the spare micro-batches too.
             sampler = self.spec.sampler if context.kind == "policy" else Processing()
             if self.reference is not None:
-                context.reference_logprobs = self._logprobs(self.reference, context.batch, audio, sampler)
+                output = self._evaluate(self.reference, context.batch, audio, sampler)
+                context.reference = (
+                    ReferenceOutput(output.logprobs, output.hidden, output.head)
+                    if needs_full_kl(self.spec)
+                    else ReferenceOutput(output.logprobs, None, None)
+                )
             if several:
-                context.old_logprobs = self._logprobs(self.policy, context.batch, audio, sampler)
+                context.old_logprobs = self._evaluate(self.policy, context.batch, audio, sampler).logprobs
         return contexts
 
     @torch.no_grad()
-    def _logprobs(
+    def _evaluate(
         self, policy: Policy, batch: PackedBatch, audio: Mapping[int, EncodedAudio], sampler: Processing
-    ) -> torch.Tensor:
-        return policy(batch, audio, sampler, self.spec.config.logits_chunk).logprobs
+    ) -> PolicyOutput:
+        return policy(batch, audio, sampler, self.spec.config.logits_chunk)
 
     # -- publication ---------------------------------------------------------------------------------------------
 

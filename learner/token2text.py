@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -133,19 +134,21 @@ class Token2TextOutput:
     embedded: torch.Tensor
 
     def text_log_likelihood(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """log P(Y | U) of each utterance, (B,); −∞ where the text has more labels than the speech has frames."""
-        return -F.ctc_loss(
+        """log P(Y | U) of each utterance, (B,); −∞, without gradient, where the text does not fit (`possible`)."""
+        nll = F.ctc_loss(
             self.log_probs.transpose(0, 1),
             torch.tensor([i for text in texts for i in text], device=self.log_probs.device),
             self.frames,
             torch.tensor([len(text) for text in texts], device=self.log_probs.device),
             blank=BLANK,
             reduction="none",
+            zero_infinity=True,  # keeps NaN out of the gradients of the others
         )
+        return -nll.masked_fill(~self.possible(texts), float("inf"))
 
     def possible(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B,) bool: whether the text fits into the frames at all."""
-        needed = [len(text) + sum(a == b for a, b in zip(text, text[1:], strict=False)) for text in texts]
+        needed = [len(text) + sum(a == b for a, b in pairwise(text)) for text in texts]
         return self.frames >= torch.tensor(needed, device=self.frames.device)
 
 
