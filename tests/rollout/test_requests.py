@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_lm import SAMPLING, make_prompts
+from vllm.logprobs import FlatLogprobs, Logprob
+from vllm.outputs import CompletionOutput, RequestOutput, WeightVersionSpan
 
-from rollout.requests import mixed_prompt, sampling_params
+from rollout.requests import group, mixed_prompt, sampling_params
 from speech.errors import UserError
+from speech.families.demo_tts import DemoTTSFamily
 from speech.records import EncodedAudio, PromptLayout
+from tests.speech.tts_checkpoints import write_demo_tts
 
 STOPS, ALLOWED = (30,), tuple(range(10, 31))
 
@@ -57,3 +62,30 @@ def test_a_prompt_with_sound_holds_its_embeddings_in_place() -> None:
     assert audio.embeddings is not None
     assert torch.equal(prompt["prompt_embeds"][2:-2], audio.embeddings)
     assert not prompt["prompt_embeds"][:2].any() and prompt["prompt_is_token_ids"].count(False) == 70
+
+
+def finished(token_ids: list[int], reason: str) -> CompletionOutput:
+    rows = FlatLogprobs()
+    for token in token_ids:
+        rows.append({token: Logprob(-0.5, rank=1)})
+    versions = [WeightVersionSpan("3", 0, len(token_ids))]
+    return CompletionOutput(0, "", token_ids, None, rows, finish_reason=reason, weight_versions=versions)
+
+
+def test_samples_of_speech_carry_the_codecs_tokens(tmp_path: Path) -> None:
+    family = DemoTTSFamily(write_demo_tts(tmp_path / "model"))
+    (prompt,), _ = make_prompts(1)
+    audio = EncodedAudio(family.layout("hi", "", [7]), torch.zeros(0, 64), None, 1.5, 0.5, voice_tokens=(7, 8))
+
+    def answer(token_ids: list[int], reason: str) -> RequestOutput:
+        return RequestOutput("r", None, None, None, [finished(token_ids, reason)], finished=True)
+
+    ended = group(prompt, audio, answer(family.target_ids([4, 0, 19]), "stop"), family)
+    (sample,) = ended.trajectories
+    assert (sample.speech_tokens, sample.text, sample.language) == ((4, 0, 19), "", None)
+    assert sample.logprobs == (-0.5,) * 4 and sample.version_last == 3
+    assert (ended.voice_tokens, ended.seconds) == ((7, 8), 1.5)
+    (silent,) = group(prompt, audio, answer(family.target_ids([]), "stop"), family).trajectories
+    assert silent.speech_tokens == () and len(silent.token_ids) == 1
+    with pytest.raises(ValueError, match="token 5 is neither speech nor stop"):
+        group(prompt, audio, answer([5], "length"), family)
