@@ -107,7 +107,8 @@ class TransformersJudge(Judge):
         width = max(len(row) for row in rows) - 1
         if width > longest:
             raise ValueError(f"a text of {width} tokens is longer than the judge's {longest}")
-        inputs = torch.full((len(rows), width), tokenizer.pad_token_id, device=features.device)
+        # Padding on the right is never seen by what stands before it, so any id will do.
+        inputs = torch.zeros(len(rows), width, dtype=torch.long, device=features.device)
         for i, row in enumerate(rows):
             inputs[i, : len(row) - 1] = torch.tensor(row[:-1])
         logits = self._model(input_features=features, decoder_input_ids=inputs).logits

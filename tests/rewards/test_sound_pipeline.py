@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from rewards.judges.base import Judge, Transcript, Wave
 from rewards.registry import PartScore, on_sound
 from rewards.sound import SoundGroup
 from rewards.sound_pipeline import SoundPipeline, wave_path
+from rewards.sound_report import SoundReporter
 from speech.errors import UserError
 from speech.records import Group
+from tests.demo_checkpoint import write_demo_checkpoint
 from tests.rewards.sound_fixtures import ASR_DEMO, TapeCodec, sound_config, sound_group, tape_codec
 
 SPOKEN = SoundConfig(judge=JudgeConfig("demo", str(ASR_DEMO)), batch=4)
@@ -182,3 +185,52 @@ def test_a_group_keeps_everything_but_its_rewards(tape: TapeCodec) -> None:
         group.voice_tokens,
     )
     assert len(scored.rewards) == 1
+
+
+def test_the_actor_scores_sound_and_says_what_it_cost() -> None:
+    from rewards.actor import RewardActor
+
+    actor = RewardActor(sound_config("token_loops", "no_stop"), partial(tape_codec, 1))
+    actor.ready()
+    for _ in range(2):
+        scored = actor.score([sound_group([[5] * 100, ()], finish="length")])
+        assert [r.total for r in scored.groups[0].rewards] == [-2.0, -1.0]
+        assert set(scored.seconds) == {"decode", "total"} and 0 < scored.seconds["total"] < 5
+    records = RewardActor(RewardConfig([RewardItem("no_stop")])).score([sound_group([()])])
+    assert records.groups[0].rewards[0].total == 0.0 and not records.seconds
+
+
+def test_the_pool_refuses_rewards_on_sound_in_a_run_without_it() -> None:
+    from rewards.actor import RewardPool
+
+    with pytest.raises(UserError, match="token_loops score sound, and this run has no speech tokens"):
+        RewardPool(sound_config("no_stop", "token_loops"))
+    with pytest.raises(UserError, match=r"rewards\.sound\.judge\.kind is empty"):
+        RewardPool(sound_config("tts_accuracy"), partial(tape_codec, 1))
+
+
+def test_a_report_has_both_judges_and_says_what_is_missing(tape: TapeCodec, tmp_path: Path) -> None:
+    pytest.importorskip("pyworld")
+    pytest.importorskip("resemblyzer")
+    same = RewardConfig([RewardItem("no_stop")], sound=SPOKEN)
+    with pytest.raises(UserError, match="second_judge"):
+        SoundReporter(same, lambda: tape)
+    other = write_demo_checkpoint(tmp_path / "other")
+    sound = SoundConfig(judge=SPOKEN.judge, second_judge=JudgeConfig("demo", str(other)))
+    reporter = SoundReporter(RewardConfig([RewardItem("no_stop")], sound=sound), lambda: tape)
+    reporter.load()
+    voiced = sound_group(
+        [tape.takes[1], ()], text="book a table for two on monday", voice=tape.takes[1], finish=["stop", "length"]
+    )
+    unread = sound_group([tape.takes[1], [tape.size]], text="打开灯", language="zh", name="zh")
+    [first, empty], [chinese, broken] = reporter.report([voiced, unread], tmp_path / "waves")
+    assert first.edits is not None and first.edits.rate == 0.0 and first.heard == first.text
+    assert first.edits_second is not None and first.edits_second.rate > 0.5
+    assert first.speaker_similarity == pytest.approx(1.0) and first.finished and not first.problems
+    assert first.f0_std is not None and first.f0_std > 0 and first.seconds == pytest.approx(1.843, abs=0.03)
+    assert first.wave is not None and len(soundfile.read(first.wave)[0]) > 0
+    assert empty.heard == "" and empty.edits is not None and empty.edits.rate == 1.0
+    assert (empty.speaker_similarity, empty.seconds, empty.f0_std, empty.finished) == (0.0, 0.0, 0.0, False)
+    assert chinese.edits is None and chinese.speaker_similarity is None and chinese.seconds is not None
+    assert any("does not read 'zh'" in problem for problem in chinese.problems)
+    assert broken.seconds is None and broken.heard is None and "codec: ValueError" in broken.problems[0]
