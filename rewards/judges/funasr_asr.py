@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ def load_auto_model(path: str, device: str, threads: int, **overrides: Any) -> A
         UserError: funasr is not installed, or cannot load the model.
     """
     funasr = import_optional("funasr", "funasr==1.4.16", "a funasr model")
+    if importlib.util.find_spec("torchaudio") is None:  # either makes its spectrograms; found out at the first wave
+        import_optional("kaldi_native_fbank", "kaldi-native-fbank==1.23.0", "funasr without torchaudio")
     if Path(path).is_absolute() and not Path(path).is_dir():
         raise UserError(f"funasr model: no such folder: {path}")
     try:

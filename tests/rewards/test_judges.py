@@ -124,6 +124,7 @@ def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_sense_voice_through_funasr(tmp_path: Path) -> None:
     pytest.importorskip("funasr")
+    pytest.importorskip("kaldi_native_fbank")
     judge = build_judge(JudgeConfig("funasr", str(write_sense_voice(tmp_path / "sense"))))
     assert judge.languages == frozenset({"zh", "yue", "en", "ja", "ko"})
     together = judge.transcribe(WAVES[:3], RATE, "en")
@@ -137,6 +138,7 @@ def test_sense_voice_through_funasr(tmp_path: Path) -> None:
 
 def test_cam_plus_plus_through_funasr(tmp_path: Path) -> None:
     pytest.importorskip("funasr")
+    pytest.importorskip("kaldi_native_fbank")
     from funasr.models.campplus.model import CAMPPlus
 
     (tmp_path / "config.yaml").write_text("model: CAMPPlus\nmodel_conf: {}\n", encoding="utf-8")
