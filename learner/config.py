@@ -56,6 +56,39 @@ class DiffROConfig:
 
 
 @dataclass
+class Token2TextTrainingConfig:
+    """How a reward model becomes robust to what a policy may find out about it (RRPO, 2512.04552)."""
+
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the uniform distribution in the targets of text and attributes.",
+            "min": 0.0,
+            "max": 0.9,
+        },
+    )
+    mixup: float = field(
+        default=0.0,
+        metadata={
+            "help": "α of the Beta(α, α) share in which each utterance's embeddings are mixed with another's, and "
+            "their losses likewise; 0 mixes nothing.",
+            "min": 0.0,
+        },
+    )
+    adversarial: float = field(
+        default=0.0,
+        metadata={
+            "help": "Length of the worst-case shift of an utterance's embeddings, as a share of their own norm; half "
+            "of the loss is then taken at the shifted ones. 0 shifts nothing.",
+            "min": 0.0,
+        },
+    )
+    attributes: float = field(
+        default=1.0, metadata={"help": "Weight of the attributes' cross-entropy beside the text's.", "min": 0.0}
+    )
+
+
+@dataclass
 class LearnerConfig:
     ranks: int = field(default=1, metadata={"help": "Ray actors in the FSDP2 gang.", "min": 1})
     threads: int = field(default=2, metadata={"help": "CPU threads of each rank.", "min": 1})

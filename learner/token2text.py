@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import torch
@@ -93,6 +93,10 @@ class Token2TextConfig:
             classes.index(values[name]) if name in values else UNKNOWN for name, classes in self.attributes.items()
         )
 
+    def text(self, labels: Sequence[int]) -> str:
+        """Labels → characters."""
+        return "".join(self.characters[label - 1] for label in labels)
+
     @classmethod
     def load(cls, folder: str | Path) -> Token2TextConfig:
         """Read `config.json`.
@@ -118,6 +122,21 @@ class Token2TextConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Mixture:
+    """Other speech that mixup lays over an utterance.
+
+    Attributes:
+        tokens: (B, L) ids, padded to the longer of both.
+        lengths: (B,) valid tokens of each.
+        share: (B,) of the first utterance's embeddings; the others get 1 − share.
+    """
+
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+    share: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Token2TextOutput:
     """What the model says about B utterances.
 
@@ -125,7 +144,7 @@ class Token2TextOutput:
         log_probs: (B, frames, characters + 1) of CTC's labels.
         frames: (B,) valid frames of each.
         attributes: (B, classes) logits of each attribute, in the config's order.
-        embedded: (B, L, D) embeddings that went into the encoder.
+        embedded: (B, L, D) embeddings that went into the encoder, before any shift.
     """
 
     log_probs: torch.Tensor
@@ -145,6 +164,14 @@ class Token2TextOutput:
             zero_infinity=True,  # keeps NaN out of the gradients of the others
         )
         return -nll.masked_fill(~self.possible(texts), float("inf"))
+
+    def greedy_labels(self) -> list[tuple[int, ...]]:
+        """The likeliest label of each frame, repetitions and blanks removed."""
+        best = self.log_probs.argmax(2).tolist()
+        return [
+            tuple(label for label, _ in groupby(row[:frames]) if label != BLANK)
+            for row, frames in zip(best, self.frames.tolist(), strict=True)
+        ]
 
     def possible(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B,) bool: whether the text fits into the frames at all."""
@@ -180,7 +207,7 @@ class Token2Text(nn.Module):
         lengths: torch.Tensor,
         *,
         embedded: torch.Tensor | None = None,
-        mixed: tuple[torch.Tensor, torch.Tensor] | None = None,
+        mixed: Mixture | None = None,
         shift: torch.Tensor | None = None,
     ) -> Token2TextOutput:
         """Judge B utterances.
@@ -189,7 +216,7 @@ class Token2Text(nn.Module):
             tokens: (B, L) ids or (B, L, V) one-hot vectors; None when `embedded` is given.
             lengths: (B,) valid tokens of each, ≥ 1; what lies behind them is ignored.
             embedded: (B, L, D) embeddings computed elsewhere from this model's table.
-            mixed: other tokens (B, L) and the share (B,) of the first ones in the mixture of embeddings (mixup).
+            mixed: other speech that is laid over it; the longer one decides the length.
             shift: (B, L, D) added to the embeddings (adversarial training).
 
         Raises:
@@ -201,13 +228,16 @@ class Token2Text(nn.Module):
             raise ValueError("an utterance without speech tokens cannot be judged")
         x = self.embed(tokens) if tokens is not None else embedded
         assert x is not None
+        mask = _valid(x, lengths)
         if mixed is not None:
-            share = mixed[1].to(x.dtype)[:, None, None]
-            x = share * x + (1 - share) * self.embed(mixed[0])
+            share = mixed.share.to(x.dtype)[:, None, None]
+            other = self.embed(mixed.tokens) * _valid(mixed.tokens, mixed.lengths)[:, :, None]
+            x = share * x * mask[:, :, None] + (1 - share) * other
+            lengths = torch.maximum(lengths, mixed.lengths)
+            mask = _valid(x, lengths)
+        inputs = x
         if shift is not None:
             x = x + shift
-        inputs = x
-        mask = torch.arange(x.shape[1], device=x.device)[None, :] < lengths[:, None]
         for layer in self.layers:
             x = layer(x, mask)
         x = self.norm(x)
@@ -249,6 +279,11 @@ class Token2Text(nn.Module):
         except (SafetensorError, OSError, RuntimeError) as error:
             raise UserError(f"{path}: does not hold the weights that config.json describes ({error})") from error
         return model.eval()
+
+
+def _valid(padded: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """(B, L) true in front of each length, for a tensor (B, L, …)."""
+    return torch.arange(padded.shape[1], device=padded.device)[None, :] < lengths[:, None]
 
 
 class Token2TextLayer(nn.Module):
