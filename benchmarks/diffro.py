@@ -5,9 +5,12 @@
 
 A step starts at the policy's final hidden states (both forms need the same forward pass up to there) and ends at the
 gradients of these and of the output layer: distributions, relaxed one-hots, the Token2Text model, the CTC loss. The
-naive form holds logits and one-hots of all positions at once. Noise and result are the same in both. Times interleave
-the forms (A B A B …) in one process. Memory is the growth of the peak resident size, each form in a process of its own
-(Linux only).
+naive form holds logits and one-hots of all positions at once. Noise and result are the same in both.
+
+Times interleave the forms (A B A B …) in one process and are CPU time, which other work on the machine stretches less.
+Memory is the growth of the peak resident size, each form in a process of its own (Linux only), whose allocator gives
+freed tensors back at once: glibc would otherwise keep those of a chunk's size, and show its habits instead of what
+must be held.
 """
 
 from __future__ import annotations
@@ -48,11 +51,11 @@ def main() -> None:
     times: dict[int, list[float]] = {form: [] for form in forms}
     for _ in range(args.repeats):
         for form in forms:
-            start = time.perf_counter()
+            start = time.process_time()
             case.run(form)
-            times[form].append(time.perf_counter() - start)
+            times[form].append(time.process_time() - start)
     del case
-    print("| form | seconds | against naive | peak memory, MB | against naive |")
+    print("| form | CPU seconds | against naive | peak memory, MB | against naive |")
     print("|---|--:|--:|--:|--:|")
     memory = {form: _memory(args, form) for form in forms}
     for form in forms:
@@ -146,7 +149,9 @@ def _memory(args: argparse.Namespace, form: int) -> float:
     command = [sys.executable, __file__, "--memory-of", str(form)]
     for name in ("batch", "tokens", "labels", "vocabulary", "hidden", "reward_hidden", "reward_layers", "noise"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    done = subprocess.run([*command, "--threads", str(args.threads)], check=True, capture_output=True, text=True)
+    command += ["--threads", str(args.threads)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return float(done.stdout.split()[-1])
 
 
