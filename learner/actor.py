@@ -10,24 +10,43 @@ import ray
 import torch
 
 from learner.batch import TrainGroup
+from learner.diffro import uses_diffro
 from learner.plan import RankShare, audio_of, plan_updates
 from learner.rank import LearnerRank, RankSpec, StepResult
+from learner.token2text_plan import SpeechText, Token2TextShare, plan_token2text
+from learner.token2text_rank import Token2TextRank, Token2TextSpec
 from speech.errors import UserError
 
 
-@ray.remote
-class LearnerActor:
-    """One rank. Methods mirror `LearnerRank`; object references are resolved here, never on the controller."""
+class _Shell:
+    """What the actors of both kinds of rank share."""
 
-    def __init__(self, spec: RankSpec, rank: int, world_size: int) -> None:
+    def __init__(self, spec: Any, rank: int, world_size: int) -> None:
         self.spec, self.rank_index, self.world_size = spec, rank, world_size
-        self.rank: LearnerRank | None = None
+        self.rank: Any = None
 
     def address(self) -> str:
         """`host:port` that is free on this node, for rank 0 to host the rendezvous."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def save(self, folder: str) -> None:
+        self._rank.save(folder)
+
+    def load(self, folder: str) -> None:
+        self._rank.load(folder)
+
+    @property
+    def _rank(self) -> Any:
+        if self.rank is None:
+            raise RuntimeError(f"learner rank {self.rank_index} was not started")
+        return self.rank
+
+
+@ray.remote
+class LearnerActor(_Shell):
+    """One rank. Methods mirror `LearnerRank`; object references are resolved here, never on the controller."""
 
     def start(self, address: str) -> None:
         self.rank = LearnerRank(self.spec, self.rank_index, self.world_size, f"tcp://{address}")
@@ -47,23 +66,25 @@ class LearnerActor:
     def probe_logprobs(self, token_ids: list[int]) -> list[float]:
         return self._rank.probe_logprobs(token_ids)
 
-    def save(self, folder: str) -> None:
-        self._rank.save(folder)
 
-    def load(self, folder: str) -> None:
-        self._rank.load(folder)
+@ray.remote
+class Token2TextActor(_Shell):
+    """One rank of the reward model's training."""
 
-    @property
-    def _rank(self) -> LearnerRank:
-        if self.rank is None:
-            raise RuntimeError(f"learner rank {self.rank_index} was not started")
-        return self.rank
+    def start(self, address: str) -> None:
+        self.rank = Token2TextRank(self.spec, self.rank_index, self.world_size, f"tcp://{address}")
+
+    def update(self, step: int, share: Token2TextShare) -> dict[str, float]:
+        return self._rank.update(step, share)
 
 
-class LearnerGroup:
-    """The gang of ranks, seen from the controller. Every call reaches all ranks, as their collectives demand."""
+class _ActorGang:
+    """Ranks as actors, seen from the controller. Every call reaches all of them, as their collectives demand."""
 
-    def __init__(self, spec: RankSpec, environment: dict[str, str]) -> None:
+    actor: Any
+    """The remote class of a rank."""
+
+    def __init__(self, spec: Any, environment: dict[str, str]) -> None:
         """Create the actors; `start` is separate so that engines can load at the same time.
 
         Args:
@@ -72,7 +93,7 @@ class LearnerGroup:
         config = spec.config
         self.spec = spec
         self.actors = [
-            LearnerActor.options(  # type: ignore[attr-defined]
+            self.actor.options(
                 num_cpus=0 if config.gpus_per_rank else 1,
                 num_gpus=config.gpus_per_rank,
                 runtime_env={"env_vars": environment},
@@ -88,35 +109,6 @@ class LearnerGroup:
         """
         (address,) = self._get([self.actors[0].address.remote()], "start", timeout)
         return [actor.start.remote(address) for actor in self.actors]
-
-    def update(
-        self,
-        step: int,
-        groups: Sequence[TrainGroup],
-        replay: Sequence[TrainGroup],
-        audio: dict[int, ray.ObjectRef],
-    ) -> StepResult:
-        """One step's optimiser updates on all ranks; the result is already reduced over them.
-
-        A step whose every group was rejected changes nothing and reports nothing.
-        """
-        shares = plan_updates(groups, replay, self.spec.config.updates_per_step, self.spec.config.ranks)
-        if not shares[0]:
-            return StepResult({}, {})
-        calls = [
-            actor.update.remote(step, share, {i: audio[i] for i in audio_of(share)})
-            for actor, share in zip(self.actors, shares, strict=True)
-        ]
-        return self._get(calls, "update")[0]
-
-    def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
-        return self._all("publish", dtype, bucket_bytes)[0]
-
-    def front_states(self) -> dict[str, dict[str, torch.Tensor]]:
-        return self._all("front_states")[0]
-
-    def probe_logprobs(self, token_ids: list[int]) -> list[float]:
-        return self._all("probe_logprobs", token_ids)[0]
 
     def save(self, folder: str) -> None:
         self._all("save", folder)
@@ -137,3 +129,55 @@ class LearnerGroup:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
+
+
+class LearnerGroup(_ActorGang):
+    """The ranks of the policy."""
+
+    actor = LearnerActor
+    spec: RankSpec
+
+    def update(
+        self,
+        step: int,
+        groups: Sequence[TrainGroup],
+        replay: Sequence[TrainGroup],
+        audio: dict[int, ray.ObjectRef],
+    ) -> StepResult:
+        """One step's optimiser updates on all ranks; the result is already reduced over them.
+
+        A step whose every group was rejected changes nothing and reports nothing.
+        """
+        config = self.spec.config
+        sample_filter = config.diffro.filter if uses_diffro(self.spec) else None
+        shares = plan_updates(groups, replay, config.updates_per_step, config.ranks, sample_filter)
+        if not shares[0]:
+            return StepResult({}, {})
+        calls = [
+            actor.update.remote(step, share, {i: audio[i] for i in audio_of(share)})
+            for actor, share in zip(self.actors, shares, strict=True)
+        ]
+        return self._get(calls, "update")[0]
+
+    def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
+        return self._all("publish", dtype, bucket_bytes)[0]
+
+    def front_states(self) -> dict[str, dict[str, torch.Tensor]]:
+        return self._all("front_states")[0]
+
+    def probe_logprobs(self, token_ids: list[int]) -> list[float]:
+        return self._all("probe_logprobs", token_ids)[0]
+
+
+class Token2TextGroup(_ActorGang):
+    """The ranks of the reward model's training."""
+
+    actor = Token2TextActor
+    spec: Token2TextSpec
+
+    def update(self, step: int, items: Sequence[SpeechText]) -> dict[str, float]:
+        """One optimiser update on all ranks; its metrics are already reduced over them."""
+        spec = self.spec
+        shares = plan_token2text(items, spec.config.ranks, spec.training.mixup, spec.seed, step)
+        calls = [actor.update.remote(step, share) for actor, share in zip(self.actors, shares, strict=True)]
+        return self._get(calls, "update")[0]

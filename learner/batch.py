@@ -17,20 +17,36 @@ class Sample:
         token_ids: response ids, stop token included.
         behaviour_logprobs: the engine's processed log-probs, same length (empty for SFT).
         advantage: one number for the whole response (1.0 for SFT).
+        finished: a stop token was drawn, and is therefore the last of `token_ids`.
     """
 
     token_ids: tuple[int, ...]
     behaviour_logprobs: tuple[float, ...]
     advantage: float
+    finished: bool = False
+
+    @property
+    def speech_tokens(self) -> int:
+        """Tokens before the stop token: in TTS, the speech itself."""
+        return len(self.token_ids) - self.finished
 
 
 @dataclass(frozen=True, slots=True)
 class TrainGroup:
-    """A prompt and the samples that share it. `audio` indexes the list of encoded audio sent along."""
+    """A prompt and the samples that share it.
+
+    Attributes:
+        audio: index of the prompt in its step. It finds the encoded audio sent along, if the prompt has any, and names
+            the group wherever something random belongs to it.
+        text_ids: what should be said, as labels of the Token2Text reward model (DiffRO only).
+        attributes: class of each attribute that the reward model judges, in its order; −1 where it is not known.
+    """
 
     layout: PromptLayout
     samples: tuple[Sample, ...]
     audio: int
+    text_ids: tuple[int, ...] = ()
+    attributes: tuple[int, ...] = ()
 
     @property
     def packed_length(self) -> int:
@@ -77,6 +93,7 @@ class PackedBatch:
         sample_lengths: (S,) response lengths.
         behaviour_logprobs: (T,) float32, zeros when there are none.
         advantages: (S,) float32.
+        members: per sample, its group and its place in the group.
     """
 
     input_ids: torch.Tensor
@@ -91,6 +108,7 @@ class PackedBatch:
     sample_lengths: torch.Tensor
     behaviour_logprobs: torch.Tensor
     advantages: torch.Tensor
+    members: tuple[tuple[TrainGroup, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +118,10 @@ class BatchTotals:
     Attributes:
         tokens: trained (response) tokens.
         samples: responses.
+        chosen_samples, chosen_labels: responses that pass DiffRO's sample filter, and the labels of their texts.
     """
 
     tokens: int
     samples: int
+    chosen_samples: int = 0
+    chosen_labels: int = 0

@@ -5,7 +5,87 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from learner.advantages import ADVANTAGES
+from learner.filters import FILTERS
 from learner.losses import LossConfig
+
+SAMPLED_OBJECTIVES = ("grpo", "diffro", "combined")
+"""Objectives that learn from rollouts of the policy."""
+
+
+@dataclass
+class DiffROConfig:
+    """The differentiable reward (`objective: diffro | combined`): docs/algorithms.md."""
+
+    reward_model: str | None = field(
+        default=None, metadata={"help": "Folder of the Token2Text model whose log-likelihood is the reward."}
+    )
+    weight: float = field(
+        default=1.0, metadata={"help": "λ, the weight of the DiffRO loss; 0 loads no reward model.", "min": 0.0}
+    )
+    filter: str = field(
+        default="positive",
+        metadata={
+            "help": "Samples in the DiffRO loss: `positive` takes those with an advantage above 0 that drew a stop "
+            "token, `none` takes all.",
+            "choices": FILTERS,
+        },
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "τ of the Gumbel-Softmax: smaller is harder and noisier.", "min": 0.01}
+    )
+    noise: str = field(
+        default="conditional",
+        metadata={
+            "help": "Gumbel noise: `fresh` draws another token at every position of the rollout; `conditional` "
+            "draws noise under which the rollout's own token wins.",
+            "choices": ("fresh", "conditional"),
+        },
+    )
+    kl_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "β, weight of the full KL(policy ‖ reference), summed over the vocabulary at every position of "
+            "all samples; 0 leaves it out. `learner.loss.kl_coef` is the estimate from sampled tokens.",
+            "min": 0.0,
+        },
+    )
+    attributes: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the attributes' log-probs (MTR) beside that of the text.", "min": 0.0},
+    )
+
+
+@dataclass
+class Token2TextTrainingConfig:
+    """How a reward model becomes robust to what a policy may find out about it (RRPO, 2512.04552)."""
+
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the uniform distribution in the targets of text and attributes.",
+            "min": 0.0,
+            "max": 0.9,
+        },
+    )
+    mixup: float = field(
+        default=0.0,
+        metadata={
+            "help": "α of the Beta(α, α) share in which each utterance's embeddings are mixed with another's, and "
+            "their losses likewise; 0 mixes nothing.",
+            "min": 0.0,
+        },
+    )
+    adversarial: float = field(
+        default=0.0,
+        metadata={
+            "help": "Length of the worst-case shift of an utterance's embeddings, as a share of their own norm; half "
+            "of the loss is then taken at the shifted ones. 0 shifts nothing.",
+            "min": 0.0,
+        },
+    )
+    attributes: float = field(
+        default=1.0, metadata={"help": "Weight of the attributes' cross-entropy beside the text's.", "min": 0.0}
+    )
 
 
 @dataclass
@@ -36,6 +116,7 @@ class LearnerConfig:
     weight_decay: float = field(default=0.0, metadata={"help": "Decoupled weight decay on matrices.", "min": 0.0})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Global gradient norm clip; 0 = off.", "min": 0.0})
     loss: LossConfig = field(default_factory=LossConfig)
+    diffro: DiffROConfig = field(default_factory=DiffROConfig)
     advantage: str = field(
         default="group_std",
         metadata={"help": "Advantage estimator.", "choices": ADVANTAGES},

@@ -36,7 +36,21 @@ class Selection:
         self.invalid_samples += other.invalid_samples
 
 
-def select_groups(groups: Sequence[Group], audio: Sequence[int], estimator: str, keep_zero_variance: bool) -> Selection:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the Token2Text reward model should find in the speech of a group; see `TrainGroup`."""
+
+    text_ids: tuple[int, ...] = ()
+    attributes: tuple[int, ...] = ()
+
+
+def select_groups(
+    groups: Sequence[Group],
+    audio: Sequence[int],
+    estimator: str,
+    keep_zero_variance: bool,
+    targets: Sequence[Target] | None = None,
+) -> Selection:
     """Turn scored groups into training groups.
 
     Args:
@@ -45,9 +59,10 @@ def select_groups(groups: Sequence[Group], audio: Sequence[int], estimator: str,
         estimator: name of the advantage estimator.
         keep_zero_variance: keep groups without a reward difference; their advantages are 0, but they count in
             the loss's normalisation.
+        targets: of each group, for DiffRO; None without it.
     """
     selection = Selection()
-    for group, index in zip(groups, audio, strict=True):
+    for group, index, target in zip(groups, audio, targets or [Target()] * len(groups), strict=True):
         valid = [reward.valid for reward in group.rewards]
         rewards = [reward.total if reward.total is not None else 0.0 for reward in group.rewards]
         selection.invalid_samples += valid.count(False)
@@ -62,10 +77,12 @@ def select_groups(groups: Sequence[Group], audio: Sequence[int], estimator: str,
                 continue
         advantages = compute_advantages(estimator, rewards, valid)
         samples = tuple(
-            Sample(trajectory.token_ids, trajectory.logprobs, float(advantage))
+            Sample(
+                trajectory.token_ids, trajectory.logprobs, float(advantage), finished=trajectory.finish_reason == "stop"
+            )
             for trajectory, advantage, ok in zip(group.trajectories, advantages, valid, strict=True)
             if ok and trajectory.token_ids
         )
-        selection.groups.append(TrainGroup(group.layout, samples, index))
+        selection.groups.append(TrainGroup(group.layout, samples, index, target.text_ids, target.attributes))
         selection.trained.append(group.prompt.id)
     return selection

@@ -1,8 +1,10 @@
-"""Log-probs of sampled tokens, processed as the engine processes them, without a (T, V) tensor in memory."""
+"""Log-probs of sampled tokens and KL of distributions, processed as the engine processes them, without a (T, V)
+tensor in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -50,23 +52,15 @@ def selected_logprobs(
         raise ValueError(f"temperature must be > 0, not {temperature}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, not {chunk}")
-    stops: torch.Tensor | None = None
-    early: torch.Tensor | None = None
-    if min_new_tokens > 0 and stop_ids:
-        if step_of is None:
-            raise ValueError("min_new_tokens > 0 needs step_of")
-        stops = torch.zeros(len(head_weight), dtype=torch.bool, device=hidden.device)
-        stops[torch.tensor(list(stop_ids), device=hidden.device)] = True
-        early = step_of < min_new_tokens
-    _check_targets(targets, allowed, stops, early)
+    masks = TokenMasks.build(len(head_weight), allowed, step_of, min_new_tokens, stop_ids)
+    masks.check(targets)
 
     # A single chunk holds no more memory between forward and backward than a recomputed one does in the backward.
     chunk_logprobs = _chunk_logprobs if len(targets) <= chunk else _recomputed
     logprobs, entropies = [], []
     for start in range(0, len(targets), chunk):
         rows = slice(start, start + chunk)
-        forbidden = _forbidden(allowed, stops, None if early is None else early[rows])
-        selected, entropy = chunk_logprobs(hidden[rows], head_weight, targets[rows], forbidden, temperature)
+        selected, entropy = chunk_logprobs(hidden[rows], head_weight, targets[rows], masks.forbidden(rows), temperature)
         logprobs.append(selected)
         entropies.append(entropy)
     if not logprobs:
@@ -81,10 +75,7 @@ def _chunk_logprobs(
     forbidden: torch.Tensor | None,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = torch.nn.functional.linear(hidden, head_weight).float()
-    if forbidden is not None:
-        logits = logits.masked_fill(forbidden, float("-inf"))
-    logits = logits / temperature
+    logits = _processed_logits(hidden, head_weight, forbidden, temperature)
     selected = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
     # Last on purpose: the backward pass stops recomputing once it has what it needs, and it never needs this.
     with torch.no_grad():
@@ -96,21 +87,120 @@ def _chunk_logprobs(
 _recomputed = partial(checkpoint, _chunk_logprobs, use_reentrant=False, preserve_rng_state=False)
 
 
-def _forbidden(
-    allowed: torch.Tensor | None, stops: torch.Tensor | None, early: torch.Tensor | None
-) -> torch.Tensor | None:
-    """Mask that broadcasts to (chunk, V), or None when every token may be drawn."""
-    forbidden = None if allowed is None else ~allowed[None, :]
-    if stops is not None and early is not None:
-        too_soon = early[:, None] & stops[None, :]
-        forbidden = too_soon if forbidden is None else forbidden | too_soon
-    return forbidden
+def distribution_kl(
+    hidden: torch.Tensor,
+    head_weight: torch.Tensor,
+    reference_hidden: torch.Tensor,
+    reference_head: torch.Tensor,
+    masks: TokenMasks,
+    temperature: float,
+    chunk: int,
+) -> torch.Tensor:
+    """KL(π ‖ π_ref) of the distributions at every position, summed over the whole vocabulary.
+
+    Exact where `kl_terms` estimates from the sampled token, at the price of the reference's logits beside the policy's
+    (the KL of DiffRO, 2507.05911, in the token-level form of CosyVoice 3). Memory grows with chunk × V, as in
+    `selected_logprobs`.
+
+    Args:
+        hidden, head_weight: (T, H) and (V, H) of the policy, with gradient.
+        reference_hidden, reference_head: (T, H') and (V, H') of the frozen reference.
+        masks: the sampler's; both distributions are of the tokens that may be drawn.
+        temperature: the sampler's, for both.
+        chunk: rows whose logits are in memory at a time, ≥ 1.
+
+    Returns:
+        (T,) in nats, at least 0.
+    """
+    chunk_kl = _chunk_kl if len(hidden) <= chunk else _recomputed_kl
+    parts = [
+        chunk_kl(hidden[rows], head_weight, reference_hidden[rows], reference_head, masks.forbidden(rows), temperature)
+        for rows in (slice(start, start + chunk) for start in range(0, len(hidden), chunk))
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0)
 
 
-def _check_targets(
-    targets: torch.Tensor, allowed: torch.Tensor | None, stops: torch.Tensor | None, early: torch.Tensor | None
-) -> None:
-    if allowed is not None and not bool(allowed[targets].all()):
-        raise ValueError("a trained token is not among the allowed tokens: engine and learner masks differ")
-    if stops is not None and early is not None and bool((stops[targets] & early).any()):
-        raise ValueError("a response stops before min_new_tokens: engine and learner masks differ")
+def _chunk_kl(
+    hidden: torch.Tensor,
+    head_weight: torch.Tensor,
+    reference_hidden: torch.Tensor,
+    reference_head: torch.Tensor,
+    forbidden: torch.Tensor | None,
+    temperature: float,
+) -> torch.Tensor:
+    logprobs = _processed_logits(hidden, head_weight, forbidden, temperature).log_softmax(1)
+    with torch.no_grad():
+        reference = _processed_logits(reference_hidden, reference_head, forbidden, temperature).log_softmax(1)
+    difference = logprobs - reference
+    if forbidden is not None:
+        difference = difference.masked_fill(forbidden, 0.0)  # −∞ − (−∞)
+    return (logprobs.exp() * difference).sum(1)
+
+
+_recomputed_kl = partial(checkpoint, _chunk_kl, use_reentrant=False, preserve_rng_state=False)
+
+
+def _processed_logits(
+    hidden: torch.Tensor, head_weight: torch.Tensor, forbidden: torch.Tensor | None, temperature: float
+) -> torch.Tensor:
+    logits = full_precision(torch.nn.functional.linear(hidden, head_weight))
+    if forbidden is not None:
+        logits = logits.masked_fill(forbidden, float("-inf"))
+    return logits / temperature
+
+
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision → float32; float32 and float64 stay."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMasks:
+    """Which tokens may be drawn at which target.
+
+    Attributes:
+        allowed: (V,) bool, the engine's `allowed_token_ids`; None allows all.
+        stops: (V,) bool, the ids that end a response; None when they may be drawn anywhere.
+        early: (T,) bool, targets at which they may not; None like `stops`.
+    """
+
+    allowed: torch.Tensor | None
+    stops: torch.Tensor | None
+    early: torch.Tensor | None
+
+    @classmethod
+    def build(
+        cls,
+        vocabulary: int,
+        allowed: torch.Tensor | None,
+        step_of: torch.Tensor | None,
+        min_new_tokens: int,
+        stop_ids: Sequence[int],
+    ) -> TokenMasks:
+        """Masks from a sampler's settings, as `selected_logprobs` describes them.
+
+        Raises:
+            ValueError: `min_new_tokens` without `step_of`.
+        """
+        if min_new_tokens < 1 or not stop_ids:
+            return cls(allowed, None, None)
+        if step_of is None:
+            raise ValueError("min_new_tokens > 0 needs step_of")
+        stops = torch.zeros(vocabulary, dtype=torch.bool, device=step_of.device)
+        stops[torch.tensor(list(stop_ids), device=step_of.device)] = True
+        return cls(allowed, stops, step_of < min_new_tokens)
+
+    def forbidden(self, rows: slice) -> torch.Tensor | None:
+        """Mask of some targets that broadcasts to (rows, V), or None when every token may be drawn."""
+        forbidden = None if self.allowed is None else ~self.allowed[None, :]
+        if self.stops is not None and self.early is not None:
+            too_soon = self.early[rows][:, None] & self.stops[None, :]
+            forbidden = too_soon if forbidden is None else forbidden | too_soon
+        return forbidden
+
+    def check(self, targets: torch.Tensor) -> None:
+        """Raise ValueError when a target (T,) is one that the masks forbid."""
+        if self.allowed is not None and not bool(self.allowed[targets].all()):
+            raise ValueError("a trained token is not among the allowed tokens: engine and learner masks differ")
+        if self.stops is not None and self.early is not None and bool((self.stops[targets] & self.early).any()):
+            raise ValueError("a response stops before min_new_tokens: engine and learner masks differ")

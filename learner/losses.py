@@ -265,15 +265,21 @@ def reduce_metrics(parts: Iterable[Mapping[str, torch.Tensor]]) -> Metrics:
 def summarise_metrics(merged: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Merged sums over a batch → means per token, maxima, the number of tokens, and the effective sample size.
 
+    Losses that count whole samples give `samples` in place of `tokens`, and get means per sample. Without a single
+    one there are no means.
+
     `importance_ess` is (Σw)² / (n · Σw²) of the importance weights learner / engine, in (0, 1]: 1 when both agree on
     every token.
     """
-    tokens = float(merged["tokens"])
-    summary = {"tokens": tokens}
+    unit = "tokens" if "tokens" in merged else "samples"
+    tokens = float(merged[unit])
+    summary = {unit: tokens}
+    if tokens == 0:
+        return summary
     for name, value in merged.items():
         if name.endswith("_max"):
             summary[name] = float(value)
-        elif name not in ("tokens", "importance_squared"):
+        elif name not in (unit, "importance_squared"):
             summary[name] = float(value) / tokens
     if "importance_squared" in merged:
         summary["importance_ess"] = float(merged["importance"]) ** 2 / (tokens * float(merged["importance_squared"]))

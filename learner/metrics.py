@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -12,15 +13,16 @@ from learner.losses import Metrics, reduce_metrics, summarise_metrics
 
 
 class StepMetrics:
-    """Collects the losses' metrics by the kind of micro-batch (`policy`, `sft`, `replay`)."""
+    """Collects the losses' metrics by the prefix under which they are logged (`learner`, `replay`, `diffro`)."""
 
     def __init__(self) -> None:
         self.parts: dict[str, list[Metrics]] = defaultdict(list)
         self.grad_norm = 0.0
         self.gaps: dict[int, list[float]] = defaultdict(list)
 
-    def add(self, kind: str, metrics: Metrics) -> None:
-        self.parts[kind].append({name: value.detach().cpu().double() for name, value in metrics.items()})
+    def add(self, metrics: Mapping[str, Metrics]) -> None:
+        for prefix, sums in metrics.items():
+            self.parts[prefix].append({name: value.detach().cpu().double() for name, value in sums.items()})
 
     def add_gaps(self, batch: PackedBatch, gaps: torch.Tensor) -> None:
         """Note each sample's largest |learner − engine| log-prob, in nats.
@@ -39,14 +41,13 @@ class StepMetrics:
         return {index: gaps for part in gathered for index, gaps in part.items()}
 
     def result(self) -> dict[str, float]:
-        """Per-token means and maxima under `learner/` (or `replay/`), over all ranks. A collective."""
-        mine = {kind: reduce_metrics(parts) for kind, parts in self.parts.items()}
+        """Means per token (DiffRO: per sample) and maxima, over all ranks. A collective."""
+        mine = {prefix: reduce_metrics(parts) for prefix, parts in self.parts.items()}
         gathered: list[dict[str, Metrics]] = [{} for _ in range(dist.get_world_size())]
         # Objects, because a rank that only had spare micro-batches has no metrics at all.
         dist.all_gather_object(gathered, mine)
         results = {"learner/grad_norm": self.grad_norm}
-        for kind in sorted({kind for metrics in gathered for kind in metrics}):
-            merged = reduce_metrics([metrics[kind] for metrics in gathered if kind in metrics])
-            prefix = "replay" if kind == "replay" else "learner"
+        for prefix in sorted({prefix for metrics in gathered for prefix in metrics}):
+            merged = reduce_metrics([metrics[prefix] for metrics in gathered if prefix in metrics])
             results |= {f"{prefix}/{name}": value for name, value in summarise_metrics(merged).items()}
         return results

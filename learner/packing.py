@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from learner.batch import BatchTotals, Block, PackedBatch, Sample, TrainGroup
+from learner.filters import chosen_labels
 
 
 def row_length(group: TrainGroup, shared_prefix: bool = True) -> int:
@@ -32,10 +33,11 @@ def pack(groups: Sequence[TrainGroup], shared_prefix: bool = True) -> PackedBatc
     """
     if not groups:
         raise ValueError("there is nothing to pack")
-    rows: list[tuple[TrainGroup, tuple[Sample, ...]]] = []
+    rows: list[tuple[TrainGroup, tuple[int, ...]]] = []
     for index, group in enumerate(groups):
         _check(group, index)
-        rows += [(group, group.samples)] if shared_prefix else [(group, (sample,)) for sample in group.samples]
+        places = tuple(range(len(group.samples)))
+        rows += [(group, places)] if shared_prefix else [(group, (place,)) for place in places]
 
     input_ids: list[int] = []
     position_ids: list[int] = []
@@ -46,7 +48,8 @@ def pack(groups: Sequence[TrainGroup], shared_prefix: bool = True) -> PackedBatc
     sample_of: list[int] = []
     step_of: list[int] = []
     samples: list[Sample] = []
-    for group, responses in rows:
+    for group, places in rows:
+        responses = [group.samples[place] for place in places]
         layout, start, prompt = group.layout, len(input_ids), len(group.layout.token_ids)
         blocks.append(Block(start, prompt, tuple(len(sample.token_ids) for sample in responses)))
         first_audio = start + layout.audio_start
@@ -78,6 +81,7 @@ def pack(groups: Sequence[TrainGroup], shared_prefix: bool = True) -> PackedBatc
             [p for s in samples for p in (s.behaviour_logprobs or (0.0,) * len(s.token_ids))], dtype=torch.float32
         ),
         advantages=torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
+        members=tuple((group, place) for group, places in rows for place in places),
     )
 
 
@@ -144,8 +148,16 @@ def balance_ranks(groups: Sequence[TrainGroup], ranks: int) -> list[list[TrainGr
     return [[groups[i] for i in sorted(indices)] for indices in chosen]
 
 
-def totals(groups: Sequence[TrainGroup]) -> BatchTotals:
-    """Counts of a whole batch, taken before it is dealt out to ranks and micro-batches."""
+def totals(groups: Sequence[TrainGroup], sample_filter: str | None = None) -> BatchTotals:
+    """Counts of a whole batch, taken before it is dealt out to ranks and micro-batches.
+
+    Args:
+        sample_filter: DiffRO's, which decides what counts as chosen; None without DiffRO.
+    """
+    labels = [] if sample_filter is None else chosen_labels(groups, sample_filter)
     return BatchTotals(
-        tokens=sum(group.response_tokens for group in groups), samples=sum(len(group.samples) for group in groups)
+        tokens=sum(group.response_tokens for group in groups),
+        samples=sum(len(group.samples) for group in groups),
+        chosen_samples=len(labels),
+        chosen_labels=sum(labels),
     )

@@ -28,11 +28,18 @@ class RankShare:
 
 
 def plan_updates(
-    groups: Sequence[TrainGroup], replay: Sequence[TrainGroup], updates: int, ranks: int
+    groups: Sequence[TrainGroup],
+    replay: Sequence[TrainGroup],
+    updates: int,
+    ranks: int,
+    sample_filter: str | None = None,
 ) -> list[list[RankShare]]:
     """Divide a step into `updates` optimiser updates of near-equal group counts; result[rank][update].
 
     Fewer updates result when there are fewer groups; none at all when there is nothing to train on.
+
+    Args:
+        sample_filter: DiffRO's, for the counts that normalise its loss; None without DiffRO.
     """
     everything = [*groups, *replay]
     if not everything:
@@ -45,13 +52,18 @@ def plan_updates(
         by_rank, replay_by_rank = balance_ranks(part, ranks), balance_ranks(replay_part, ranks)
         for rank in range(ranks):
             shares[rank].append(
-                RankShare(tuple(by_rank[rank]), totals(part), tuple(replay_by_rank[rank]), totals(replay_part), spare)
+                RankShare(
+                    tuple(by_rank[rank]),
+                    totals(part, sample_filter),
+                    tuple(replay_by_rank[rank]),
+                    totals(replay_part),
+                    spare,
+                )
             )
     return shares
 
 
 def audio_of(shares: Sequence[RankShare]) -> list[int]:
-    """Indices of the encoded audio that these shares refer to, so that a rank fetches nothing else."""
-    used = {share.spare.audio for share in shares}
-    used |= {group.audio for share in shares for group in (*share.groups, *share.replay)}
-    return sorted(used)
+    """Indices of the encoded audio that these shares refer to, so that a rank fetches nothing else; none in TTS."""
+    groups = (group for share in shares for group in (*share.groups, *share.replay, share.spare))
+    return sorted({group.audio for group in groups if group.layout.audio_length})

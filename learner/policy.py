@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 from learner import attention
 from learner.batch import PackedBatch
 from learner.logprobs import selected_logprobs
+from speech.errors import UserError
 from speech.families import AudioEncoder, ModelFamily
+from speech.families.base import LanguageModelFamily
 from speech.records import EncodedAudio
 
 PARTS = ("language_model", "adaptor", "encoder")
@@ -30,11 +32,22 @@ class Processing:
         temperature: > 0.
         min_new_tokens: positions at the start of a response where `stop_ids` cannot be drawn.
         stop_ids: ids that end a response.
+        allowed_token_ids: the only ids that can be drawn, stop ids included; None for all. vLLM's
+            `allowed_token_ids`.
     """
 
     temperature: float = 1.0
     min_new_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+
+    def allowed_mask(self, vocabulary: int, device: torch.device) -> torch.Tensor | None:
+        """`allowed_token_ids` as (V,) bool over the rows of the output layer, or None when all are allowed."""
+        if self.allowed_token_ids is None:
+            return None
+        mask = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        mask[torch.tensor(self.allowed_token_ids, device=device)] = True
+        return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +59,16 @@ class PolicyOutput:
         entropy: (T,) float32, without gradient.
         encoder_states: the batch's encoder outputs, one (states, encoder_hidden) tensor per distinct audio;
             only when the policy owns the encoder.
+        hidden: (T, H) final hidden state that predicts each target.
+        head: (V, H) weight of the output layer. It holds its values until the backward pass has run, because FSDP2
+            does not reshard the root group after its forward.
     """
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
     encoder_states: list[torch.Tensor]
+    hidden: torch.Tensor
+    head: torch.Tensor
 
 
 class Policy(nn.Module):
@@ -72,25 +90,42 @@ class Policy(nn.Module):
         self.ctc = ctc
 
     @classmethod
-    def load(cls, family: ModelFamily, train: Sequence[str], dtype: torch.dtype, ctc: bool = False) -> Policy:
+    def load(
+        cls,
+        family: LanguageModelFamily,
+        train: Sequence[str],
+        dtype: torch.dtype,
+        ctc: bool = False,
+        frozen: bool = False,
+    ) -> Policy:
         """The parts that learn, on CPU. A frozen adaptor is not loaded: the encoder actor runs it.
 
         An encoder that learns needs its adaptor here too, trained or not.
+
+        Args:
+            train: the parts that learn.
+            ctc: with the family's auxiliary CTC head.
+            frozen: a reference policy: the same parts, none of which learns. It needs an adaptor of its own where the
+                policy trains one, because the embeddings sent along come from the trained adaptor.
+
+        Raises:
+            UserError: the checkpoint lacks a file, or a part is to be trained that this family does not have.
         """
+        if not isinstance(family, ModelFamily) and {"adaptor", "encoder"} & set(train):
+            raise UserError(f"learner.train: models of the family {family.name!r} have neither adaptor nor encoder")
         attention.register()
         language_model = family.load_language_model(dtype)
         language_model.set_attn_implementation("shared_prefix")
         with_encoder = "encoder" in train
-        policy = cls(
-            language_model,
-            family.load_adaptor(dtype) if with_encoder or "adaptor" in train else None,
-            family.load_encoder(dtype) if with_encoder else None,
-            family.ctc_head() if ctc else None,
-        )
+        policy = cls(language_model)
+        if isinstance(family, ModelFamily):
+            policy.adaptor = family.load_adaptor(dtype) if with_encoder or "adaptor" in train else None
+            policy.encoder = family.load_encoder(dtype) if with_encoder else None
+            policy.ctc = family.ctc_head() if ctc else None
         for part in PARTS:
             module = getattr(policy, part)
             if module is not None:
-                module.requires_grad_(part in train)
+                module.requires_grad_(part in train and not frozen)
         # eval() everywhere: dropout must be off, or the learner's log-probs are not the engine's.
         return policy.eval()
 
@@ -122,13 +157,13 @@ class Policy(nn.Module):
 
         Args:
             batch: packed micro-batch of N positions and T targets.
-            audio: encoded audio by index; at least the indices of `batch.audio`.
+            audio: encoded audio by index; at least the indices of `batch.audio`, unless no prompt holds audio.
             processing: the sampler's own, so that both sides compute the same distribution.
             chunk: targets whose logits are in memory at a time.
         """
         language_model = self.language_model
         device = language_model.get_input_embeddings().weight.device
-        used = sorted(set(batch.audio))
+        used = sorted(set(batch.audio)) if batch.audio_positions.numel() else []
         embeddings, states = self.audio_embeddings([audio[i] for i in used]) if used else ([], [])
         row = {index: embeddings[place] for place, index in enumerate(used)}
         embeds = language_model.get_input_embeddings()(batch.input_ids.to(device))
@@ -141,17 +176,20 @@ class Policy(nn.Module):
             use_cache=False,
             blocks=batch.blocks,
         ).last_hidden_state[0]
+        hidden = hidden[batch.predict_from.to(device)]
+        head = language_model.get_output_embeddings().weight
         logprobs, entropy = selected_logprobs(
-            hidden[batch.predict_from.to(device)],
-            language_model.get_output_embeddings().weight,
+            hidden,
+            head,
             batch.targets.to(device),
             temperature=processing.temperature,
+            allowed=processing.allowed_mask(len(head), device),
             min_new_tokens=processing.min_new_tokens,
             stop_ids=processing.stop_ids,
             step_of=batch.step_of.to(device),
             chunk=chunk,
         )
-        return PolicyOutput(logprobs, entropy, states)
+        return PolicyOutput(logprobs, entropy, states, hidden, head)
 
 
 def _like(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ from ray.exceptions import RayActorError, RayError
 
 from rewards.compose import RewardComposition
 from rewards.config import RewardConfig
+from rewards.models import SoundModels
+from rewards.sound_pipeline import CodecFactory, SoundPipeline
 from speech.errors import UserError
 from speech.records import Group, Reward
 
@@ -28,17 +30,31 @@ _CHUNKS_PER_WORKER = 4  # small enough that workers finish together, large enoug
 _START_ATTEMPTS = 3
 
 
-class RewardActor:
-    """One process that scores groups by a `RewardComposition`."""
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """What an actor answers: groups with rewards, and the seconds that its stages took."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    groups: list[Group]
+    seconds: Counter[str]
+
+
+class RewardActor:
+    """One process that scores groups by a `RewardComposition`, or with a codec by a `SoundPipeline`."""
+
+    def __init__(self, config: RewardConfig, codec: CodecFactory | None = None) -> None:
         self._composition = RewardComposition(config)
+        self._sound = None if codec is None else SoundPipeline(config, codec())
+        if self._sound is not None:
+            self._sound.load()
 
     def ready(self) -> None:
-        """Returns once the composition is built."""
+        """Returns once the composition is built and its models are loaded."""
 
-    def score(self, groups: Sequence[Group]) -> list[Group]:
-        return [self._composition.score(group) for group in groups]
+    def score(self, groups: Sequence[Group]) -> _Scored:
+        if self._sound is None:
+            return _Scored([self._composition.score(group) for group in groups], Counter())
+        self._sound.seconds.clear()
+        return _Scored(self._sound.score(groups), Counter(self._sound.seconds))
 
 
 # The pool restarts actors itself: Ray's own restart would hand a hung group to the same queue again.
@@ -69,12 +85,14 @@ class RewardCounts:
         invalid: samples without one, by kind of reason (its first two parts, such as `accuracy: ValueError`).
         retried: groups that were tried again after a time-out or a lost actor.
         replaced: actors that were replaced.
+        seconds: that actors spent scoring sound, by stage (`SoundPipeline.seconds`), summed over actors.
     """
 
     scored: int = 0
     invalid: Counter[str] = field(default_factory=Counter)
     retried: int = 0
     replaced: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
 
 
 class RewardPool:
@@ -88,17 +106,23 @@ class RewardPool:
 
     Args:
         config: rewards and pool settings.
+        codec: builds the codec in each actor, for trajectories that hold speech tokens; None scores records alone.
 
     Raises:
         UserError: a configuration error, found here and not in an actor, or settings out of range.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, codec: CodecFactory | None = None) -> None:
         if config.workers < 1 or config.retries < 0 or not config.timeout_s > 0:
             raise UserError("rewards: workers is at least 1, retries at least 0, and timeout_s positive")
-        RewardComposition(config)  # a typo must not cost an actor's start
+        composition = RewardComposition(config)  # a typo must not cost an actor's start
+        SoundModels(config.sound).check(composition.needs)
+        if composition.on_sound and codec is None:
+            names = ", ".join(sorted(composition.on_sound))
+            raise UserError(f"rewards.items: {names} score sound, and this run has no speech tokens")
         self.counts = RewardCounts()
         self._config = config
+        self._codec = codec
         self._lock = threading.Lock()
         self._failed_starts = 0
         self._workers = [self._start() for _ in range(config.workers)]
@@ -151,7 +175,7 @@ class RewardPool:
         return [results[place] for place in places]
 
     def _start(self) -> _Worker:
-        actor = _RemoteActor.remote(self._config)
+        actor = _RemoteActor.remote(self._config, self._codec)
         return _Worker(actor, actor.ready.remote(), time.monotonic() + _START_S)
 
     def _assign(self, worker: _Worker, job: _Job, groups: Sequence[Group]) -> None:
@@ -161,13 +185,14 @@ class RewardPool:
 
     def _collect(self, worker: _Worker, jobs: deque[_Job], groups: Sequence[Group], results: dict[int, Group]) -> None:
         try:
-            scored = ray.get(worker.pending)
+            scored: _Scored = ray.get(worker.pending)
         except RayError as error:
             kind = "reward actor: died" if isinstance(error, RayActorError) else "reward actor: failed"
             self._fail(worker, f"{kind}: {str(error).strip().splitlines()[-1]}", jobs, groups, results)
             return
         if worker.job is not None:
-            results.update(zip(worker.job.places, scored, strict=True))
+            results.update(zip(worker.job.places, scored.groups, strict=True))
+            self.counts.seconds.update(scored.seconds)
         worker.job, worker.idle = None, True
         self._failed_starts = 0
 

@@ -9,7 +9,8 @@ import statistics
 from collections.abc import Sequence
 
 from rewards.config import RewardConfig
-from rewards.registry import PartScore, RewardFunction, build_reward, part_name
+from rewards.registry import Need, PartScore, RewardFunction, build_reward, part_name, sound_needs
+from rewards.sound import SoundGroup
 from speech.errors import UserError
 from speech.records import Group, Reward
 
@@ -27,6 +28,10 @@ class RewardComposition:
     A sample is *invalid* when any of its parts is: the reward raised, returned no finite number, or said so itself.
     It then has no total, and takes no part in the normalisation.
 
+    Attributes:
+        on_sound: names of the parts that score sound.
+        needs: models that they ask for.
+
     Raises:
         UserError: unknown reward or option, a part named twice, a weight that is no finite number, no reward at all.
     """
@@ -36,6 +41,8 @@ class RewardComposition:
             raise UserError("rewards.items is empty: name at least one reward, such as accuracy")
         self._normalise_parts = config.normalise_parts
         self._parts: dict[str, tuple[float, RewardFunction]] = {}
+        self.on_sound: set[str] = set()
+        self.needs: set[Need] = set()
         for item in config.items:
             name = part_name(item.name)
             if name in self._parts:
@@ -43,10 +50,20 @@ class RewardComposition:
             if not math.isfinite(item.weight):
                 raise UserError(f"rewards.items: the weight of {name!r} is {item.weight}, not a finite number")
             self._parts[name] = (float(item.weight), build_reward(item.name, item.options))
+            if (needs := sound_needs(item.name)) is not None:
+                self.on_sound.add(name)
+                self.needs |= needs
 
-    def score(self, group: Group) -> Group:
-        """The group with one reward per trajectory, in order. Never raises on behalf of a reward."""
-        scores = {name: _call(name, function, group) for name, (_, function) in self._parts.items()}
+    def score(self, group: Group, sound: SoundGroup | None = None) -> Group:
+        """The group with one reward per trajectory, in order. Never raises on behalf of a reward.
+
+        Args:
+            sound: the group as sound, for the parts that score it; without it they are errors, their samples invalid.
+        """
+        scores = {
+            name: _call(name, function, group, sound if name in self.on_sound else group)
+            for name, (_, function) in self._parts.items()
+        }
         reasons = [_first_reason(group, scores, index) for index in range(len(group.trajectories))]
         totals = self._totals(scores, reasons)
         rewards = tuple(
@@ -76,11 +93,15 @@ class RewardComposition:
         return totals
 
 
-def _call(name: str, function: RewardFunction, group: Group) -> Sequence[PartScore]:
+def _call(
+    name: str, function: RewardFunction, group: Group, argument: Group | SoundGroup | None
+) -> Sequence[PartScore]:
     """The part's scores; whatever goes wrong becomes a reason on every sample that it concerns."""
     size = len(group.trajectories)
     try:
-        scores = [_finite(name, score) for score in function(group)]
+        if argument is None:
+            raise ValueError("it scores sound, and this group was not decoded")
+        scores = [_finite(name, score) for score in function(argument)]
         if len(scores) != size:
             raise ValueError(f"{len(scores)} scores for {size} samples")
     except Exception as error:

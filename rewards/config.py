@@ -17,6 +17,58 @@ class RewardItem:
     )
 
 
+@dataclass
+class JudgeConfig:
+    """A recogniser that reads synthesised speech."""
+
+    kind: str = field(
+        default="",
+        metadata={
+            "help": "`demo` (a checkpoint of this project), `transformers` (Whisper, Qwen3-ASR), `funasr` (SenseVoice, "
+            "Paraformer) or `faster_whisper`; empty = no judge",
+            "choices": ("", "demo", "transformers", "funasr", "faster_whisper"),
+        },
+    )
+    path: str = field(default="", metadata={"help": "folder of the model, or its name on the hub"})
+    languages: list[str] = field(
+        default_factory=list, metadata={"help": "languages it knows; empty takes what the model itself states"}
+    )
+    device: str = field(default="cpu", metadata={"help": "torch device"})
+
+
+@dataclass
+class SpeakerConfig:
+    """A model that turns speech into a speaker embedding."""
+
+    kind: str = field(
+        default="resemblyzer",
+        metadata={
+            "help": "`resemblyzer` (weights in its wheel), `xvector` (transformers: WavLM) or `funasr` (CAM++, "
+            "ERes2Net)",
+            "choices": ("resemblyzer", "xvector", "funasr"),
+        },
+    )
+    path: str = field(default="", metadata={"help": "folder of the model, or its name on the hub; not for resemblyzer"})
+    device: str = field(default="cpu", metadata={"help": "torch device"})
+
+
+@dataclass
+class SoundConfig:
+    """How reward actors listen to speech tokens. Nothing of it is loaded unless a reward asks for it."""
+
+    judge: JudgeConfig = field(default_factory=JudgeConfig, metadata={"help": "recogniser behind the rewards"})
+    second_judge: JudgeConfig = field(
+        default_factory=JudgeConfig,
+        metadata={"help": "another recogniser, for evaluation alone: training never hears it"},
+    )
+    speaker: SpeakerConfig = field(default_factory=SpeakerConfig, metadata={"help": "speaker embeddings"})
+    batch: int = field(default=16, metadata={"help": "samples that a model decodes or reads at once", "min": 1})
+    threads: int = field(default=1, metadata={"help": "CPU threads of each reward actor's models", "min": 1})
+    silence_peak: float = field(
+        default=0.001, metadata={"help": "a sample whose largest value is below it is silent", "min": 0.0}
+    )
+
+
 def _default_items() -> list[RewardItem]:
     return [RewardItem("accuracy"), RewardItem("hallucination", weight=0.5)]
 
@@ -41,3 +93,4 @@ class RewardConfig:
         default=1,
         metadata={"help": "attempts after a time-out or a lost actor, before the samples become invalid", "min": 0},
     )
+    sound: SoundConfig = field(default_factory=SoundConfig, metadata={"help": "models for rewards on sound"})

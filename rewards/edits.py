@@ -76,7 +76,7 @@ def word_edits(reference: str, hypothesis: str, language: str | None) -> EditCou
         language: code, tag or English name; None guesses it (see `scored_language`).
     """
     code = scored_language(reference, hypothesis, language)
-    return _count(units(reference, code), units(hypothesis, code))
+    return unit_edits(units(reference, code), units(hypothesis, code))
 
 
 @lru_cache(maxsize=65536)
@@ -85,7 +85,7 @@ def character_edits(reference: str, hypothesis: str, language: str | None) -> Ed
     code = scored_language(reference, hypothesis, language)
     if not is_spaced(code):
         return word_edits(reference, hypothesis, language)
-    return _count(_visible(normalise(reference, code)), _visible(normalise(hypothesis, code)))
+    return unit_edits(_visible(normalise(reference, code)), _visible(normalise(hypothesis, code)))
 
 
 def _visible(text: str) -> list[str]:
@@ -93,7 +93,8 @@ def _visible(text: str) -> list[str]:
     return ["\u2423" if character == " " else character for character in text]
 
 
-def _count(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCounts:
+def unit_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCounts:
+    """Edits between two sequences of units, none of which holds a space."""
     if not reference or not hypothesis:  # one-sided: no alignment to search for
         return EditCounts(deletions=len(reference), insertions=len(hypothesis), longest_insertion=len(hypothesis))
     result = jiwer.process_words(reference=" ".join(reference), hypothesis=" ".join(hypothesis))

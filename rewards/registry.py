@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from speech.errors import UserError
-from speech.records import Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +32,17 @@ class PartScore:
             raise ValueError("a part score has either a value or a reason for being invalid")
 
 
-class RewardFunction(Protocol):
-    """A reward sees a whole group, so that it may compare samples; it returns one score per trajectory, in order."""
+Need = Literal["judge", "speaker", "pitch", "quality"]
+"""What a reward on sound may ask for beyond the waveform: a model of `rewards.models`."""
 
-    def __call__(self, group: Group) -> Sequence[PartScore]: ...
+
+class RewardFunction(Protocol):
+    """A reward sees a whole group, so that it may compare samples; it returns one score per trajectory, in order.
+
+    A reward marked `on_sound` is given a `SoundGroup`, any other a `Group`.
+    """
+
+    def __call__(self, group: Any, /) -> Sequence[PartScore]: ...
 
 
 _REGISTRY: dict[str, Callable[..., Any]] = {}
@@ -46,6 +52,13 @@ _BUILT_IN = (
     "rewards.keyword",
     "rewards.language_match",
     "rewards.no_stop",
+    "rewards.tts_accuracy",
+    "rewards.duration",
+    "rewards.diversity",
+    "rewards.speaker_similarity",
+    "rewards.quality",
+    "rewards.trailing_silence",
+    "rewards.token_loops",
 )
 _Factory = TypeVar("_Factory", bound=Callable[..., Any])
 
@@ -66,6 +79,30 @@ def reward(name: str) -> Callable[[_Factory], _Factory]:
         return factory
 
     return register
+
+
+def on_sound(*needs: Need) -> Callable[[_Factory], _Factory]:
+    """Mark a reward that scores sound: it is called with a `rewards.sound.SoundGroup` in the place of the `Group`.
+
+    Args:
+        needs: models that it asks its sounds for; they are checked with the configuration and loaded beforehand.
+    """
+
+    def mark(factory: _Factory) -> _Factory:
+        factory.sound_needs = frozenset(needs)  # type: ignore[attr-defined]
+        return factory
+
+    return mark
+
+
+def sound_needs(name: str) -> frozenset[Need] | None:
+    """What a reward on sound needs; None for a reward that scores records alone.
+
+    Raises:
+        UserError: no such reward.
+    """
+    needs: frozenset[Need] | None = getattr(_find(name), "sound_needs", None)
+    return needs
 
 
 def registered() -> dict[str, Callable[..., Any]]:

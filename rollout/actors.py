@@ -15,6 +15,7 @@ import ray
 from ray import ObjectRef
 
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
+from speech.errors import UserError
 from speech.records import Group, Prompt, PromptLayout, Utterance
 from speech.weights import Probe
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from rollout.encoder import EncoderMode
     from rollout.stats import EngineHealth, EngineStats
+    from rollout.voices import VoiceMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,13 @@ class EncodedRef:
         ref: reference to the `EncodedAudio`.
         seconds: length of the audio.
         layout: of the prompt.
+        target_ids: ids of the reference response, stop token included, where it is speech (TTS, `sft`).
     """
 
     ref: ObjectRef
     seconds: float
     layout: PromptLayout
+    target_ids: tuple[int, ...] = ()
 
 
 def actor_environment(threads: int) -> dict[str, str]:
@@ -91,16 +95,21 @@ def encoder_options(config: EncoderConfig) -> dict[str, Any]:
 class EncoderActor:
     """`UtteranceEncoder` in a process of its own."""
 
-    def __init__(self, model: str, family: str | None, config: EncoderConfig) -> None:
+    def __init__(
+        self, model: str, family: str | None, config: EncoderConfig, options: Mapping[str, Any] | None = None
+    ) -> None:
         import torch
 
         from rollout.encoder import UtteranceEncoder
         from speech.audio import load_audio
-        from speech.families import load_family
+        from speech.families import ModelFamily, load_family
 
         torch.set_num_threads(config.threads)
+        loaded = load_family(model, family, options)
+        if not isinstance(loaded, ModelFamily):
+            raise UserError(f"model family {loaded.name!r} has no audio encoder: it speaks")
         self._encoder = UtteranceEncoder(
-            load_family(model, family),
+            loaded,
             config,
             load_audio,
             device="cuda" if config.gpus else "cpu",
@@ -126,15 +135,66 @@ class EncoderActor:
 
 
 @ray.remote
+class VoiceActor:
+    """`VoiceEncoder` in a process of its own: what stands in the place of an `EncoderActor` for TTS."""
+
+    def __init__(
+        self,
+        model: str,
+        family: str | None,
+        codec: str,
+        config: EncoderConfig,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`codec` is the codec's folder; which codec it is the family says."""
+        import torch
+
+        from rollout.voices import VoiceEncoder
+        from speech.audio import load_audio
+        from speech.codecs import load_codec
+        from speech.families import SpeechFamily, load_family
+
+        torch.set_num_threads(config.threads)
+        loaded = load_family(model, family, options)
+        if not isinstance(loaded, SpeechFamily):
+            raise UserError(f"model family {loaded.name!r} does not speak")
+        self._voices = VoiceEncoder(loaded, load_codec(codec, loaded.codec), config, load_audio)
+
+    def ready(self) -> None:
+        """Returns once the codec is loaded."""
+
+    def encode(self, utterances: Sequence[Utterance], mode: VoiceMode = "prompt") -> list[EncodedRef]:
+        """Read, encode and store; one reference per utterance, owned by this actor.
+
+        Raises:
+            InputError: naming every utterance that cannot be spoken.
+        """
+        return [
+            EncodedRef(
+                ref=ray.put(item.encoded),
+                seconds=item.encoded.seconds,
+                layout=item.encoded.layout,
+                target_ids=item.target_ids,
+            )
+            for item in self._voices.encode(utterances, mode)
+        ]
+
+    def encoded_total(self) -> int:
+        return self._voices.encoded_total
+
+
+@ray.remote
 class EngineActor:
     """`RolloutEngine` in a process of its own; its methods are coroutines, so that one call does not block another."""
 
-    def __init__(self, model: str, family: str | None, config: EngineConfig) -> None:
+    def __init__(
+        self, model: str, family: str | None, config: EngineConfig, options: Mapping[str, Any] | None = None
+    ) -> None:
         from rollout.engine import RolloutEngine
         from speech.families import load_family
 
         logging.getLogger("vllm").setLevel(logging.WARNING)
-        self._engine = RolloutEngine(load_family(model, family), config)
+        self._engine = RolloutEngine(load_family(model, family, options), config)
 
     async def start(self, version: int | None = 0) -> None:
         await self._engine.start(version)

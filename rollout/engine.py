@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
@@ -26,13 +27,15 @@ from rollout.prefix_cache import CounterFactory
 from rollout.publication import compare, load
 from rollout.staging import checkpoint_shapes, remove_orphans, staged
 from rollout.stats import EngineHealth, EngineStats
-from speech.families.base import ModelFamily
+from speech.families.base import LanguageModelFamily
 from speech.records import EncodedAudio, Group, Prompt
 from speech.weights import Probe, WeightBucket
 
 Result = TypeVar("Result")
 CONTROL_TIMEOUT_S = 60.0
 """Budget of an RPC that moves no data: pause, resume, health."""
+V2_ALLOWED_TOKENS = 1024
+"""Longest list of allowed tokens that vLLM's second model runner takes (its `MAX_NUM_ALLOWED_TOKEN_IDS`)."""
 SHUTDOWN_TIMEOUT_S = 30.0
 """An engine needs about 7 s to end. vLLM's default of 5 s kills it before, which leaves 170 MB in shared memory."""
 
@@ -45,7 +48,7 @@ class RolloutEngine:
     give that up, as must any asynchronous mode.
     """
 
-    def __init__(self, family: ModelFamily, config: EngineConfig) -> None:
+    def __init__(self, family: LanguageModelFamily, config: EngineConfig) -> None:
         """Nothing is loaded before `start`.
 
         Raises:
@@ -75,6 +78,9 @@ class RolloutEngine:
             PhaseTimeoutError: after `startup_timeout_s`.
         """
         remove_orphans()
+        if len(self._family.allowed_token_ids or ()) > V2_ALLOWED_TOKENS:
+            # The first runner has no limit; the second, vLLM's choice on GPUs, would refuse every request.
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         with tempfile.TemporaryDirectory(prefix="speechrl-engine-") as name:
             folder = Path(name) / "model"
             self._family.write_engine_model(folder)
@@ -153,8 +159,9 @@ class RolloutEngine:
             try:
                 pause = engine.pause_generation(mode="keep", clear_cache=False)
                 await self._rpc(CONTROL_TIMEOUT_S, "pausing to queue", pause)
+                stops, allowed = self._family.stop_token_ids, self._family.allowed_token_ids
                 for prompt, item in zip(prompts, audio, strict=True):
-                    params = requests.sampling_params(prompt, sampling, self._family.stop_token_ids)
+                    params = requests.sampling_params(prompt, sampling, stops, allowed)
                     collectors.append(await self._add(requests.mixed_prompt(item, dtype), params))
             except BaseException:
                 await engine.abort([collector.request_id for collector in collectors], internal=True)

@@ -13,12 +13,12 @@ from vllm.sampling_params import RequestOutputKind
 
 from rollout.config import SamplingConfig
 from speech.errors import UserError
-from speech.families.base import ModelFamily
+from speech.families.base import LanguageModelFamily, SpeechFamily
 from speech.records import EncodedAudio, Group, Prompt, Trajectory
 
 
 def mixed_prompt(audio: EncodedAudio, dtype: torch.dtype) -> dict[str, Any]:
-    """Token ids where there is text, embeddings where there is sound.
+    """Token ids where there is text, embeddings where there is sound; a prompt without sound is token ids alone.
 
     Token positions are embedded by the engine with its *current* weights; the rows of the tensor there are unused,
     and zero because prefix caching hashes them.
@@ -27,6 +27,8 @@ def mixed_prompt(audio: EncodedAudio, dtype: torch.dtype) -> dict[str, Any]:
         ValueError: the audio was not encoded, only its features were computed.
     """
     layout = audio.layout
+    if layout.audio_length == 0:
+        return {"prompt_token_ids": list(layout.token_ids)}
     if audio.embeddings is None:
         raise ValueError("a prompt needs embeddings; the encoder ran in a mode that leaves them to the learner")
     embeddings = torch.zeros(len(layout.token_ids), audio.embeddings.shape[1], dtype=dtype)
@@ -52,11 +54,26 @@ def check_room(prompt: Prompt, audio: EncodedAudio, sampling: SamplingConfig, ma
         )
 
 
-def sampling_params(prompt: Prompt, sampling: SamplingConfig, stop_token_ids: Sequence[int]) -> SamplingParams:
+def sampling_params(
+    prompt: Prompt,
+    sampling: SamplingConfig,
+    stop_token_ids: Sequence[int],
+    allowed_token_ids: Sequence[int] | None = None,
+) -> SamplingParams:
     """Plain softmax sampling at a temperature: nothing that the learner would not reproduce.
 
     vLLM gives sample i of a group the seed `prompt.seed + i`.
+
+    Args:
+        stop_token_ids: the family's.
+        allowed_token_ids: the family's; the distribution is over these alone, greedy decoding included. None allows
+            the whole vocabulary.
+
+    Raises:
+        UserError: no stop token is allowed, so that no response could ever end.
     """
+    if allowed_token_ids is not None and set(allowed_token_ids).isdisjoint(stop_token_ids):
+        raise UserError(f"none of the stop tokens {list(stop_token_ids)} is among the allowed tokens")
     return SamplingParams(
         n=sampling.group_size,
         temperature=sampling.temperature,
@@ -68,6 +85,7 @@ def sampling_params(prompt: Prompt, sampling: SamplingConfig, stop_token_ids: Se
         # The checkpoint's own end token must not end a response unless the family says so.
         ignore_eos=True,
         stop_token_ids=list(stop_token_ids),
+        allowed_token_ids=None if allowed_token_ids is None else list(allowed_token_ids),
         logprobs=0,
         flat_logprobs=True,
         detokenize=False,
@@ -100,7 +118,7 @@ def prompt_logprobs(output: RequestOutput) -> list[float]:
     return values
 
 
-def group(prompt: Prompt, audio: EncodedAudio, output: RequestOutput, family: ModelFamily) -> Group:
+def group(prompt: Prompt, audio: EncodedAudio, output: RequestOutput, family: LanguageModelFamily) -> Group:
     """An unscored group from a finished request."""
     outputs = sorted(output.outputs, key=lambda completion: completion.index)
     return Group(
@@ -109,14 +127,16 @@ def group(prompt: Prompt, audio: EncodedAudio, output: RequestOutput, family: Mo
         trajectories=tuple(trajectory(prompt, completion, family) for completion in outputs),
         seconds=audio.seconds,
         peak=audio.peak,
+        voice_tokens=audio.voice_tokens,
     )
 
 
-def trajectory(prompt: Prompt, output: CompletionOutput, family: ModelFamily) -> Trajectory:
+def trajectory(prompt: Prompt, output: CompletionOutput, family: LanguageModelFamily) -> Trajectory:
     """One sample with the versions that vLLM recorded while it drew the first and the last token.
 
     Raises:
         RuntimeError: the engine did not end the sample by a stop token or the budget.
+        ValueError: it sampled what the family does not allow.
     """
     if output.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"{prompt.id}#{output.index}: the engine ended the sample by {output.finish_reason!r}")
@@ -137,4 +157,5 @@ def trajectory(prompt: Prompt, output: CompletionOutput, family: ModelFamily) ->
         seed=prompt.seed + output.index,
         text=text,
         language=language,
+        speech_tokens=tuple(family.speech_tokens(token_ids)) if isinstance(family, SpeechFamily) else (),
     )

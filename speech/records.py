@@ -21,13 +21,15 @@ class Utterance:
 
     Attributes:
         id: unique in its manifest.
-        audio: absolute path of the audio file.
-        text: reference transcript, as written by the user (normalised only when scored).
+        audio: absolute path of the audio file; empty for a text to be spoken of which no recording exists (TTS).
+        text: reference transcript, or what is to be spoken, as written by the user (normalised only when scored).
         language: ISO 639-1 code (`en`, `zh`), or None when the manifest does not say.
         speaker: speaker label, or None.
         start: seconds into the file where the utterance begins.
         duration: seconds, or None for "up to the end of the file".
         keywords: words or names that must be transcribed (reward R3).
+        prompt_audio: absolute path of the prompt voice in which the text is to be spoken (TTS), or None.
+        prompt_text: what is said in the prompt voice; empty when the manifest does not say.
     """
 
     id: str
@@ -38,6 +40,8 @@ class Utterance:
     start: float = 0.0
     duration: float | None = None
     keywords: tuple[str, ...] = ()
+    prompt_audio: str | None = None
+    prompt_text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +104,7 @@ class EncodedAudio:
         ctc_ids: targets of the auxiliary CTC loss; only present with `features`.
         seconds: length of the audio.
         peak: largest absolute sample, in [0, 1]; silence is a property of the sound, which rewards may ask for.
+        voice_tokens: codec ids of the prompt voice (TTS), of which there are no embeddings; empty in ASR.
     """
 
     layout: PromptLayout
@@ -109,6 +114,7 @@ class EncodedAudio:
     peak: float
     features: torch.Tensor | None = None
     ctc_ids: tuple[int, ...] = ()
+    voice_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +130,7 @@ class Trajectory:
         seed: the sampler's seed for this sample.
         text: decoded and cleaned up by the model family.
         language: language the model itself claims, if its output format says so.
+        speech_tokens: codec ids that the family read out of `token_ids`, stop tokens dropped; empty in ASR.
     """
 
     prompt_id: str
@@ -136,6 +143,7 @@ class Trajectory:
     seed: int
     text: str
     language: str | None = None
+    speech_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.logprobs):
@@ -177,6 +185,9 @@ class Group:
     Attributes:
         seconds, peak: of the prompt's audio, copied from the encoder so that rewards can know silence.
         rewards: one per trajectory, empty before scoring.
+        voice_tokens: codec ids of the prompt voice, one voice for the whole group; empty in ASR.
+        past_lengths: numbers of speech tokens of earlier samples of the same utterance that ended naturally, oldest
+            first; the history of the duration reward, kept by whoever builds the group.
     """
 
     prompt: Prompt
@@ -185,3 +196,5 @@ class Group:
     seconds: float
     peak: float
     rewards: tuple[Reward, ...] = ()
+    voice_tokens: tuple[int, ...] = ()
+    past_lengths: tuple[int, ...] = ()

@@ -155,6 +155,13 @@ def loose_units(text: str, language: str | None) -> list[str]:
     return parts
 
 
+def join_texts(first: str, second: str) -> str:
+    """Two texts as one, with a space between them in languages that put one between words."""
+    first, second = first.strip(), second.strip()
+    spaced = is_spaced(guess_language(first) or "en")
+    return f"{first} {second}" if first and second and spaced else first + second
+
+
 def script_shares(text: str) -> dict[str, float]:
     """Share of each script among the letters of a text, by weight (see `_WEIGHT`); empty without letters.
 

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from speech.errors import UserError
-from speech.families.base import AudioEncoder, ModelFamily
+from speech.families.base import AudioEncoder, LanguageModelFamily, ModelFamily, SpeechFamily
+from speech.families.cosyvoice2 import CosyVoice2Family
 from speech.families.demo import DemoFamily
+from speech.families.demo_tts import DemoTTSFamily
+from speech.families.llasa import LlasaFamily
 from speech.families.qwen3_asr import Qwen3ASRFamily
 
-FAMILIES: dict[str, type[ModelFamily]] = {family.name: family for family in (DemoFamily, Qwen3ASRFamily)}
+FAMILIES: dict[str, type[LanguageModelFamily]] = {
+    family.name: family for family in (DemoFamily, Qwen3ASRFamily, DemoTTSFamily, LlasaFamily, CosyVoice2Family)
+}
 
-__all__ = ["FAMILIES", "AudioEncoder", "ModelFamily", "load_family"]
+__all__ = ["FAMILIES", "AudioEncoder", "LanguageModelFamily", "ModelFamily", "SpeechFamily", "load_family"]
 
 
-def load_family(path: str | Path, name: str | None = None) -> ModelFamily:
-    """Bind a checkpoint folder to its family, chosen by `model_type` in `config.json` unless named.
+def load_family(
+    path: str | Path, name: str | None = None, options: Mapping[str, Any] | None = None
+) -> LanguageModelFamily:
+    """Bind a checkpoint folder to its family, chosen by its `config.json` unless named.
+
+    Args:
+        path: Hugging Face checkpoint folder.
+        name: registry name, or None.
+        options: keyword arguments of the family's class, for instance `{"force_language": "en"}`.
 
     Raises:
-        UserError: no such folder or config, no family knows this model type, or no family has this name.
+        UserError: no such folder or config, no family knows this model type, no family has this name, or the family
+            has no such option.
     """
     folder = Path(path)
     config_path = folder / "config.json"
@@ -28,21 +44,36 @@ def load_family(path: str | Path, name: str | None = None) -> ModelFamily:
         raise UserError(f"model folder {folder} does not exist")
     if not config_path.is_file():
         raise UserError(f"model folder {folder} lacks config.json; is it a Hugging Face checkpoint?")
-    if name is not None:
-        if name not in FAMILIES:
-            near = difflib.get_close_matches(name, FAMILIES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise UserError(f"unknown model family {name!r}{hint} Known: {', '.join(sorted(FAMILIES))}")
-        return FAMILIES[name](folder)
+    if name is not None and name not in FAMILIES:
+        raise UserError(f"unknown model family {name!r}{_hint(name, FAMILIES)} Known: {', '.join(sorted(FAMILIES))}")
+    family = _recognised(config_path) if name is None else FAMILIES[name]
+    known = [parameter for parameter in inspect.signature(family).parameters if parameter != "path"]
+    for option in options or {}:
+        if option not in known:
+            has = f"has {', '.join(known)}" if known else "has none"
+            raise UserError(
+                f"model family {family.name!r} has no option {option!r}{_hint(option, known)} The family {has}"
+            )
+    return family(folder, **(options or {}))
+
+
+def _recognised(config_path: Path) -> type[LanguageModelFamily]:
     try:
-        model_type = json.loads(config_path.read_text(encoding="utf-8")).get("model_type")
+        config = json.loads(config_path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{config_path}: not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{config_path}: not a JSON object")
     for family in FAMILIES.values():
-        if model_type in family.model_types:
-            return family(folder)
+        if family.recognises(config):
+            return family
     known = ", ".join(f"{f.name} ({'/'.join(f.model_types)})" for f in FAMILIES.values())
     raise UserError(
-        f"{config_path}: no model family for model_type {model_type!r}. Known: {known}. "
+        f"{config_path}: no model family for model_type {config.get('model_type')!r}. Known: {known}. "
         "docs/model-families.md shows how to add one."
     )
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."

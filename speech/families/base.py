@@ -1,13 +1,16 @@
 """What a model family must say about its models.
 
-A family splits an "encoder + adaptor + language model" checkpoint into its three parts, lays out the prompt,
-cleans up the output, and translates parameter names. Everything else in the system is the same for all.
+For ASR a family splits an "encoder + adaptor + language model" checkpoint into its three parts; for TTS it joins text
+and a prompt voice to speech tokens. Both lay out the prompt, read the output, and translate parameter names.
+Everything else in the system is the same for all.
 """
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,16 +37,14 @@ class AudioEncoder(nn.Module, ABC):
         """
 
 
-class ModelFamily(ABC):
-    """One registry entry, bound to one checkpoint folder.
+class LanguageModelFamily(ABC):
+    """What every family says, whatever its model reads and writes: one registry entry bound to one checkpoint folder.
 
     Attributes:
         name: registry key (`model.family` in YAML).
-        sample_rate: Hz that `AudioEncoder.features` expects.
     """
 
     name: ClassVar[str]
-    sample_rate: ClassVar[int]
     model_types: ClassVar[tuple[str, ...]]
     """Values of `model_type` in `config.json` that belong to this family."""
 
@@ -55,6 +56,11 @@ class ModelFamily(ABC):
         """
         self.path = path
 
+    @classmethod
+    def recognises(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with this `config.json` is of this family; asked when no family is named."""
+        return config.get("model_type") in cls.model_types
+
     @property
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -64,16 +70,60 @@ class ModelFamily(ABC):
     def stop_token_ids(self) -> tuple[int, ...]:
         """Ids that end a response; the sampled stop token is part of the trajectory and is trained."""
 
+    @property
+    def allowed_token_ids(self) -> tuple[int, ...] | None:
+        """The only ids that may be sampled, stop ids included, ascending; None for the whole vocabulary.
+
+        Engine and learner both apply it, or their log-probs would be of different distributions.
+        """
+        return None
+
+    @abstractmethod
+    def load_language_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """The causal LM alone, on CPU, in eval mode (dropout off)."""
+
+    @abstractmethod
+    def write_engine_model(self, folder: Path) -> None:
+        """Write the language model alone as a Hugging Face folder that vLLM can load (config, weights, tokenizer)."""
+
+    @abstractmethod
+    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Write a full checkpoint in the family's own Hugging Face form.
+
+        Args:
+            folder: where to write; created, must not exist.
+            states: new full tensors by part (`language_model`, and for ASR `adaptor`, `encoder`, `ctc`), keyed by the
+                parameter names of the modules returned by the `load_*` methods. Parts not given keep their weights.
+        """
+
+    def engine_name(self, name: str) -> str:
+        """Parameter name in `load_language_model()` → name that the engine's loader expects."""
+        return name
+
+    def parse_output(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
+        """Sampled ids → (what they say in words, language the model claims or None); no words where it speaks."""
+        return "", None
+
+    def config(self) -> dict[str, Any]:
+        """The checkpoint's `config.json`."""
+        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+
+
+class ModelFamily(LanguageModelFamily):
+    """A family whose language model hears: "encoder + adaptor + language model", for ASR.
+
+    Attributes:
+        sample_rate: Hz that `AudioEncoder.features` expects.
+    """
+
+    sample_rate: ClassVar[int]
+
     @abstractmethod
     def load_encoder(self, dtype: torch.dtype = torch.float32) -> AudioEncoder: ...
 
     @abstractmethod
     def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A module mapping encoder states (states, encoder_hidden) → embeddings (audio_length, hidden)."""
-
-    @abstractmethod
-    def load_language_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """The causal LM alone, on CPU, in eval mode (dropout off)."""
 
     @abstractmethod
     def audio_length(self, frames: int) -> int:
@@ -91,24 +141,6 @@ class ModelFamily(ABC):
     def parse_output(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
         """Sampled ids → (transcript, language the model claims or None), markers stripped."""
 
-    @abstractmethod
-    def write_engine_model(self, folder: Path) -> None:
-        """Write the language model alone as a Hugging Face folder that vLLM can load (config, weights, tokenizer)."""
-
-    @abstractmethod
-    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Write a full checkpoint in the family's own Hugging Face form.
-
-        Args:
-            folder: where to write; created, must not exist.
-            states: new full tensors by part (`language_model`, `adaptor`, `encoder`, `ctc`), keyed by the parameter
-                names of the modules returned by the `load_*` methods. Parts not given keep their old weights.
-        """
-
-    def engine_name(self, name: str) -> str:
-        """Parameter name in `load_language_model()` → name that the engine's loader expects."""
-        return name
-
     def ctc_head(self) -> nn.Module | None:
         """An auxiliary CTC head over encoder states for SFT from scratch, (…, encoder_hidden) → (…, vocab), or None."""
         return None
@@ -117,8 +149,79 @@ class ModelFamily(ABC):
         """The transcript as the auxiliary CTC head's targets; empty for families without one."""
         return []
 
-    def config(self) -> dict[str, Any]:
-        """The checkpoint's `config.json`."""
-        import json
 
-        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+class SpeechFamily(LanguageModelFamily):
+    """A family whose language model speaks: text and a prompt voice → speech tokens of a codec, for TTS.
+
+    Attributes:
+        codec: registry key of the codec whose tokens the model speaks.
+    """
+
+    codec: str
+
+    @property
+    @abstractmethod
+    def speech_ids(self) -> range:
+        """Ids of the codec's tokens 0 … size − 1, in this order, in the language model's vocabulary."""
+
+    @property
+    @abstractmethod
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The one id that ends speech.
+
+        A checkpoint may know several. They would be one action with a summed probability, which neither the engine's
+        sampler nor its log-probs can express; the others are therefore not allowed at all
+        (docs/decisions/018-one-stop-token-for-speech.md).
+        """
+
+    @cached_property
+    def allowed_token_ids(self) -> tuple[int, ...]:
+        """Speech and stop, nothing else: a speech LM that samples a text token has no sound for it (PAPER §6)."""
+        return tuple(sorted({*self.speech_ids, *self.stop_token_ids}))
+
+    @abstractmethod
+    def layout(self, text: str, voice_text: str, voice_tokens: Sequence[int]) -> PromptLayout:
+        """The prompt: all token ids, no audio positions.
+
+        Args:
+            text: what to say.
+            voice_text: what is said in the prompt voice; empty when the family does not use it.
+            voice_tokens: codec ids of the prompt voice, shared by a whole group.
+
+        Raises:
+            InputError: the text is empty, or has characters that the model cannot read; all of them are named.
+            ValueError: a voice token is none of the codec's.
+        """
+
+    def target_ids(self, speech_tokens: Sequence[int]) -> list[int]:
+        """Codec ids of the reference speech → ids of the response, a stop token included (for SFT).
+
+        Raises:
+            ValueError: an id is none of the codec's.
+        """
+        return [*self.speech_token_ids(speech_tokens), *self.stop_token_ids]
+
+    def speech_token_ids(self, speech_tokens: Sequence[int]) -> list[int]:
+        """Codec ids → ids in the language model's vocabulary.
+
+        Raises:
+            ValueError: an id is none of the codec's.
+        """
+        wrong = [token for token in speech_tokens if not 0 <= token < len(self.speech_ids)]
+        if wrong:
+            raise ValueError(f"speech token {wrong[0]} is none of the model's 0 … {len(self.speech_ids) - 1}")
+        return [self.speech_ids.start + int(token) for token in speech_tokens]
+
+    def speech_tokens(self, token_ids: Sequence[int]) -> list[int]:
+        """Sampled ids → codec ids, stop tokens dropped.
+
+        Raises:
+            ValueError: an id is neither speech nor stop, which `allowed_token_ids` should have ruled out.
+        """
+        spoken = [token for token in token_ids if token not in self.stop_token_ids]
+        wrong = [token for token in spoken if token not in self.speech_ids]
+        if wrong:
+            raise ValueError(
+                f"token {wrong[0]} is neither speech nor stop: the engine sampled without the family's mask"
+            )
+        return [token - self.speech_ids.start for token in spoken]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -48,3 +50,27 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     if not tensors:
         raise UserError(f"model folder {folder}: no weights named {prefix}*")
     return tensors
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write a checkpoint into, which appears under its name whole or not at all.
+
+    Raises:
+        UserError: the folder exists.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists already; an export never overwrites")
+    partial = folder.with_name(f".{folder.name}.partial")
+    if partial.exists():  # from an export that was killed
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.rename(folder)
+
+
+def copy_files(source: Path, names: Iterable[str], target: Path) -> None:
+    """Copy those of the named files that there are."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,7 @@ from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder, ModelFamily
-from speech.families.checkpoint import read_tensors, require_files, weight_files
+from speech.families.checkpoint import copy_files, new_folder, read_tensors, require_files, weight_files
 from speech.records import PromptLayout, Utterance
 from speech.text import language_code
 
@@ -89,19 +88,23 @@ class Qwen3ASRFamily(ModelFamily):
 
     Args:
         path: checkpoint folder.
-        force_language: put `language English<asr_text>` into the prompt wherever the utterance's language is known,
-            so that the response is the transcript alone. Otherwise the model names the language itself.
+        force_language: put `language English<asr_text>` into the prompt, so that the response is the transcript
+            alone: `True` wherever the utterance's language is known, a code such as `en` for every utterance.
+            Otherwise the model names the language itself.
 
     Raises:
-        UserError: a file is missing, or the checkpoint is not of this form.
+        UserError: a file is missing, the checkpoint is not of this form, or the model does not know the language.
     """
 
     name = "qwen3_asr"
     sample_rate = 16_000
     model_types = ("qwen3_asr",)
 
-    def __init__(self, path: Path, force_language: bool = False) -> None:
+    def __init__(self, path: Path, force_language: bool | str = False) -> None:
         super().__init__(path)
+        if not isinstance(force_language, bool) and str(force_language) not in LANGUAGE_CODE_TO_NAME:
+            known = ", ".join(sorted(LANGUAGE_CODE_TO_NAME))
+            raise UserError(f"force_language is {force_language!r}; give true, false or one of {known}")
         self.force_language = force_language
         require_files(path, ["config.json", "tokenizer_config.json"])
         if not (path / "tokenizer.json").is_file():
@@ -209,7 +212,7 @@ class Qwen3ASRFamily(ModelFamily):
         )
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
-        self._copy(TOKENIZER_FILES, folder)
+        copy_files(self.path, TOKENIZER_FILES, folder)
 
     def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """See `ModelFamily`. New weights are cast to the checkpoint's own dtype.
@@ -218,8 +221,6 @@ class Qwen3ASRFamily(ModelFamily):
             UserError: the folder exists.
             ValueError: a part, a parameter name or a shape that the model does not have.
         """
-        if folder.exists():
-            raise UserError(f"{folder} exists already; an export never overwrites")
         model = Qwen3ASRForConditionalGeneration.from_pretrained(self.path, dtype="auto")
         own = model.state_dict()
         for part, tensors in states.items():
@@ -233,13 +234,9 @@ class Qwen3ASRFamily(ModelFamily):
                     shape = None if target is None else tuple(target.shape)
                     raise ValueError(f"export: {part} {name} has shape {tuple(tensor.shape)}, the model has {shape}")
                 target.copy_(tensor)
-        partial = folder.with_name(f".{folder.name}.partial")
-        if partial.exists():  # from an export that was killed
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        model.save_pretrained(partial)
-        self._copy(TOKENIZER_FILES + PROCESSOR_FILES, partial)
-        partial.rename(folder)
+        with new_folder(folder) as partial:
+            model.save_pretrained(partial)
+            copy_files(self.path, TOKENIZER_FILES + PROCESSOR_FILES, partial)
 
     def _assemble(self, kind: type[Model], config: Any, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Model:
         model, report = kind.from_pretrained(
@@ -261,10 +258,10 @@ class Qwen3ASRFamily(ModelFamily):
         name = self._language(utterance)
         return f"language {name}{_MARKER}" if self.force_language and name else ""
 
-    @staticmethod
-    def _language(utterance: Utterance) -> str | None:
-        """The name by which the model knows the utterance's language."""
-        return LANGUAGE_CODE_TO_NAME.get(utterance.language or "")
+    def _language(self, utterance: Utterance) -> str | None:
+        """The name by which the model knows the utterance's language, or the one that is forced on all."""
+        code = self.force_language if isinstance(self.force_language, str) else utterance.language
+        return LANGUAGE_CODE_TO_NAME.get(code or "")
 
     def _prompt(self, prefill: str) -> tuple[list[int], list[int]]:
         """Token ids before and after the audio positions, as the checkpoint's own chat template builds them."""
@@ -289,8 +286,3 @@ class Qwen3ASRFamily(ModelFamily):
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-    def _copy(self, names: Sequence[str], folder: Path) -> None:
-        for name in names:
-            if (self.path / name).is_file():
-                shutil.copyfile(self.path / name, folder / name)

@@ -1,4 +1,4 @@
-"""Manifests: lists of utterances in our own jsonl, Kaldi, FunASR or chat form."""
+"""Manifests: lists of utterances in our own jsonl, Kaldi, FunASR, chat or seed-tts-eval form."""
 
 from speech.manifests.formats import FORMATS, detect_format
 from speech.manifests.hypotheses import load_hypotheses

@@ -14,7 +14,7 @@ from speech.errors import Problem
 from speech.records import Utterance
 from speech.text import language_code
 
-KEYS = ("id", "audio", "text", "language", "speaker", "start", "duration", "keywords")
+KEYS = ("id", "audio", "text", "language", "speaker", "start", "duration", "keywords", "prompt_audio", "prompt_text")
 """Keys of our own jsonl, in the order in which they are written. They are the fields of `Utterance`."""
 
 
@@ -76,13 +76,20 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
         return value
 
     name = take("id", _filled_text, required=True)
-    audio = take("audio", _filled_text, required=True)
+    # A text to be spoken names a voice, and need not have been recorded.
+    audio = take("audio", _filled_text, required=values.get("prompt_audio") is None)
+    prompt_audio = take("prompt_audio", _filled_text)
+    prompt_text = take("prompt_text", _any_text, default="")
     text = take("text", _filled_text if require_text else _any_text, required=require_text, default="")
     language = take("language", _language)
     speaker = take("speaker", _filled_text)
     start = take("start", _not_negative, default=0.0)
     duration = take("duration", _positive)
     keywords = take("keywords", _words, default=())
+    if audio is None:
+        for key in ("start", "duration"):
+            if values.get(key) is not None:
+                problems.append(entry.problem(key, "is given, but there is no audio"))
     if text.strip():
         for keyword in keywords:
             if not _occurs(keyword, text):
@@ -91,13 +98,15 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
         return problems
     return Utterance(
         id=name,
-        audio=str((entry.folder / audio).absolute()),
+        audio="" if audio is None else str((entry.folder / audio).absolute()),
         text=text.strip(),
         language=language,
         speaker=speaker,
         start=float(start),
         duration=None if duration is None else float(duration),
         keywords=tuple(keywords),
+        prompt_audio=None if prompt_audio is None else str((entry.folder / prompt_audio).absolute()),
+        prompt_text=prompt_text.strip(),
     )
 
 

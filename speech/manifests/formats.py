@@ -11,6 +11,7 @@ from speech.errors import InputError, Problem, UserError
 from speech.manifests.entries import KEYS, Entry, nearest
 from speech.manifests.jsonl import read_chat, read_funasr, read_lines, read_objects, read_own
 from speech.manifests.kaldi import read_kaldi
+from speech.manifests.seed_tts import is_seed_tts, read_seed_tts
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Format:
 
     Attributes:
         read: yields the entries of a manifest and the problems that kept a line from becoming one.
-        keys: a JSON object with all of these keys is a line of this format; empty for a directory.
+        keys: a JSON object with all of these keys is a line of this format; empty for what is not JSON.
         expects: one phrase for error messages.
     """
 
@@ -33,6 +34,7 @@ FORMATS = {
     "funasr": Format(read_funasr, frozenset({"source", "target"}), "FunASR jsonl: source, target (key)"),
     "jsonl": Format(read_own, frozenset({"audio", "text"}), f"jsonl: id, audio, text ({', '.join(KEYS[3:])})"),
     "kaldi": Format(read_kaldi, frozenset(), "a Kaldi directory: wav.scp, text (utt2spk, segments)"),
+    "seed_tts": Format(read_seed_tts, frozenset(), "seed-tts-eval's meta.lst: utt|prompt_text|prompt_wav|text(|wav)"),
 }
 """Registry of formats, by the name used in `format=`; their order is the order of detection."""
 
@@ -59,6 +61,9 @@ def detect_format(path: Path) -> str:
         return "kaldi"
     if path.name in ("wav.scp", "segments", "utt2spk"):
         raise _unknown(path, None, f"is part of a Kaldi directory: give the directory, {path.parent}")
+    first = next((item for item in read_lines(path) if not isinstance(item, Problem)), None)
+    if first is not None and not first[1].startswith(("{", "[")) and is_seed_tts(first[1]):
+        return "seed_tts"
     found: tuple[int, list[str]] | None = None
     for item in islice(read_objects(path), _LOOKED_AT):
         if isinstance(item, Problem):
@@ -70,7 +75,7 @@ def detect_format(path: Path) -> str:
         if values:
             found = found or (line, sorted(values))
     if found is None:
-        raise _unknown(path, None, _describe_text(path))
+        raise _unknown(path, None, _describe_text(path, first))
     line, keys = found
     for key, hint in _FOREIGN.items():
         if key in keys:
@@ -84,8 +89,7 @@ def detect_format(path: Path) -> str:
     raise _unknown(path, line, f"has the keys {', '.join(keys)}")
 
 
-def _describe_text(path: Path) -> str:
-    first = next((item for item in read_lines(path) if not isinstance(item, Problem)), None)
+def _describe_text(path: Path, first: tuple[int, str] | None) -> str:
     if first is None:
         return "holds no text" if path.stat().st_size else "is empty"
     text = first[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +48,32 @@ def read_objects(path: Path) -> Iterator[Line | Problem]:
             yield Problem(file=str(path), line=number, key=None, message="is not a JSON object {…}")
 
 
-def read_own(path: Path) -> Iterator[Entry | Problem]:
-    """Our jsonl: `id, audio, text` and optionally `language, speaker, start, duration, keywords`.
-
-    An unknown key is a problem: a misspelt `keyword` would otherwise silently train without its reward.
-    """
+def _entries(
+    path: Path, understand: Callable[[int, dict[str, Any]], Iterator[Entry | Problem]]
+) -> Iterator[Entry | Problem]:
+    """What `understand` makes of each object of a file, and the problems of the lines that are no object."""
     for item in read_objects(path):
         if isinstance(item, Problem):
             yield item
-            continue
-        number, values = item
+        else:
+            yield from understand(*item)
+
+
+def read_own(path: Path) -> Iterator[Entry | Problem]:
+    """Our jsonl: the keys of `KEYS`, of which `id`, `text` and either `audio` or `prompt_audio` must be there.
+
+    An unknown key is a problem: a misspelt `keyword` would otherwise silently train without its reward.
+    """
+
+    def understand(number: int, values: dict[str, Any]) -> Iterator[Entry | Problem]:
         unknown = [key for key in values if key not in KEYS]
         for key in unknown:
             near = nearest(key, KEYS)
             hint = f"did you mean {near!r}?" if near else f"known keys: {', '.join(KEYS)}"
             yield Problem(file=str(path), line=number, key=key, message=f"unknown key; {hint}")
         yield Entry(str(path), number, path.parent, {key: values[key] for key in KEYS if key in values})
+
+    return _entries(path, understand)
 
 
 def read_funasr(path: Path) -> Iterator[Entry | Problem]:
@@ -73,15 +83,14 @@ def read_funasr(path: Path) -> Iterator[Entry | Problem]:
     """
     names = {"id": "key", "audio": "source", "text": "target", "language": "text_language"}
     ids = _Ids()
-    for item in read_objects(path):
-        if isinstance(item, Problem):
-            yield item
-            continue
-        number, values = item
+
+    def understand(number: int, values: dict[str, Any]) -> Iterator[Entry | Problem]:
         fields = {key: values[name] for key, name in names.items() if name in values}
         fields.setdefault("id", ids.from_audio(fields.get("audio"), number))
         fields["language"] = _plain_language(fields.get("language"))
         yield Entry(str(path), number, path.parent, fields, names)
+
+    return _entries(path, understand)
 
 
 def read_chat(path: Path) -> Iterator[Entry | Problem]:
@@ -90,22 +99,21 @@ def read_chat(path: Path) -> Iterator[Entry | Problem]:
     """
     names = {"audio": "audios", "text": "messages", "language": "messages"}
     ids = _Ids()
-    for item in read_objects(path):
-        if isinstance(item, Problem):
-            yield item
-            continue
-        number, values = item
+
+    def understand(number: int, values: dict[str, Any]) -> Iterator[Entry | Problem]:
         entry = Entry(str(path), number, path.parent, {}, names)
         try:
             audio = _only_audio(values)
             reply = _reply(values)
         except _MalformedChatError as error:
             yield entry.problem(error.key, error.message)
-            continue
+            return
         text, language = split_language_prefix(reply)
         fields = {"audio": audio, "text": text, "language": language}
         fields["id"] = values["id"] if "id" in values else ids.from_audio(audio, number)
         yield Entry(str(path), number, path.parent, fields, names)
+
+    return _entries(path, understand)
 
 
 _PREFIX = re.compile(r"\s*language\s+(?P<name>[^<\n]+?)\s*<asr_text>", re.IGNORECASE)

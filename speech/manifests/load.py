@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ class Manifest:
         utterances: in the order of the file. Their `duration` is set whenever headers were checked.
         skipped: what was wrong with the lines left out (`on_bad="skip"`); a line may have several problems.
         path: as the user wrote it.
-        format: `jsonl`, `kaldi`, `funasr` or `chat`.
+        format: a key of `FORMATS`.
     """
 
     utterances: tuple[Utterance, ...]
@@ -43,7 +44,7 @@ def load_manifest(
     """Read a manifest and validate every line of it.
 
     Args:
-        path: a jsonl file, or a Kaldi directory.
+        path: a jsonl file, a Kaldi directory, or a `meta.lst` of seed-tts-eval.
         format: `auto` decides by content; otherwise a key of `FORMATS`.
         on_bad: `error` raises with all problems of all lines; `skip` leaves bad lines out and returns why.
         limits: accepted lengths of utterances (default `AudioLimits()`); applied where the length is known.
@@ -117,23 +118,47 @@ def _with_audio(
     good: list[tuple[Entry, Utterance]], limits: AudioLimits
 ) -> tuple[list[tuple[Entry, Utterance]], list[Problem]]:
     """Utterances whose audio file opens, reaches over their segment and has an accepted length."""
-    files = list(dict.fromkeys(utterance.audio for _, utterance in good))
+    named = (path for _, utterance in good for path in (utterance.audio, utterance.prompt_audio) if path)
+    files = list(dict.fromkeys(named))
     headers = dict(zip(files, map_files(_header, files, "checking audio"), strict=True))
     kept, problems = [], []
     for entry, utterance in good:
-        header = headers[utterance.audio]
-        if isinstance(header, str):
-            problems.append(entry.problem("audio", f"{utterance.audio}: {header}"))
+        found = [
+            *_voice_problems(entry, utterance, headers, limits),
+            *_recording_problems(entry, utterance, headers),
+        ]
+        problems += found
+        if found:
             continue
-        complaint = segment_complaint(utterance.start, utterance.duration, header)
-        if complaint is not None:
-            problems.append(entry.problem("duration" if utterance.duration else "start", complaint))
-            continue
-        seconds = header - utterance.start
-        seconds = seconds if utterance.duration is None else min(utterance.duration, seconds)
-        kept.append((entry, replace(utterance, duration=seconds)))
+        if utterance.audio:
+            seconds = float(headers[utterance.audio]) - utterance.start
+            seconds = seconds if utterance.duration is None else min(utterance.duration, seconds)
+            utterance = replace(utterance, duration=seconds)
+        kept.append((entry, utterance))
     kept, found = _within_limits(kept, limits)
     return kept, problems + found
+
+
+def _recording_problems(entry: Entry, utterance: Utterance, headers: Mapping[str, float | str]) -> list[Problem]:
+    """What is wrong with an utterance's own recording, where it has one."""
+    if not utterance.audio:
+        return []
+    header = headers[utterance.audio]
+    if isinstance(header, str):
+        return [entry.problem("audio", f"{utterance.audio}: {header}")]
+    complaint = segment_complaint(utterance.start, utterance.duration, header)
+    return [] if complaint is None else [entry.problem("duration" if utterance.duration else "start", complaint)]
+
+
+def _voice_problems(
+    entry: Entry, utterance: Utterance, headers: Mapping[str, float | str], limits: AudioLimits
+) -> list[Problem]:
+    """What is wrong with an utterance's prompt voice, where it has one."""
+    if utterance.prompt_audio is None:
+        return []
+    header = headers[utterance.prompt_audio]
+    complaint = header if isinstance(header, str) else limits.complaint(header)
+    return [] if complaint is None else [entry.problem("prompt_audio", f"{utterance.prompt_audio}: {complaint}")]
 
 
 def _header(path: str) -> float | str:

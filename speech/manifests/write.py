@@ -15,8 +15,8 @@ from speech.records import Utterance
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
     """Write our jsonl, complete or not at all.
 
-    Audio files below the manifest's folder are written relative to it, so that the folder can be moved; others stay
-    absolute. Fields that hold their default are left out.
+    Audio files and prompt voices below the manifest's folder are written relative to it, so that the folder can be
+    moved; others stay absolute. Fields that hold their default are left out.
 
     Raises:
         UserError: the folder cannot be created or written.
@@ -42,10 +42,11 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
 
 def _fields(utterance: Utterance, folder: Path) -> dict[str, object]:
     values: dict[str, object] = {key: getattr(utterance, key) for key in KEYS}
-    audio = Path(utterance.audio)
-    values["audio"] = str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio)
+    for key in ("audio", "prompt_audio"):
+        if values[key]:
+            audio = Path(str(values[key]))
+            values[key] = str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio)
     if utterance.duration is not None:
         # A microsecond is finer than a sample at any rate in use.
         values["duration"] = round(utterance.duration, 6)
-    required = ("id", "audio", "text")
-    return {key: value for key, value in values.items() if key in required or value not in (None, 0.0, ())}
+    return {key: value for key, value in values.items() if key in ("id", "text") or value not in (None, 0.0, (), "")}

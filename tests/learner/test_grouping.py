@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from learner.grouping import select_groups
+from learner.grouping import Target, select_groups
 from speech.records import Group, Prompt, PromptLayout, Reward, Trajectory, Utterance
 
 
@@ -42,6 +44,16 @@ def test_invalid_samples_are_masked_and_counted() -> None:
 def test_group_without_two_valid_samples_is_rejected_with_the_reason() -> None:
     selection = select_groups([scored("a", [None, None, 0.3])], [0], "group_std", True)
     assert not selection.groups and "judge time-out" in selection.rejected[0][1]
+
+
+def test_natural_stop_and_target_reach_the_learner() -> None:
+    group = scored("a", [1.0, 0.0])
+    stopped, endless = group.trajectories
+    cut = replace(group, trajectories=(stopped, replace(endless, finish_reason="length")))
+    (selected,) = select_groups([cut], [0], "group_mean", False, [Target((4, 2), (1,))]).groups
+    assert [sample.finished for sample in selected.samples] == [True, False]
+    assert [sample.speech_tokens for sample in selected.samples] == [1, 2]
+    assert (selected.text_ids, selected.attributes) == ((4, 2), (1,))
 
 
 @pytest.mark.parametrize("keep", [True, False])

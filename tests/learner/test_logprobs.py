@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from learner.logprobs import selected_logprobs
+from learner.logprobs import TokenMasks, distribution_kl, selected_logprobs
 
 T, H, V = 23, 8, 17
 STOPS = (3, 5)
@@ -111,3 +111,28 @@ def test_nonsense_is_refused(arguments: dict[str, object], message: str) -> None
     hidden, head, targets, _ = _inputs()
     with pytest.raises(ValueError, match=message):
         selected_logprobs(hidden, head, targets, **arguments)
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_distribution_kl_against_its_definition(chunk: int) -> None:
+    """Value and gradient, with masked tokens in both distributions."""
+    generator = torch.Generator().manual_seed(2)
+    hidden, head, other_hidden, other_head = (
+        torch.randn(rows, 4, generator=generator, dtype=torch.float64) for rows in (8, 9, 8, 9)
+    )
+    hidden.requires_grad_()
+    head.requires_grad_()
+    allowed = torch.tensor([0, 1, 1, 1, 0, 1, 1, 1, 1], dtype=torch.bool)
+    masks = TokenMasks.build(9, allowed, torch.arange(8) % 4, 2, (3,))
+    kl = distribution_kl(hidden, head, other_hidden, other_head, masks, 0.8, chunk)
+    gradients = torch.autograd.grad(kl.sum(), (hidden, head))
+    for row in range(8):
+        kept = [i for i in range(9) if allowed[i] and not (row % 4 < 2 and i == 3)]
+        ours, theirs = ((h[row] @ w[kept].T / 0.8).softmax(0) for h, w in ((hidden, head), (other_hidden, other_head)))
+        expected = (ours * (ours.log() - theirs.log())).sum()
+        assert float(kl[row].detach()) == pytest.approx(float(expected.detach()), abs=1e-12)
+        (slope,) = torch.autograd.grad(expected, hidden)
+        torch.testing.assert_close(gradients[0][row], slope[row])
+    assert bool(torch.isfinite(gradients[1]).all()) and float(gradients[1][0].abs().max()) == 0
+    own = distribution_kl(hidden, head, hidden.detach(), head.detach(), masks, 0.8, chunk)
+    torch.testing.assert_close(own, torch.zeros_like(own))

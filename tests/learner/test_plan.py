@@ -36,3 +36,8 @@ def test_plan_deals_out_everything_once(policy: list, replay: list, updates: int
     for of_rank in shares:
         needed = {g.audio for share in of_rank for g in (*share.groups, *share.replay, share.spare)}
         assert set(audio_of(of_rank)) == needed
+
+
+def test_prompts_without_audio_need_none() -> None:
+    silent = TrainGroup(PromptLayout((3, 4), 0, 0), (Sample((7,), (-1.0,), 1.0),), 5)
+    assert audio_of(plan_updates([silent], [group(6, [1])], 1, 1)[0]) == [6]

@@ -172,6 +172,50 @@ def test_utterance_without_encoder_states_is_refused(model: Path, tmp_path: Path
         run(tmp_path, spec)
 
 
+def test_reference_keeps_its_own_adaptor(model: Path, tmp_path: Path) -> None:
+    """An update of the adaptor alone must show in the KL: the embeddings sent along are the trained adaptor's."""
+    spec = make_spec(model, train=["adaptor"], lr=3e-2)
+    learner = LearnerRank(spec, 0, 1, f"file://{tmp_path / 'meet'}")
+    adaptor = load_family(model).load_adaptor()
+    groups, audio = make_batch()
+
+    def encoded() -> dict[int, EncodedAudio]:
+        generator = torch.Generator().manual_seed(5)
+        found = {}
+        for index, item in audio.items():
+            frames = 2 * item.layout.audio_length
+            states = torch.randn(frames, 32, generator=generator)
+            with torch.no_grad():
+                found[index] = EncodedAudio(item.layout, adaptor(states), states, 1.0, 0.5)
+        return found
+
+    shares = plan_updates(groups, [], 1, 1)[0]
+    kl = [learner.update(1, shares, encoded()).metrics["learner/kl"]]
+    adaptor.load_state_dict(learner.front_states()["adaptor"])
+    kl.append(learner.update(2, shares, encoded()).metrics["learner/kl"])
+    learner.close()
+    assert kl[0] == pytest.approx(0.0, abs=1e-7)
+    assert kl[1] > 1e-4
+
+
+def test_sampling_mask_reaches_the_loss(model: Path, tmp_path: Path) -> None:
+    groups, audio = make_batch()
+    shares = plan_updates(groups, [], 1, 1)[0]
+
+    def entropy(name: str, allowed: tuple[int, ...] | None) -> float:
+        learner = LearnerRank(make_spec(model, allowed_token_ids=allowed), 0, 1, f"file://{tmp_path / name}")
+        try:
+            return learner.update(1, shares, audio).metrics["learner/entropy"]
+        finally:
+            learner.close()
+
+    free = entropy("a", None)
+    assert entropy("b", tuple(range(VOCABULARY))) == free
+    assert entropy("c", (1, *range(6, VOCABULARY))) < free
+    with pytest.raises(ValueError, match="not among the allowed tokens"):
+        entropy("d", (1, 6, 7))
+
+
 def test_frozen_parts_are_not_loaded(model: Path) -> None:
     from learner.policy import Policy
 

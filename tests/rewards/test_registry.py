@@ -19,7 +19,7 @@ def test_built_in_rewards() -> None:
     ("name", "options", "message"),
     [
         ("acuracy", {}, "unknown reward 'acuracy'; did you mean 'accuracy'?"),
-        ("zzz", {}, "known are accuracy, hallucination"),
+        ("zzz", {}, "known are accuracy, diversity"),
         ("accuracy", {"shap": "exp"}, "no option 'shap'; did you mean 'shape'?"),
         ("accuracy", {"shape": "exq"}, "shape is one of one_minus, tanh"),
         ("accuracy", {"cap": "high"}, "cap is a number, not 'high'"),

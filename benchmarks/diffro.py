@@ -1,0 +1,177 @@
+"""DiffRO forward + backward, chunked against naive full logits: time and memory side by side, as a Markdown table.
+
+    python benchmarks/diffro.py                          # 16 trajectories of 500 tokens, speech vocabulary 6,561
+    python benchmarks/diffro.py --hidden 896 --chunks 512 2048 --repeats 3
+
+A step starts at the policy's final hidden states (both forms need the same forward pass up to there) and ends at the
+gradients of these and of the output layer: distributions, relaxed one-hots, the Token2Text model, the CTC loss. The
+naive form holds logits and one-hots of all positions at once. Noise and result are the same in both.
+
+Times interleave the forms (A B A B …) in one process and are CPU time, which other work on the machine stretches less.
+Memory is the growth of the peak resident size, each form in a process of its own (Linux only), whose allocator gives
+freed tensors back at once: glibc would otherwise keep those of a chunk's size, and show its habits instead of what
+must be held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+NAIVE = 0
+"""The chunk size that stands for the naive form."""
+
+
+def main() -> None:
+    args = _arguments()
+    # Before torch starts its thread pool.
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    if args.memory_of is not None:
+        print(_peak_growth(args, args.memory_of))
+        return
+    import torch
+
+    case = Case(args)
+    forms = [NAIVE, *args.chunks]
+    losses = [case.run(form) for form in forms]
+    assert max(losses) - min(losses) < 1e-3, f"the forms disagree: {losses}"
+    print(
+        f"{args.batch} trajectories of {args.tokens} speech tokens, speech vocabulary {args.vocabulary}, hidden "
+        f"{args.hidden}, reward model {args.reward_hidden} wide with {args.reward_layers} layers, float32, noise "
+        f"`{args.noise}`; {args.threads} thread(s), {platform.machine()}, torch {torch.__version__}.\n"
+        f"Median of {args.repeats} repeats (lowest–highest); memory above the loaded model.\n"
+    )
+    times: dict[int, list[float]] = {form: [] for form in forms}
+    for _ in range(args.repeats):
+        for form in forms:
+            start = time.process_time()
+            case.run(form)
+            times[form].append(time.process_time() - start)
+    del case
+    print("| form | CPU seconds | against naive | peak memory, MB | against naive |")
+    print("|---|--:|--:|--:|--:|")
+    memory = {form: _memory(args, form) for form in forms}
+    for form in forms:
+        median = statistics.median(times[form])
+        print(
+            f"| {'naive' if form == NAIVE else f'chunk {form}'} | {median:.2f} ({min(times[form]):.2f}–"
+            f"{max(times[form]):.2f}) | {median / statistics.median(times[NAIVE]):.2f}× | {memory[form]:.0f} "
+            f"| {memory[form] / memory[NAIVE]:.2f}× |",
+            flush=True,
+        )
+
+
+def _arguments() -> argparse.Namespace:
+    description = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help="trajectories")
+    parser.add_argument("--tokens", type=int, default=500, help="speech tokens of each")
+    parser.add_argument("--labels", type=int, default=120, help="characters of each text")
+    parser.add_argument("--vocabulary", type=int, default=6561, help="speech vocabulary")
+    parser.add_argument("--hidden", type=int, default=128, help="hidden size of the policy")
+    parser.add_argument("--reward-hidden", type=int, default=64, help="width of the reward model")
+    parser.add_argument("--reward-layers", type=int, default=2, help="layers of the reward model")
+    parser.add_argument("--noise", choices=("fresh", "conditional"), default="conditional", help="Gumbel noise")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[256, 1024], help="positions at a time")
+    parser.add_argument("--repeats", type=int, default=3, help="timed repeats of each form")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    # How this program calls itself for one measurement of memory.
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+class Case:
+    """Hidden states, an output layer, a reward model and a packed batch of one shape."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
+
+        from learner.batch import Sample, TrainGroup
+        from learner.config import DiffROConfig
+        from learner.packing import pack, totals
+        from learner.token2text import Token2Text, Token2TextConfig
+        from speech.records import PromptLayout
+
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
+        stop = args.vocabulary
+
+        def ids(low: int, high: int, length: int) -> tuple[int, ...]:
+            return tuple(torch.randint(low, high, (length,)).tolist())
+
+        groups = [
+            TrainGroup(
+                PromptLayout((stop,), 0, 0),
+                (Sample((*ids(0, stop, args.tokens), stop), (), 1.0, finished=True),),
+                audio=index,
+                text_ids=ids(1, 29, args.labels),
+            )
+            for index in range(args.batch)
+        ]
+        self.batch, self.totals = pack(groups), totals(groups, "positive")
+        self.settings = DiffROConfig(noise=args.noise)
+        shape = Token2TextConfig(
+            args.vocabulary,
+            tuple("abcdefghijklmnopqrstuvwxyz' "),
+            hidden=args.reward_hidden,
+            layers=args.reward_layers,
+        )
+        self.reward_model, self.speech_ids = Token2Text(shape), range(args.vocabulary)
+        self.hidden = torch.randn(len(self.batch.targets), args.hidden, requires_grad=True)
+        self.head = (0.1 * torch.randn(args.vocabulary + 1, args.hidden)).requires_grad_()
+
+    def run(self, chunk: int) -> float:
+        import torch
+
+        from learner.diffro import DiffRO
+        from learner.policy import PolicyOutput
+
+        # One chunk for everything is exactly the naive form: nothing is recomputed, all logits and one-hots are held.
+        rows = len(self.batch.targets) if chunk == NAIVE else chunk
+        term = DiffRO(self.settings, self.reward_model, self.speech_ids, rows, seed=0)
+        nothing = torch.zeros(len(self.batch.targets))
+        output = PolicyOutput(nothing, nothing, [], self.hidden, self.head)
+        loss, _ = term.loss(output, self.batch, self.totals, sampler_temperature=1.0, step=1)
+        loss.backward()
+        self.hidden.grad = self.head.grad = None
+        return float(loss.detach())
+
+
+def _memory(args: argparse.Namespace, form: int) -> float:
+    """Megabytes that one form needs on top of the loaded model, measured in a fresh process."""
+    command = [sys.executable, __file__, "--memory-of", str(form)]
+    for name in ("batch", "tokens", "labels", "vocabulary", "hidden", "reward_hidden", "reward_layers", "noise"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    command += ["--threads", str(args.threads)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(done.stdout.split()[-1])
+
+
+def _peak_growth(args: argparse.Namespace, form: int) -> float:
+    case = Case(args)
+    # One small step first: lazily loaded kernels and thread pools are not the form's memory.
+    Case(argparse.Namespace(**{**vars(args), "batch": 1, "tokens": 30, "labels": 3, "vocabulary": 50})).run(form)
+    gc.collect()
+    # Resets the high-water mark to the present size; getrusage's peak includes the imports.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    case.run(form)
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> float:
+    """A size from the kernel's account of this process, in megabytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    main()

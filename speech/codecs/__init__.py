@@ -1,0 +1,47 @@
+"""Registry of speech codecs: tokens for a language model to speak, and the way back to sound.
+
+To add one: write a class in this folder and add it to `CODECS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from speech.codecs.base import Codec
+from speech.codecs.checks import read_json
+from speech.codecs.demo import DemoCodec
+from speech.codecs.pretrained import DacCodec, MimiCodec, NeuCodec, Xcodec2Codec
+from speech.errors import UserError
+
+CODECS: dict[str, type[Codec]] = {
+    codec.name: codec for codec in (DemoCodec, Xcodec2Codec, NeuCodec, MimiCodec, DacCodec)
+}
+
+__all__ = ["CODECS", "Codec", "load_codec"]
+
+
+def load_codec(path: str | Path, name: str | None = None) -> Codec:
+    """Bind a folder of weights to its codec, chosen by `model_type` in `config.json` unless named.
+
+    Raises:
+        UserError: no such folder or config, no codec knows this model type, or no codec has this name.
+    """
+    folder = Path(path)
+    if name is not None and name not in CODECS:
+        near = difflib.get_close_matches(name, CODECS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise UserError(f"unknown codec {name!r}{hint} Known: {', '.join(sorted(CODECS))}")
+    if not folder.is_dir():
+        raise UserError(f"codec folder {folder} does not exist")
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise UserError(f"codec folder {folder} lacks config.json; is it a Hugging Face checkpoint?")
+    if name is not None:
+        return CODECS[name](folder)
+    model_type = read_json(config_path).get("model_type")
+    for codec in CODECS.values():
+        if model_type in codec.model_types:
+            return codec(folder)
+    known = ", ".join(f"{codec.name} ({'/'.join(codec.model_types)})" for codec in CODECS.values())
+    raise UserError(f"{config_path}: no codec for model_type {model_type!r}. Known: {known}. See docs/codecs.md.")

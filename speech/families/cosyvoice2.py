@@ -1,0 +1,49 @@
+"""CosyVoice2's language model (arXiv 2412.10117) in the Hugging Face form of its own GRPO recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from speech.families.causal import CausalSpeechFamily
+from speech.records import PromptLayout
+
+START, TASK = "<|sos|>", "<|task_id|>"
+
+
+class CosyVoice2Family(CausalSpeechFamily):
+    """`<|sos|>` words of the voice, text `<|task_id|>` tokens of the voice → speech `<|eos1|>`.
+
+    A Qwen2 whose vocabulary ends in `<|s_0|>` … `<|s_6560|>`, `<|eos1|>` … `<|eos3|>`, `<|sos|>` and `<|task_id|>`,
+    as the recipe's `pretrained_to_huggingface.py` writes it.
+
+    Three ids end speech in inference. Only the first was ever a training target for it (the third is filler of the
+    streaming mode), so it alone is allowed here.
+
+    The recipe gives the output layer a bias (−∞ for text) that neither Qwen2 in transformers nor in vLLM has; both drop
+    it, and training goes on without it, as in the recipe. Text then has logit 0 rather than −∞: only the mask of
+    allowed tokens keeps it from being sampled.
+
+    Raises:
+        UserError: a file or a token is missing.
+    """
+
+    name = "cosyvoice2"
+    model_types = ("qwen2",)
+    codec = "cosyvoice2"
+    stop_token = "<|eos1|>"
+    markers = (START, TASK)
+    text_controls = frozenset({"<|endofprompt|>"})  # ends an instruction, which is part of the text
+
+    def layout(self, text: str, voice_text: str, voice_tokens: Sequence[int]) -> PromptLayout:
+        self.text_ids(text)
+        if voice_tokens:
+            # The voice is continued: without its words the text would begin with speech that it does not contain.
+            self.text_ids(voice_text, "prompt_text")
+        ids = [
+            self._id(START),
+            # Without a space, as in the recipe.
+            *self.text_ids((voice_text.strip() if voice_tokens else "") + text.strip()),
+            self._id(TASK),
+            *self.speech_token_ids(voice_tokens),
+        ]
+        return PromptLayout(tuple(ids), audio_start=0, audio_length=0)

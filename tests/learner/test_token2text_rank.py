@@ -1,0 +1,128 @@
+"""Training the reward model: it learns, and neither ranks nor micro-batches matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.config import LearnerConfig, Token2TextTrainingConfig
+from learner.token2text import Token2Text, Token2TextConfig
+from learner.token2text_plan import SpeechText, plan_token2text, split_items
+from learner.token2text_rank import Token2TextRank, Token2TextSpec
+
+CONFIG = Token2TextConfig(
+    12, tuple("abc"), {"pitch": ("low", "high")}, hidden=32, layers=2, heads=2, kernel=5, labels_per_token=1
+)
+
+
+def corpus(count: int, seed: int = 0) -> list[SpeechText]:
+    """A language in which character c is spoken as two tokens 3c, 3c + 1 or 3c, 3c + 2: the pitch decides which."""
+    generator = torch.Generator().manual_seed(seed)
+    items = []
+    for _ in range(count):
+        length, pitch = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((2, 7), (0, 2)))
+        text = torch.randint(1, 4, (length,), generator=generator).tolist()
+        tokens = [token for label in text for token in (3 * (label - 1), 3 * (label - 1) + 1 + pitch)]
+        items.append(SpeechText(tuple(tokens), tuple(text), (pitch if length > 2 else -1,)))
+    return items
+
+
+def spec(training: Token2TextTrainingConfig | None = None, **changes: Any) -> Token2TextSpec:
+    learner: dict[str, Any] = {"threads": 1, "lr": 4e-3, "max_grad_norm": 1.0} | changes
+    return Token2TextSpec(CONFIG, LearnerConfig(**learner), training or Token2TextTrainingConfig(), 100, seed=1)
+
+
+def one_update(rank: int, world: int, meeting: str, chosen: Token2TextSpec, out: str | None = None) -> dict[str, Any]:
+    learner = Token2TextRank(chosen, rank, world, f"file://{meeting}")
+    gradients: dict[str, torch.Tensor] = {}
+
+    def keep(*_: object) -> None:
+        for name, parameter in learner.model.named_parameters():
+            gradients[name] = parameter.grad.full_tensor().clone()  # type: ignore[union-attr, operator]
+
+    learner.optimiser.register_step_pre_hook(keep)
+    share = plan_token2text(corpus(9), world, chosen.training.mixup, seed=5, step=3)[rank]
+    metrics = learner.update(3, share)
+    learner.close()
+    found = {"gradients": gradients, "metrics": metrics}
+    if out and rank == 0:
+        torch.save(found, out)
+    return found
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a["gradients"].keys() == b["gradients"].keys() and a["gradients"]
+    for name, gradient in a["gradients"].items():
+        torch.testing.assert_close(b["gradients"][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    for name, value in a["metrics"].items():
+        assert b["metrics"][name] == pytest.approx(value, abs=1e-5, rel=1e-4), name
+
+
+def test_micro_batches_and_ranks_do_not_matter(tmp_path: Path) -> None:
+    robust = Token2TextTrainingConfig(label_smoothing=0.1, mixup=0.5, adversarial=0.2)
+    whole = one_update(0, 1, str(tmp_path / "a"), spec(robust))
+    assert max(float(g.abs().max()) for g in whole["gradients"].values()) > 1e-3
+    assert_same(whole, one_update(0, 1, str(tmp_path / "b"), spec(robust, micro_batch_tokens=25)))
+    out = tmp_path / "two"
+    mp.spawn(one_update, (2, str(tmp_path / "c"), spec(robust, micro_batch_tokens=30), str(out)), nprocs=2)
+    assert_same(whole, torch.load(out, weights_only=True))
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_it_learns_to_read_speech_tokens(robust: bool, tmp_path: Path) -> None:
+    training = Token2TextTrainingConfig(label_smoothing=0.05, mixup=0.2, adversarial=0.1)
+    learner = Token2TextRank(spec(training if robust else None), 0, 1, f"file://{tmp_path / 'meet'}")
+    for step in range(1, 91):
+        (share,) = plan_token2text(corpus(24, seed=step), 1, learner.spec.training.mixup, 0, step)
+        metrics = learner.update(step, share)
+    learner.save(str(tmp_path / "checkpoint"))
+    learner.close()
+    assert metrics["attributes/pitch/correct"] > 0.7 and metrics["learner/nll"] < 1.0
+    model = Token2Text.load(tmp_path / "checkpoint" / "hf")
+    items = corpus(50, seed=10_000)
+    with torch.no_grad():
+        outputs = [model(torch.tensor([item.tokens]), torch.tensor([len(item.tokens)])) for item in items]
+    read = [output.greedy_labels()[0] == item.text_ids for output, item in zip(outputs, items, strict=True)]
+    assert sum(read) >= 45
+    pitch = [int(output.attributes[0].argmax()) for output in outputs]
+    assert sum(p == item.attributes[0] for p, item in zip(pitch, items, strict=True) if item.attributes[0] >= 0) >= 38
+    assert CONFIG.text(outputs[0].greedy_labels()[0]) == CONFIG.text(items[0].text_ids)
+
+
+def test_resume_continues(tmp_path: Path) -> None:
+    def steps(learner: Token2TextRank, numbers: range) -> None:
+        for step in numbers:
+            learner.update(step, plan_token2text(corpus(8, seed=step), 1, 0.0, 0, step)[0])
+
+    learner = Token2TextRank(spec(), 0, 1, f"file://{tmp_path / 'a'}")
+    steps(learner, range(1, 3))
+    learner.save(str(tmp_path / "checkpoint"))
+    steps(learner, range(3, 5))
+    expected = {name: p.full_tensor().clone() for name, p in learner.model.named_parameters()}  # type: ignore[operator]
+    learner.close()
+    resumed = Token2TextRank(spec(), 0, 1, f"file://{tmp_path / 'b'}")
+    resumed.load(str(tmp_path / "checkpoint"))
+    steps(resumed, range(3, 5))
+    for name, parameter in resumed.model.named_parameters():
+        assert torch.equal(parameter.full_tensor(), expected[name]), name  # type: ignore[operator]
+    resumed.close()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 20), st.integers(1, 4), st.sampled_from([0.0, 0.5]), st.integers(5, 60))
+def test_plan_deals_out_everything_once(count: int, ranks: int, mixup: float, budget: int) -> None:
+    items = corpus(count)
+    shares = plan_token2text(items, ranks, mixup, 1, 2)
+    dealt = [mixed for share in shares for batch in split_items(share.items, budget) for mixed in batch]
+    assert sorted(mixed.item.tokens for mixed in dealt) == sorted(item.tokens for item in items)
+    assert all(share.samples == count for share in shares)
+    assert sum(mixed.labels for mixed in dealt) == pytest.approx(shares[0].labels)
+    for share in shares:
+        for batch in split_items(share.items, budget):
+            assert len(batch) == 1 or len(batch) * max(mixed.length for mixed in batch) <= budget
