@@ -29,6 +29,10 @@ class ModelConfig:
         default=None,
         metadata={"help": "Model family; null finds it by `model_type` in the checkpoint's `config.json`."},
     )
+    options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Options of the family (docs/model-families.md), such as `force_language: en`."},
+    )
 
 
 @dataclass

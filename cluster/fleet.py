@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -22,10 +22,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A checkpoint folder and the family that reads it (None: by `model_type`)."""
+    """A checkpoint folder, the family that reads it (None: by `model_type`), and the family's options."""
 
     path: str
     family: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class EncoderPool:
@@ -34,7 +35,7 @@ class EncoderPool:
     def __init__(self, model: ModelRef, config: EncoderConfig) -> None:
         self.actors = [
             EncoderActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
-                model.path, model.family, config
+                model.path, model.family, config, model.options
             )
             for _ in range(config.count)
         ]
@@ -76,7 +77,7 @@ class EngineFleet:
         self.config = config
         self.actors = [
             EngineActor.options(**engine_options(config)).remote(  # type: ignore[attr-defined]
-                model.path, model.family, config
+                model.path, model.family, config, model.options
             )
             for _ in range(config.count)
         ]

@@ -34,7 +34,7 @@ class System:
     def __init__(self, config: RunConfig, training: bool = True) -> None:
         self.config = config
         self.training = training
-        self.family: ModelFamily = load_family(config.model.path, config.model.family)
+        self.family = asr_family(config)
         self._fleet: EngineFleet | None = None
         self._learner: LearnerGroup | None = None
         self._rewards: RewardPool | None = None
@@ -43,7 +43,7 @@ class System:
         config = self.config
         start_ray(config)
         try:
-            model = ModelRef(str(Path(config.model.path).resolve()), config.model.family)
+            model = ModelRef(str(Path(config.model.path).resolve()), config.model.family, config.model.options)
             # Everything loads at the same time: an engine takes longest.
             self._fleet = EngineFleet(model, config.engines)
             self.encoders = EncoderPool(model, config.encoder)
@@ -114,6 +114,18 @@ class System:
             replay_weight=config.data.replay_weight,
             seed=config.seed,
         )
+
+
+def asr_family(config: RunConfig) -> ModelFamily:
+    """The family of the run's model, whose checkpoint is looked at but not loaded.
+
+    Raises:
+        UserError: an incomplete model, an unknown option, or a model that speaks, which the loop cannot train yet.
+    """
+    family = load_family(config.model.path, config.model.family, config.model.options)
+    if not isinstance(family, ModelFamily):
+        raise UserError(f"model.path: family {family.name!r} is of a model that speaks; only ASR can be trained so far")
+    return family
 
 
 def start_ray(config: RunConfig) -> None:

@@ -23,11 +23,10 @@ from cluster.memory import PeakMemory
 from cluster.phases import PhaseTimer
 from cluster.record import aligned_gaps, sample_text, step_metrics, summarise
 from cluster.runfolder import RunFolder
-from cluster.system import System
+from cluster.system import System, asr_family
 from rollout.config import SamplingConfig
 from speech.audio import load_audio
 from speech.errors import UserError
-from speech.families import load_family
 from speech.manifests import Manifest
 
 
@@ -47,7 +46,7 @@ def train(config: RunConfig) -> int:
         )
         if path is not None
     }
-    load_family(config.model.path, config.model.family)  # an incomplete model must not leave a run's folder behind
+    asr_family(config)  # an incomplete model must not leave a run's folder behind
     with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
         resume_from = folder.open(config)
         folder.rewind(resume_from or 0)
