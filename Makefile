@@ -60,7 +60,7 @@ docs: setup
 
 # Resolve requirements/cpu.lock anew (needs uv).
 lock:
-	printf '%s\n' torchvision torchaudio torchcodec | sed "s/$$/ ; sys_platform == 'never'/" > $(VENV)/without.txt
+	printf '%s\n' torchvision torchaudio torchcodec webrtcvad | sed "s/$$/ ; sys_platform == 'never'/" > $(VENV)/without.txt
 	uv pip compile requirements/cpu.in --override $(VENV)/without.txt --python-version 3.11 --no-header \
 	  --no-annotate --no-emit-index-url -o requirements/cpu.lock
 

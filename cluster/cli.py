@@ -49,7 +49,7 @@ def _run(arguments: list[str]) -> int:
 
         return int(train(run_config))
     if args.command == "evaluate":
-        from cluster.evaluate import run_evaluation
+        from cluster.evaluate_manifest import run_evaluation
 
         return int(run_evaluation(args))
     if args.command == "prepare":

@@ -14,7 +14,7 @@ import yaml
 
 from cluster.config_schema import bind, defaults, to_plain
 from cluster.config_source import read_source
-from learner.config import LearnerConfig
+from learner.config import SAMPLED_OBJECTIVES, LearnerConfig
 from rewards.config import RewardConfig
 from rewards.registry import build_reward
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
@@ -33,6 +33,9 @@ class ModelConfig:
         default_factory=dict,
         metadata={"help": "Options of the family (docs/model-families.md), such as `force_language: en`."},
     )
+    codec: str | None = field(
+        default=None, metadata={"help": "Folder of the codec whose tokens the model speaks; only for TTS."}
+    )
 
 
 @dataclass
@@ -48,9 +51,9 @@ class DataConfig:
     format: str = field(
         default="auto",
         metadata={
-            "help": "Form of the manifests: `jsonl` (ours), `kaldi` (a directory), `funasr` or `chat` (jsonl); `auto` "
-            "looks at the first lines.",
-            "choices": ("auto", "jsonl", "kaldi", "funasr", "chat"),
+            "help": "Form of the manifests: `jsonl` (ours), `kaldi` (a directory), `funasr` or `chat` (jsonl), "
+            "`seed_tts` (`meta.lst`); `auto` looks at the first lines.",
+            "choices": ("auto", "jsonl", "kaldi", "funasr", "chat", "seed_tts"),
         },
     )
     on_bad: str = field(
@@ -63,7 +66,7 @@ class DataConfig:
         default=True, metadata={"help": "A new order in every epoch, from `seed`; false keeps the manifest's order."}
     )
     replay: str | None = field(
-        default=None, metadata={"help": "`grpo` only: manifest for cross-entropy replay mixed into every step."}
+        default=None, metadata={"help": "Not in `sft`: manifest for cross-entropy replay mixed into every step."}
     )
     replay_weight: float = field(
         default=0.0, metadata={"help": "Weight of the replay's cross-entropy beside the policy loss.", "min": 0.0}
@@ -149,8 +152,9 @@ class RunConfig:
     objective: str = field(
         default="grpo",
         metadata={
-            "help": "`grpo` samples and learns from rewards; `sft` learns the references by cross-entropy.",
-            "choices": ("grpo", "sft"),
+            "help": "`grpo` samples and learns from rewards; `diffro` (TTS) learns from a differentiable reward on "
+            "what it samples; `combined` does both; `sft` learns the references by cross-entropy.",
+            "choices": ("grpo", "diffro", "combined", "sft"),
         },
     )
     runs_dir: str = field(default="runs", metadata={"help": "Folder for the results of all runs."})
@@ -167,6 +171,11 @@ class RunConfig:
     )
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata={"help": "When state is saved."})
     ray: RayConfig = field(default_factory=RayConfig, metadata={"help": "The Ray cluster."})
+
+    @property
+    def uses_diffro(self) -> bool:
+        """Whether the differentiable reward is part of the loss."""
+        return self.objective in ("diffro", "combined") and self.learner.diffro.weight > 0
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -206,7 +215,7 @@ def _across_sections(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("evaluation.every", "evaluations during training need a manifest in `data.valid`"))
     if config.objective == "sft" and config.data.replay is not None:
         found.append(("data.replay", "replay is cross-entropy already; it has no effect with `objective: sft`"))
-    if config.objective == "grpo" and "encoder" in config.learner.train:
+    if config.objective in SAMPLED_OBJECTIVES and "encoder" in config.learner.train:
         found.append(("learner.train", "the encoder can only be trained with `objective: sft`"))
     if config.objective == "sft" and config.learner.zero_variance == "resample":
         found.append(("learner.zero_variance", "there are no groups to resample with `objective: sft`"))
@@ -221,14 +230,27 @@ def _across_sections(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("learner.loss.constant_length", "`constant` aggregation needs it: use sampling.max_new_tokens"))
     if config.sampling.min_new_tokens > config.sampling.max_new_tokens:
         found.append(("sampling.min_new_tokens", "is more than sampling.max_new_tokens"))
-    if config.objective == "grpo":
+    if config.uses_diffro:
+        found += _diffro_problems(config)
+    if config.objective in SAMPLED_OBJECTIVES:
         if config.sampling.group_size < 2:
-            found.append(("sampling.group_size", "a group of one has no advantage; GRPO needs at least 2"))
+            found.append(("sampling.group_size", "a group of one has no advantage; at least 2 are needed"))
         for i, item in enumerate(config.rewards.items):
             try:
                 build_reward(item.name, item.options)
             except UserError as error:
                 found.append((f"rewards.items.{i}", str(error)))
+    return found
+
+
+def _diffro_problems(config: RunConfig) -> list[tuple[str, str]]:
+    found = []
+    if not config.learner.diffro.reward_model:
+        found.append(("learner.diffro.reward_model", "DiffRO needs the folder of a Token2Text reward model"))
+    if config.model.codec is None:
+        found.append(("model.codec", "DiffRO is for models that speak: name the codec of their tokens"))
+    if config.learner.loss.kl_coef > 0 and config.learner.diffro.kl_coef > 0:
+        found.append(("learner.diffro.kl_coef", "one KL is enough: `learner.loss.kl_coef` is above 0 too"))
     return found
 
 

@@ -163,14 +163,16 @@ def print_summary(
     """
     console = console or Console()
     scores = [(label, summary.get(label)) for label in ("before", "after")]
-    table = _score_table("test split, greedy decoding")
+    speech = any(score is not None and "wer_second" in score for _, score in scores)
+    title = "test split, greedy decoding"
+    table = _speech_table(title) if speech else _score_table(title)
     for label, score in scores:
         if score is not None:
-            table.add_row(label, *_score_cells(score))
+            table.add_row(label, *(_speech_cells(score) if speech else _score_cells(score)))
     if table.row_count:
         console.print(table)
     before, after = scores[0][1], scores[1][1]
-    if before is not None and after is not None and before["wer"] > 0:
+    if before is not None and after is not None and before["wer"] and after["wer"] is not None:
         console.print(f"WER changed by {after['wer'] / before['wer'] - 1:+.1%} relative", highlight=False)
     for example in examples:
         rows = [("reference", example.reference), ("before", example.before), ("after", example.after)]
@@ -199,13 +201,15 @@ def print_evaluation(
         console: where to print; stdout by default.
     """
     console = console or Console()
-    table = _score_table("greedy decoding")
+    speech = "wer_second" in summary
+    table = (_speech_table if speech else _score_table)("greedy decoding")
     languages: Mapping[str, Any] = summary.get("languages", {})
     if len(languages) > 1:
         for code, score in languages.items():
             table.add_row(escape(code), *_score_cells(score))
         table.add_section()
-    table.add_row("overall" if len(languages) != 1 else escape(next(iter(languages))), *_score_cells(summary))
+    label = "overall" if len(languages) != 1 else escape(next(iter(languages)))
+    table.add_row(label, *(_speech_cells(summary) if speech else _score_cells(summary)))
     console.print(table)
     if skipped:
         console.print(f"{skipped:,} bad lines of the manifest were left out", highlight=False)
@@ -217,6 +221,27 @@ def _score_table(title: str) -> Table:
     for column in ("", "WER", "95 % interval", "CER", "sub", "del", "ins", "words", "utterances"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     return table
+
+
+_SPEECH_COLUMNS = (
+    ("WER", "wer", "{:.2%}"),
+    ("second judge", "wer_second", "{:.2%}"),
+    ("similarity", "speaker_similarity", "{:.3f}"),
+    ("seconds", "duration_mean", "{:.2f}"),
+    ("no stop", "no_stop_rate", "{:.1%}"),
+    ("utterances", "utterances", "{:,}"),
+)
+
+
+def _speech_table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for column in ("", *(name for name, _, _ in _SPEECH_COLUMNS)):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    return table
+
+
+def _speech_cells(score: Mapping[str, Any]) -> list[str]:
+    return ["–" if score[key] is None else form.format(score[key]) for _, key, form in _SPEECH_COLUMNS]
 
 
 def _score_cells(score: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster import jsonl
-from cluster.config import RunConfig, load_config
-from cluster.data import derived_seed, load_split
-from cluster.display import print_evaluation
-from cluster.fleet import EncoderPool, EngineFleet
-from cluster.system import System
+from cluster.config import RunConfig
+from cluster.data import derived_seed
+from cluster.fleet import EngineFleet, PromptPool
 from rewards.edits import TranscriptPair, character_edits, corpus_summary, word_edits
 from rollout.config import SamplingConfig
 from speech.errors import UserError
@@ -43,7 +40,7 @@ class Evaluation:
 
 
 def evaluate(
-    utterances: Sequence[Utterance], encoders: EncoderPool, fleet: EngineFleet, sampling: SamplingConfig
+    utterances: Sequence[Utterance], encoders: PromptPool, fleet: EngineFleet, sampling: SamplingConfig
 ) -> Evaluation:
     """Transcribe and score; nothing is learned from these utterances.
 
@@ -89,25 +86,6 @@ def _line(utterance: Utterance, trajectory: Trajectory, seconds: float) -> dict[
         "ins": words.insertions,
         "finish_reason": trajectory.finish_reason,
     }
-
-
-def run_evaluation(args: argparse.Namespace) -> int:
-    """`speechrl evaluate`: score one model on one manifest, print the table, write the hypotheses."""
-    given = [f"model.path={args.model}", f"data.train={args.manifest}"]
-    named = [] if args.config is not None else ["name=evaluation"]
-    config = load_config(args.config, [*named, *args.overrides, *given])
-    manifest = load_split(config.data, args.manifest)
-    out = Path(args.out) if args.out is not None else Path(f"hypotheses-{Path(args.manifest).stem}.jsonl")
-    probe = out.with_name(f".{out.name}.probe")
-    with jsonl.writing(out):  # found out now, not after the decoding
-        out.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    with System(config, training=False) as system:
-        evaluation = evaluate(manifest.utterances, system.encoders, system.fleet, evaluation_sampling(config))
-    jsonl.replace(out, "".join(jsonl.dumps(line) + "\n" for line in evaluation.hypotheses))
-    print_evaluation(evaluation.summary, skipped=len(manifest.skipped), hypotheses=out)
-    return 0
 
 
 def load_evaluation(path: Path, conditions: Mapping[str, Any]) -> Evaluation | None:

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import ray
 
-from rollout.actors import EncodedRef, EncoderActor, EngineActor, encoder_options, engine_options
+from rollout.actors import (
+    EncodedRef,
+    EncoderActor,
+    EngineActor,
+    VoiceActor,
+    encoder_options,
+    engine_options,
+)
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
 from rollout.encoder import EncoderMode
 from rollout.stats import EngineStats
 from speech.errors import UserError
 from speech.records import Group, Prompt, Utterance
 from speech.weights import Probe
+
+if TYPE_CHECKING:
+    from rollout.voices import VoiceMode
 
 Item = TypeVar("Item")
 
@@ -29,10 +39,37 @@ class ModelRef:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class PromptPool(Protocol):
+    """What makes prompts of utterances: of their sound in ASR, of text and voice in TTS."""
+
+    def start(self) -> list[ray.ObjectRef]:
+        """What to wait for until the models are loaded."""
+
+    def encode(
+        self, utterances: Sequence[Utterance], timeout: float | None, for_learner: bool = False
+    ) -> list[EncodedRef]:
+        """References to the prompts, in order.
+
+        Args:
+            for_learner: with what the learner needs, and not only what an engine does.
+
+        Raises:
+            InputError: naming every utterance that cannot be used, and why.
+        """
+
+    def update(self, states: dict[str, Any], timeout: float | None) -> None:
+        """Replace the weights of the parts that the learner trains."""
+
+    def encoded_total(self) -> int:
+        """Recordings that went through a model since the start."""
+
+
 class EncoderPool:
     """Encodes each utterance of a step once; the results stay in the object store, for engines and learner alike."""
 
-    def __init__(self, model: ModelRef, config: EncoderConfig) -> None:
+    def __init__(self, model: ModelRef, config: EncoderConfig, learner_mode: EncoderMode) -> None:
+        """`learner_mode`: what the encoded audio must hold for the learner."""
+        self._learner_mode = learner_mode
         self.actors = [
             EncoderActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
                 model.path, model.family, config, model.options
@@ -41,33 +78,56 @@ class EncoderPool:
         ]
 
     def start(self) -> list[ray.ObjectRef]:
-        """What to wait for until the models are loaded."""
         return [actor.ready.remote() for actor in self.actors]
 
     def encode(
-        self, utterances: Sequence[Utterance], timeout: float | None, mode: EncoderMode = "embeddings"
+        self, utterances: Sequence[Utterance], timeout: float | None, for_learner: bool = False
     ) -> list[EncodedRef]:
-        """References to the encoded audio, in order.
-
-        Args:
-            mode: what the encoded audio must hold for the learner.
-
-        Raises:
-            InputError: naming every audio file that cannot be read.
-        """
+        mode = self._learner_mode if for_learner else "embeddings"
         shares = contiguous(utterances, len(self.actors))
         calls = [actor.encode.remote(list(s), mode) for actor, s in zip(self.actors, shares, strict=True) if s]
         return [reference for part in get(calls, "encode", timeout) for reference in part]
 
     def update(self, states: dict[str, Any], timeout: float | None) -> None:
-        """Replace the weights of the parts that the learner trains."""
         if states:
             shared = ray.put(states)
             get([actor.update.remote(shared) for actor in self.actors], "encoder update", timeout)
 
     def encoded_total(self) -> int:
-        """Utterances encoded since the start."""
         return sum(get([actor.encoded_total.remote() for actor in self.actors], "encoder count", 60.0))
+
+
+class VoicePool:
+    """What stands in an `EncoderPool`'s place for TTS: texts and prompt voices become prompts of a speech LM."""
+
+    def __init__(self, model: ModelRef, codec: str, config: EncoderConfig, learner_mode: VoiceMode) -> None:
+        """`learner_mode`: `target` also encodes each utterance's own recording, for SFT."""
+        self._learner_mode = learner_mode
+        self.actors = [
+            VoiceActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
+                model.path, model.family, codec, config, model.options
+            )
+            for _ in range(config.count)
+        ]
+
+    def start(self) -> list[ray.ObjectRef]:
+        return [actor.ready.remote() for actor in self.actors]
+
+    def encode(
+        self, utterances: Sequence[Utterance], timeout: float | None, for_learner: bool = False
+    ) -> list[EncodedRef]:
+        mode = self._learner_mode if for_learner else "prompt"
+        shares = contiguous(utterances, len(self.actors))
+        calls = [actor.encode.remote(list(s), mode) for actor, s in zip(self.actors, shares, strict=True) if s]
+        return [reference for part in get(calls, "encode voices", timeout) for reference in part]
+
+    def update(self, states: dict[str, Any], timeout: float | None) -> None:
+        # Nothing that the learner trains stands before a speech LM.
+        if states:
+            raise ValueError(f"a model that speaks has no {', '.join(states)} to update")
+
+    def encoded_total(self) -> int:
+        return sum(get([actor.encoded_total.remote() for actor in self.actors], "voice count", 60.0))
 
 
 class EngineFleet:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import ray
 
@@ -14,8 +15,12 @@ from cluster.phases import PhaseTimer
 from cluster.publish import publish
 from cluster.system import System
 from learner.batch import Sample, TrainGroup
-from learner.grouping import Selection, select_groups
+from learner.config import SAMPLED_OBJECTIVES
+from learner.grouping import Selection, Target, select_groups
+from learner.token2text import Token2TextConfig
+from rewards.history import LengthHistory
 from rollout.actors import EncodedRef
+from speech.families import ModelFamily
 from speech.records import Group, Prompt
 
 MAX_RESAMPLING_ROUNDS = 3
@@ -62,7 +67,8 @@ class Step:
 
 
 class Trainer:
-    """Runs steps. What it must remember between steps is `version`, `step` and the two prompt sources."""
+    """Runs steps. What it must remember between steps is `version`, `step`, the two prompt sources and, for
+    the duration reward, the lengths of speech so far."""
 
     def __init__(
         self,
@@ -75,6 +81,10 @@ class Trainer:
         self.config, self.system, self.timer = config, system, timer
         self.source, self.replay_source = source, replay_source
         self.learner = system.learner
+        self.history = LengthHistory()
+        self.sampled = config.objective in SAMPLED_OBJECTIVES
+        reward_model = config.learner.diffro.reward_model if config.uses_diffro else None
+        self.token2text = None if reward_model is None else Token2TextConfig.load(Path(reward_model))
         self.step = 0
         self.version = 0
 
@@ -83,11 +93,11 @@ class Trainer:
         while self.step < self.config.steps:
             self.step += 1
             self.timer.start_step(self.step)
-            batch = self.collect() if self.config.objective == "grpo" else self.collect_references()
+            batch = self.collect() if self.sampled else self.collect_references()
             with self.timer.phase("learn", self.config.learner.step_timeout_s):
                 result = self.learner.update(self.step, batch.selection.groups, batch.replay, batch.references)
             metrics = dict(result.metrics)
-            if self.config.objective == "grpo":
+            if self.sampled:
                 metrics["publish/probe_gap"] = self.publish(self.version + 1)
             if not after_step(Step(self.step, self.version, batch, metrics, result.sample_gaps)):
                 return
@@ -112,13 +122,24 @@ class Trainer:
         audio = self.encode(prompts)
         with self.timer.phase("generate", self.config.engines.generate_timeout_s) as phase:
             groups = self.fleet.generate(prompts, audio, self.config.sampling, phase.remaining())
+        groups = [replace(g, past_lengths=self.history.lengths(g.prompt.utterance.id)) for g in groups]
         with self.timer.phase("reward"):
             groups = self.system.rewards.score(groups)
+        for group in groups:
+            self.history.add(group)
         learner = self.config.learner
         indices = range(len(batch.audio), len(batch.audio) + len(groups))
         batch.groups += groups
         batch.audio += audio
-        return select_groups(groups, indices, learner.advantage, learner.zero_variance == "keep")
+        keep = learner.zero_variance == "keep"
+        return select_groups(groups, indices, learner.advantage, keep, self.targets(prompts))
+
+    def targets(self, prompts: Sequence[Prompt]) -> list[Target] | None:
+        """What the reward model of DiffRO should find in the speech of each prompt; None without DiffRO."""
+        if self.token2text is None:
+            return None
+        utterances = [prompt.utterance for prompt in prompts]
+        return [Target(self.token2text.text_ids(u.text, u.language)) for u in utterances]
 
     def collect_references(self) -> Batch:
         """A supervised batch: each prompt's only "sample" is its reference."""
@@ -134,16 +155,21 @@ class Trainer:
         return [
             TrainGroup(
                 batch.audio[first + i].layout,
-                (Sample(tuple(self.system.family.target_ids(prompt.utterance)), (), 1.0),),
+                (Sample(self.reference(prompt, batch.audio[first + i]), (), 1.0),),
                 first + i,
             )
             for i, prompt in enumerate(prompts)
         ]
 
+    def reference(self, prompt: Prompt, encoded: EncodedRef) -> tuple[int, ...]:
+        """Ids of the reference response: its transcript where the model hears, its speech where the model speaks."""
+        family = self.system.family
+        return tuple(family.target_ids(prompt.utterance)) if isinstance(family, ModelFamily) else encoded.target_ids
+
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedRef]:
         with self.timer.phase("encode", self.config.engines.generate_timeout_s) as phase:
             utterances = [prompt.utterance for prompt in prompts]
-            return self.system.encoders.encode(utterances, phase.remaining(), self.system.encoder_mode)
+            return self.system.encoders.encode(utterances, phase.remaining(), for_learner=True)
 
     def publish(self, version: int) -> float:
         """Give the engines the learner's weights as `version`; the largest |Δ log-prob| of the proof."""

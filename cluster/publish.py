@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from cluster.config import PublishConfig
-from cluster.fleet import EncoderPool, EngineFleet
+from cluster.fleet import EngineFleet, PromptPool
 from cluster.phases import Phase
 from learner.actor import LearnerGroup
 from speech.weights import Probe
@@ -19,7 +19,7 @@ def publish(
     version: int,
     learner: LearnerGroup,
     fleet: EngineFleet,
-    encoders: EncoderPool,
+    encoders: PromptPool,
     config: PublishConfig,
     vocabulary: int,
     phase: Phase,

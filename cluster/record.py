@@ -45,6 +45,8 @@ def step_metrics(
 def _rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
     trajectories = [t for group in groups for t in group.trajectories]
     lengths = [len(t.token_ids) for t in trajectories]
+    # Of speech the reward's judge says what was heard; its error rate is among the reward's details.
+    speech = any(t.speech_tokens for t in trajectories)
     edits = sum(
         (
             word_edits(g.prompt.utterance.text, t.text, g.prompt.utterance.language)
@@ -60,7 +62,7 @@ def _rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
         "rollout/tokens": float(sum(lengths)),
         "rollout/length_mean": statistics.fmean(lengths),
         "rollout/no_stop_share": sum(t.finish_reason != "stop" for t in trajectories) / len(trajectories),
-        "rollout/wer": edits.rate,
+        **({} if speech else {"rollout/wer": edits.rate}),
         **{f"staleness/{age}": float(count) for age, count in sorted(staleness.items())},
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,14 +12,20 @@ from typing import Any
 import ray
 
 from cluster.config import RunConfig
-from cluster.fleet import EncoderPool, EngineFleet, ModelRef, get
+from cluster.fleet import EncoderPool, EngineFleet, ModelRef, PromptPool, VoicePool, get
+from cluster.listener import Listener
 from learner.actor import LearnerGroup
+from learner.config import SAMPLED_OBJECTIVES
 from learner.rank import RankSpec
 from rewards.actor import RewardPool
+from rewards.judges import check_second_judge
+from rewards.sound_pipeline import CodecFactory
 from rollout.actors import actor_environment
 from rollout.encoder import EncoderMode
+from rollout.voices import VoiceMode
+from speech.codecs import load_codec
 from speech.errors import UserError
-from speech.families import ModelFamily, load_family
+from speech.families import LanguageModelFamily, SpeechFamily, load_family
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +35,19 @@ class System:
 
     Attributes:
         family: the model's family, for token ids and text; the controller loads no weights.
-        encoders: the audio-encoder actors.
+        encoders: the actors that make prompts of utterances.
+        listener: what hears the speech of evaluations; None in ASR, or when nothing is evaluated.
     """
 
     def __init__(self, config: RunConfig, training: bool = True) -> None:
         self.config = config
         self.training = training
-        self.family = asr_family(config)
+        self.family = run_family(config, training)
+        self.encoders: PromptPool
         self._fleet: EngineFleet | None = None
         self._learner: LearnerGroup | None = None
         self._rewards: RewardPool | None = None
+        self.listener: Listener | None = None
 
     def __enter__(self) -> System:
         config = self.config
@@ -46,14 +56,19 @@ class System:
             model = ModelRef(str(Path(config.model.path).resolve()), config.model.family, config.model.options)
             # Everything loads at the same time: an engine takes longest.
             self._fleet = EngineFleet(model, config.engines)
-            self.encoders = EncoderPool(model, config.encoder)
+            self.encoders = self._encoders(model)
             # Without a learner there is no publication to wait for: the checkpoint is what is to be evaluated.
             waiting = self.fleet.start(None if self.training else 0) + self.encoders.start()
             if self.training:
                 self._learner = LearnerGroup(self._rank_spec(model), actor_environment(config.learner.threads))
                 waiting += self._learner.start(config.engines.startup_timeout_s)
-            if self.training and config.objective == "grpo":
-                self._rewards = RewardPool(config.rewards)
+            if self.training and config.objective in SAMPLED_OBJECTIVES:
+                self._rewards = RewardPool(config.rewards, codec_factory(config))
+            if listens(config, self.training):
+                codec = codec_factory(config)
+                assert codec is not None
+                self.listener = Listener(config.rewards, codec)
+                waiting += self.listener.start()
             get(waiting, "start", config.engines.startup_timeout_s)
         except BaseException:
             self.close()
@@ -92,13 +107,14 @@ class System:
         assert self._rewards is not None
         return self._rewards
 
-    @property
-    def encoder_mode(self) -> EncoderMode:
-        """What the encoders must produce for the learner."""
-        trained = self.config.learner.train
-        if "encoder" in trained:
-            return "features"
-        return "states" if "adaptor" in trained else "embeddings"
+    def _encoders(self, model: ModelRef) -> PromptPool:
+        config = self.config
+        if config.model.codec is not None:
+            mode: VoiceMode = "target" if config.objective == "sft" else "prompt"
+            return VoicePool(model, str(Path(config.model.codec).resolve()), config.encoder, mode)
+        trained = config.learner.train
+        parts: EncoderMode = "features" if "encoder" in trained else "states" if "adaptor" in trained else "embeddings"
+        return EncoderPool(model, config.encoder, parts)
 
     def _rank_spec(self, model: ModelRef) -> RankSpec:
         config = self.config
@@ -113,19 +129,43 @@ class System:
             total_steps=config.steps,
             replay_weight=config.data.replay_weight,
             seed=config.seed,
+            allowed_token_ids=self.family.allowed_token_ids,
+            speech_ids=self.family.speech_ids if isinstance(self.family, SpeechFamily) else range(0),
         )
 
 
-def asr_family(config: RunConfig) -> ModelFamily:
+def run_family(config: RunConfig, training: bool = True) -> LanguageModelFamily:
     """The family of the run's model, whose checkpoint is looked at but not loaded.
 
     Raises:
-        UserError: an incomplete model, an unknown option, or a model that speaks, which the loop cannot train yet.
+        UserError: an incomplete model, an unknown option, or a model and a codec that do not go together.
     """
     family = load_family(config.model.path, config.model.family, config.model.options)
-    if not isinstance(family, ModelFamily):
-        raise UserError(f"model.path: family {family.name!r} is of a model that speaks; only ASR can be trained so far")
+    if not isinstance(family, SpeechFamily):
+        if config.model.codec is not None:
+            raise UserError(f"model.codec: family {family.name!r} hears and does not speak; it needs no codec")
+        return family
+    if config.model.codec is None:
+        raise UserError(f"model.codec: family {family.name!r} speaks; name the folder of its codec, {family.codec!r}")
+    if listens(config, training):
+        check_second_judge(config.rewards.sound)
+    if config.learner.train != ["language_model"]:
+        raise UserError(f"learner.train: family {family.name!r} has nothing but its language_model to train")
     return family
+
+
+def listens(config: RunConfig, training: bool) -> bool:
+    """Whether speech will be evaluated, for which both judges must be there."""
+    if not training:
+        return config.model.codec is not None
+    evaluation, data = config.evaluation, config.data
+    tested = data.test is not None and (evaluation.before or evaluation.after)
+    return config.model.codec is not None and (tested or evaluation.every > 0)
+
+
+def codec_factory(config: RunConfig) -> CodecFactory | None:
+    """How a reward actor gets the run's codec; None for a model that hears."""
+    return None if config.model.codec is None else partial(load_codec, Path(config.model.codec).resolve())
 
 
 def start_ray(config: RunConfig) -> None:

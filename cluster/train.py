@@ -18,16 +18,21 @@ from cluster.config import RunConfig
 from cluster.data import PromptSource, derived_seed, load_split
 from cluster.display import Example, TrainingDisplay, print_summary
 from cluster.evaluate import Evaluation, evaluate, evaluation_sampling, load_evaluation, store_evaluation
+from cluster.evaluate_speech import evaluate_speech
 from cluster.loop import Step, Trainer
 from cluster.memory import PeakMemory
 from cluster.phases import PhaseTimer
 from cluster.record import aligned_gaps, sample_text, step_metrics, summarise
 from cluster.runfolder import RunFolder
-from cluster.system import System, asr_family
+from cluster.system import System, run_family
 from rollout.config import SamplingConfig
 from speech.audio import load_audio
 from speech.errors import UserError
+from speech.families import ModelFamily
 from speech.manifests import Manifest
+
+VALIDATED = ("wer", "cer", "wer_second", "speaker_similarity", "duration_mean", "no_stop_rate")
+"""What of an evaluation of `data.valid` goes into the metrics."""
 
 
 def train(config: RunConfig) -> int:
@@ -46,7 +51,7 @@ def train(config: RunConfig) -> int:
         )
         if path is not None
     }
-    asr_family(config)  # an incomplete model must not leave a run's folder behind
+    run_family(config)  # an incomplete model must not leave a run's folder behind
     with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
         resume_from = folder.open(config)
         folder.rewind(resume_from or 0)
@@ -199,11 +204,16 @@ class _Run:
             if self.config.objective == "sft":
                 self.trainer.publish(self.trainer.version + 1)
             result = self._evaluate("valid")
-        self.display.message(f"step {self.trainer.step}: valid WER {result.summary['wer']:.2%}")
-        return {"valid/wer": result.summary["wer"], "valid/cer": result.summary["cer"]}
+        scores = {name: value for name, value in result.summary.items() if name in VALIDATED and value is not None}
+        if "wer" in scores:
+            self.display.message(f"step {self.trainer.step}: valid WER {scores['wer']:.2%}")
+        return {f"valid/{name}": value for name, value in scores.items()}
 
-    def _evaluate(self, split: str) -> Evaluation:
-        return evaluate(self.manifests[split].utterances, self.system.encoders, self.system.fleet, self._greedy)
+    def _evaluate(self, split: str, waves: Path | None = None) -> Evaluation:
+        system, utterances = self.system, self.manifests[split].utterances
+        if system.listener is None:
+            return evaluate(utterances, system.encoders, system.fleet, self._greedy)
+        return evaluate_speech(utterances, system.encoders, system.fleet, system.listener, self._greedy, waves)
 
     @property
     def _greedy(self) -> SamplingConfig:
@@ -224,7 +234,7 @@ class _Run:
             return found
         if when == "after" and self.config.objective == "sft":
             self.trainer.publish(self.trainer.version + 1)
-        result = self._evaluate("test")
+        result = self._evaluate("test", waves=self.folder.path / "audio" / when)
         store_evaluation(path, result, conditions)
         return result
 
@@ -239,6 +249,7 @@ class _Run:
                 "version": trainer.version,
                 "source": trainer.source.state(),
                 "replay": None if trainer.replay_source is None else trainer.replay_source.state(),
+                "lengths": trainer.history.state_dict(),
                 "seconds": self.seconds_before + time.monotonic() - self.started,
                 "peak_memory_bytes": max(self.peak_before, self.memory.peak_bytes),
             }
@@ -270,8 +281,10 @@ class _Run:
         """One prompt with its samples to TensorBoard, sound included."""
         group = step.batch.groups[0]
         self.folder.text("samples", sample_text(group), step.number)
-        rate = self.system.family.sample_rate
-        self.folder.audio("samples", load_audio(group.prompt.utterance, rate), rate, step.number)
+        family = self.system.family
+        if isinstance(family, ModelFamily):
+            wave = load_audio(group.prompt.utterance, family.sample_rate)
+            self.folder.audio("samples", wave, family.sample_rate, step.number)
 
     def _restore(self, step: int) -> None:
         folder = self.folder.checkpoints.folder(step)
@@ -280,6 +293,7 @@ class _Run:
             self.trainer.source.restore(state["source"])
             if self.trainer.replay_source is not None:
                 self.trainer.replay_source.restore(state["replay"])
+            self.trainer.history.load_state_dict(state["lengths"])
             self.trainer.step, self.trainer.version = int(state["step"]), int(state["version"])
             self.seconds_before, self.peak_before = float(state["seconds"]), int(state["peak_memory_bytes"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -33,9 +33,10 @@ class LengthHistory:
 
     def add(self, group: Group) -> None:
         """Remember a group's samples; those without tokens or without a natural end say nothing about duration."""
-        known = self._lengths.setdefault(group.prompt.utterance.id, [])
         new = [len(t.speech_tokens) for t in group.trajectories if t.finish_reason == "stop" and t.speech_tokens]
-        known.extend(new[: self._limit - len(known)])
+        if new:
+            known = self._lengths.setdefault(group.prompt.utterance.id, [])
+            known.extend(new[: self._limit - len(known)])
 
     def state_dict(self) -> dict[str, Any]:
         return {"lengths": {name: list(lengths) for name, lengths in self._lengths.items()}}

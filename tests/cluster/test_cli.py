@@ -105,7 +105,7 @@ def test_evaluate_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(args)
         return 0
 
-    stand_in(monkeypatch, "cluster.evaluate", run_evaluation=run_evaluation)
+    stand_in(monkeypatch, "cluster.evaluate_manifest", run_evaluation=run_evaluation)
     assert cli.main(["evaluate", "--model", "m", "--manifest", "t.jsonl", "engines.count=2"]) == 0
     args = seen[0]
     assert (args.model, args.manifest, args.config, args.out) == ("m", "t.jsonl", None, None)

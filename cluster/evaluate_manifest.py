@@ -1,0 +1,40 @@
+"""`speechrl evaluate`: one model, one manifest."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cluster import jsonl
+from cluster.config import load_config
+from cluster.data import load_split
+from cluster.display import print_evaluation
+from cluster.evaluate import evaluate, evaluation_sampling
+from cluster.evaluate_speech import evaluate_speech
+from cluster.system import System
+
+
+def run_evaluation(args: argparse.Namespace) -> int:
+    """Score one model on one manifest, print the table, write the hypotheses (and waveforms where the model speaks)."""
+    given = [f"model.path={args.model}", f"data.train={args.manifest}"]
+    named = [] if args.config is not None else ["name=evaluation"]
+    config = load_config(args.config, [*named, *args.overrides, *given])
+    manifest = load_split(config.data, args.manifest)
+    out = Path(args.out) if args.out is not None else Path(f"hypotheses-{Path(args.manifest).stem}.jsonl")
+    probe = out.with_name(f".{out.name}.probe")
+    with jsonl.writing(out):  # found out now, not after the decoding
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    with System(config, training=False) as system:
+        sampling = evaluation_sampling(config)
+        if system.listener is None:
+            evaluation = evaluate(manifest.utterances, system.encoders, system.fleet, sampling)
+        else:
+            waves = out.with_suffix("")
+            evaluation = evaluate_speech(
+                manifest.utterances, system.encoders, system.fleet, system.listener, sampling, waves
+            )
+    jsonl.replace(out, "".join(jsonl.dumps(line) + "\n" for line in evaluation.hypotheses))
+    print_evaluation(evaluation.summary, skipped=len(manifest.skipped), hypotheses=out)
+    return 0

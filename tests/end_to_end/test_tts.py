@@ -1,0 +1,129 @@
+"""A model that speaks, trained by the real command: vLLM draws tokens, the codec makes sound, a judge listens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from speech.codecs.demo import save_model
+from speech.codecs.demo_model import DemoCodecConfig, DemoCodecModel
+from speech.weights import tensor_digest
+from tests.demo_checkpoint import write_demo_checkpoint
+from tests.end_to_end.runs import ROOT, records, run, write_config
+from tests.speech.tts_checkpoints import write_demo_tts
+
+pytestmark = pytest.mark.slow
+
+CODES, PITCHES = 20, 4
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small codec with random weights."""
+    folder = tmp_path_factory.mktemp("codec")
+    torch.manual_seed(0)
+    sizes = DemoCodecConfig(codes=CODES, pitches=PITCHES, channels=16, fine_channels=16, code_dim=8, components=8)
+    save_model(DemoCodecModel(sizes), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts to speak in the voices of other utterances, with recordings of their own."""
+    speech = ROOT / "assets" / "speech"
+    lines = [json.loads(line) for line in (speech / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["language"] == "en"][:8]
+    out = [
+        {
+            "id": line["id"],
+            "text": line["text"],
+            "language": "en",
+            "audio": str(speech / line["audio"]),
+            "prompt_audio": str(speech / lines[i - 1]["audio"]),
+        }
+        for i, line in enumerate(lines)
+    ]
+    path = tmp_path_factory.mktemp("tts") / "tts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in out), encoding="utf-8")
+    return path
+
+
+def settings(folder: Path, codec: Path, manifest: Path, **changes: Any) -> Path:
+    model = write_demo_tts(folder / "model", codec_size=CODES + PITCHES)
+    return write_config(
+        folder,
+        model,
+        model__codec=str(codec),
+        data={"train": str(manifest), "batch_prompts": 4},
+        steps=2,
+        **changes,
+    )
+
+
+def test_grpo_on_what_a_judge_hears(tmp_path: Path, codec: Path, manifest: Path) -> None:
+    judge = write_demo_checkpoint(tmp_path / "judge")
+    rewards = {
+        "items": [
+            {"name": "tts_accuracy", "options": {"unit": "character"}},
+            {"name": "no_stop", "weight": 0.5},
+            {"name": "token_loops", "weight": 0.2},
+        ],
+        "sound": {
+            "judge": {"kind": "demo", "path": str(judge)},
+            "second_judge": {"kind": "demo", "path": str(ROOT / "assets" / "asr_demo")},
+        },
+    }
+    sampling = {"group_size": 3, "temperature": 1.0, "max_new_tokens": 20, "min_new_tokens": 4}
+    config = settings(tmp_path, codec, manifest, rewards=rewards, sampling=sampling)
+    run("train", str(config), f"data.test={manifest}")
+    metrics = records(tmp_path / "runs" / "tiny" / "metrics.jsonl")
+    assert len(metrics) == 2
+    for line in metrics:
+        assert line["reward/invalid"] == 0
+        assert 0 <= line["reward_part/tts_accuracy"] <= 1
+        assert line["logprob_gap/max"] < 1e-2 and line["logprob_gap/mean"] < 1e-4
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text(encoding="utf-8"))
+    for when in ("before", "after"):
+        score = summary[when]
+        assert score["utterances"] == 8 and score["failed"] == 0
+        assert score["wer"] > 0 and score["wer_second"] > 0 and 0 <= score["no_stop_rate"] <= 1
+        assert score["duration_mean"] > 0 and -1 <= score["speaker_similarity"] <= 1
+        assert len(list((tmp_path / "runs" / "tiny" / "audio" / when).rglob("*.wav"))) == 8
+    for path in sorted((tmp_path / "runs" / "tiny" / "rollouts").glob("*.jsonl")):
+        assert records(path)
+
+
+def test_sft_learns_the_tokens_of_recordings(tmp_path: Path, codec: Path, manifest: Path) -> None:
+    config = settings(
+        tmp_path, codec, manifest, objective="sft", learner={"threads": 1, "lr": 0.003, "zero_variance": "drop"}
+    )
+    run("train", str(config), "steps=12")
+    losses = [line["learner/nll"] for line in records(tmp_path / "runs" / "tiny" / "metrics.jsonl")]
+    assert losses[-1] < losses[0] - 0.2
+    exported = tmp_path / "runs" / "tiny" / "export"
+    assert (exported / "model.safetensors").is_file()
+    assert tensor_digest(_embedding(exported)) != tensor_digest(_embedding(tmp_path / "model"))
+
+
+def test_evaluation_needs_a_second_judge(tmp_path: Path, codec: Path, manifest: Path) -> None:
+    config = settings(tmp_path, codec, manifest)
+    output = run("train", str(config), f"data.test={manifest}", expect=2)
+    assert "judge" in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_speech_model_without_a_codec_is_refused(tmp_path: Path, manifest: Path) -> None:
+    config = settings(tmp_path, tmp_path, manifest)
+    output = run("train", str(config), "model.codec=null", expect=2)
+    assert "name the folder of its codec" in output
+    assert not (tmp_path / "runs").exists()
+
+
+def _embedding(folder: Path) -> torch.Tensor:
+    from speech.families.checkpoint import read_tensors
+
+    return read_tensors(folder, "model.embed_tokens.")["weight"]
