@@ -16,8 +16,8 @@ from transformers.audio_utils import mel_filter_bank
 SAMPLE_RATE = 16_000
 HOP = 160
 FFT = 512
-BANDS = 40
-FLOOR = 2e-6  # of power: −57 dB of full scale
+BANDS = 64
+FLOOR = 1e-7  # of power: −70 dB of full scale
 MAX_LOG_AMPLITUDE = 3.0
 """Filters never amplify by more: no sequence of tokens may put out more than a loud sound."""
 
@@ -63,13 +63,13 @@ def envelope(waves: torch.Tensor, hz: torch.Tensor) -> torch.Tensor:
     """Waveforms (batch, frames · HOP) and their pitch (batch, frames) → log power density (batch, frames, BANDS).
 
     White noise of unit variance is 0 everywhere. Frames are centred at 0, HOP, 2·HOP, … samples. The spectrum is
-    averaged over a width of one pitch, as in WORLD (Morise, "CheapTrick", 2015): harmonics belong to the source.
+    averaged over two thirds of the pitch, as in WORLD (Morise, "CheapTrick", 2015): harmonics belong to the source.
     """
     spectrum = torch.stft(waves, FFT, HOP, window=_window(), center=True, pad_mode="constant", return_complex=True)
     power = spectrum[..., :-1].abs().square().transpose(1, 2) / _window().square().sum()
     bins = FFT // 2 + 1
     summed = torch.nn.functional.pad(power.cumsum(-1), (1, 0))
-    half = hz[..., None] / SAMPLE_RATE * FFT / 2
+    half = hz[..., None] / SAMPLE_RATE * FFT / 3
     middle = torch.arange(bins) + 0.5
     low, high = (middle - half).clamp(0, bins), (middle + half).clamp(0, bins)
     smooth = (_at(summed, high) - _at(summed, low)) / (high - low)
