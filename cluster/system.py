@@ -51,7 +51,7 @@ class System:
 
     def __enter__(self) -> System:
         config = self.config
-        start_ray(config)
+        start_ray(config, config.rewards.sound.threads if listens(config, self.training) else 0)
         try:
             model = ModelRef(str(Path(config.model.path).resolve()), config.model.family, config.model.options)
             # Everything loads at the same time: an engine takes longest.
@@ -168,8 +168,11 @@ def codec_factory(config: RunConfig) -> CodecFactory | None:
     return None if config.model.codec is None else partial(load_codec, Path(config.model.codec).resolve())
 
 
-def start_ray(config: RunConfig) -> None:
+def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
     """Join the configured cluster, or start Ray here with room for every actor of the run.
+
+    Args:
+        listener_cpus: of the actor that listens to evaluations, where there is one.
 
     Raises:
         UserError: no cluster answers at the address.
@@ -182,7 +185,7 @@ def start_ray(config: RunConfig) -> None:
         # On one machine the actors take turns, so each gets its place however few cores there are; thread counts,
         # not Ray's bookkeeping, say how much of the machine an actor uses in its turn.
         engines, encoder, learner = config.engines, config.encoder, config.learner
-        needed = engines.count * engines.threads + encoder.count * encoder.threads + learner.ranks
+        needed = engines.count * engines.threads + encoder.count * encoder.threads + learner.ranks + listener_cpus
         cpus = config.ray.num_cpus or max(os.cpu_count() or 1, needed + config.rewards.workers)
         store = config.ray.object_store_mb
         settings |= {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from speech.codecs import load_codec
 from speech.codecs.demo import save_model
 from speech.codecs.demo_model import DemoCodecConfig, DemoCodecModel
 from speech.weights import tensor_digest
@@ -18,15 +19,13 @@ from tests.speech.tts_checkpoints import write_demo_tts
 
 pytestmark = pytest.mark.slow
 
-CODES, PITCHES = 20, 4
-
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small codec with random weights."""
     folder = tmp_path_factory.mktemp("codec")
     torch.manual_seed(0)
-    sizes = DemoCodecConfig(codes=CODES, pitches=PITCHES, channels=16, fine_channels=16, code_dim=8, components=8)
+    sizes = DemoCodecConfig(codes=20, channels=16, fine_channels=16, code_dim=8, components=8)
     save_model(DemoCodecModel(sizes), folder)
     return folder
 
@@ -53,7 +52,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path, codec: Path, manifest: Path, **changes: Any) -> Path:
-    model = write_demo_tts(folder / "model", codec_size=CODES + PITCHES)
+    model = write_demo_tts(folder / "model", codec_size=load_codec(codec).size)
     return write_config(
         folder,
         model,
