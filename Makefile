@@ -45,7 +45,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Rebuilds everything under assets/ from nothing: speech, tokenizer, and a model by our own SFT.
+# Rebuilds everything under assets/ from nothing: speech, tokenizer, a model by our own SFT, and a speech codec.
 assets: setup
 	$(BIN)/python -m assets.build.speech
 	$(BIN)/python -m assets.build.tokenizer
@@ -54,6 +54,7 @@ assets: setup
 	rm -rf runs/asr_demo_sft
 	$(BIN)/speechrl train configs/asr_demo_sft.yaml
 	$(BIN)/python -m assets.build.model collect
+	$(BIN)/python -m assets.build.codec
 
 docs: setup
 	$(BIN)/speechrl config --reference > docs/configuration.md
