@@ -1,0 +1,67 @@
+"""Simulated: engines and learner are arithmetic here, only the policy is real."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.scaling import Observation, ScalingPolicy
+
+
+def step(engines: int, ideal: float, overlapped: bool, noise: float = 1.0) -> Observation:
+    """A step whose rollouts take `ideal` / `engines` times as long as learning."""
+    rollout = ideal / engines * noise
+    wall = max(rollout, 1.0) if overlapped else rollout + 1.0
+    return Observation(engines, waiting=max(0.0, wall - 1.0) / wall, busy=rollout / wall)
+
+
+def simulate(
+    policy: ScalingPolicy, start: int, ideal: float, overlapped: bool, steps: int, noise: float = 0.0
+) -> list[int]:
+    random_ = random.Random(0)
+    sizes = [start]
+    for _ in range(steps):
+        sizes.append(policy.observe(step(sizes[-1], ideal, overlapped, 1 + random_.uniform(-noise, noise))))
+    return sizes
+
+
+@settings(deadline=None, max_examples=200)
+@given(start=st.integers(1, 1000), ideal=st.floats(0.2, 1500), overlapped=st.booleans(), noise=st.floats(0, 0.1))
+def test_it_converges_and_never_turns_back(start: int, ideal: float, overlapped: bool, noise: float) -> None:
+    sizes = simulate(ScalingPolicy(1, 1000), start, ideal, overlapped, steps=120, noise=noise)
+    changes = [b - a for a, b in itertools.pairwise(sizes) if a != b]
+    assert all(c > 0 for c in changes) or all(c < 0 for c in changes), "no oscillation"
+    assert len(set(sizes[60:])) == 1, "settled"
+    wanted = min(max(ideal, 1), 1000)
+    assert wanted / (1.25 * 1.25) <= sizes[-1] + 1 and sizes[-1] - 1 <= wanted * 1.25 / 0.75
+
+
+@pytest.mark.parametrize("ideal", [1, 7, 64, 1000])
+def test_from_one_engine_it_doubles_until_the_learner_no_longer_waits(ideal: int) -> None:
+    sizes = simulate(ScalingPolicy(1, 1000), 1, ideal, overlapped=True, steps=60)
+    assert sizes[-1] >= ideal / 1.25
+    assert all(b <= 2 * a for a, b in itertools.pairwise(sizes))
+    assert sum(a != b for a, b in itertools.pairwise(sizes)) <= math.ceil(math.log2(max(ideal, 2))) + 1
+
+
+def test_one_odd_step_changes_nothing() -> None:
+    policy = ScalingPolicy(1, 16)
+    for _ in range(10):
+        assert policy.observe(Observation(4, waiting=0.9, busy=1.0)) == 4
+        assert policy.observe(Observation(4, waiting=0.9, busy=1.0)) == 4
+        assert policy.observe(Observation(4, waiting=0.0, busy=1.0)) == 4
+
+
+def test_bounds_hold() -> None:
+    policy = ScalingPolicy(2, 3, patience=1)
+    assert policy.observe(Observation(3, waiting=0.9, busy=1.0)) == 3
+    assert policy.observe(Observation(3, waiting=0.0, busy=0.01)) == 2
+    assert policy.observe(Observation(1, waiting=0.0, busy=1.0)) == 2
+    for wrong in ((0, 1), (3, 2)):
+        with pytest.raises(ValueError):
+            ScalingPolicy(*wrong)
