@@ -1,12 +1,13 @@
 # make demo   train the embedded demo and print WER before and after
 # make test   the fast tests; make test-slow and make test-gpu for the others
+# make chaos  real runs under faults (half an hour); benchmarks/chaos.py for random ones
 # make check  ruff and mypy
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-gpu check format assets docs lock clean
+.PHONY: setup demo test test-slow test-gpu chaos check format assets docs lock clean
 
 setup: $(DONE)
 
@@ -35,6 +36,9 @@ test-slow: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+chaos: setup
+	$(BIN)/python -m pytest -m chaos
 
 check: setup
 	$(BIN)/ruff check .

@@ -12,7 +12,8 @@ from typing import Any
 from cluster import jsonl
 from cluster.config import RunConfig
 from cluster.data import derived_seed
-from cluster.fleet import EngineFleet, PromptPool
+from cluster.fleet import EngineFleet
+from cluster.prompt_pools import PromptPool
 from rewards.edits import TranscriptPair, character_edits, corpus_summary, word_edits
 from rollout.config import SamplingConfig
 from speech.errors import UserError
@@ -56,7 +57,7 @@ def evaluate(
             for i, u in enumerate(part)
         ]
         audio = encoders.encode(part, timeout)
-        groups = fleet.generate(prompts, audio, sampling, timeout)
+        groups = fleet.generate(prompts, audio, sampling, None)
         lines += [_line(group.prompt.utterance, group.trajectories[0], group.seconds) for group in groups]
     pairs = [TranscriptPair(line["reference"], line["hypothesis"], line["language"]) for line in lines]
     return Evaluation({**corpus_summary(pairs), "normaliser": NORMALISER_VERSION}, lines)

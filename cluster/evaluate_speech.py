@@ -9,8 +9,9 @@ from typing import Any
 
 from cluster.data import derived_seed
 from cluster.evaluate import CHUNK, Evaluation
-from cluster.fleet import EngineFleet, PromptPool
+from cluster.fleet import EngineFleet
 from cluster.listener import Listener
+from cluster.prompt_pools import PromptPool
 from rewards.edits import EditCounts
 from rewards.sound_report import SampleReport
 from rollout.config import SamplingConfig
@@ -40,7 +41,7 @@ def evaluate_speech(
             Prompt(id=f"evaluation/{u.id}", utterance=u, epoch=0, position=start + i, seed=derived_seed("eval", u.id))
             for i, u in enumerate(part)
         ]
-        groups = fleet.generate(requests, prompts.encode(part, timeout), sampling, timeout)
+        groups = fleet.generate(requests, prompts.encode(part, timeout), sampling, None)
         heard = listener.report(groups, folder, timeout)
         reports += heard
         lines += [_line(utterance, report) for utterance, report in zip(part, heard, strict=True)]

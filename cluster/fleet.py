@@ -1,198 +1,251 @@
-"""The actors that sample: pools of audio encoders and of rollout engines, seen from the controller."""
+"""The fleet of rollout engines: work in, groups out, and engines that may come, go, die or hang at any moment."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayError
 
-from rollout.actors import (
-    EncodedRef,
-    EncoderActor,
-    EngineActor,
-    VoiceActor,
-    encoder_options,
-    engine_options,
-)
-from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
-from rollout.encoder import EncoderMode
+from cluster.engine_member import Member, Publication
+from cluster.generation import FleetError, Generation
+from cluster.health import State
+from cluster.prompt_pools import ModelRef
+from cluster.scaling import FleetClock, ScalingPolicy
+from cluster.supervisor import Supervisor
+from cluster.work import contiguous
+from rollout.actors import EncodedRef
+from rollout.config import EngineConfig, SamplingConfig
 from rollout.stats import EngineStats
-from speech.errors import UserError
-from speech.records import Group, Prompt, Utterance
+from speech.records import Group, Prompt
 from speech.weights import Probe
 
-if TYPE_CHECKING:
-    from rollout.voices import VoiceMode
+logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
+TICK_S = 0.5
+"""How often the fleet is looked after while the controller does something else."""
+STATS_TIMEOUT_S = 10.0
+SHUTDOWN_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class ModelRef:
-    """A checkpoint folder, the family that reads it (None: by `model_type`), and the family's options."""
+class FleetCounts:
+    """Engines by what they do now, and totals since the start: of restarts, and of prompts that were given out again
+    because their engine was lost."""
 
-    path: str
-    family: str | None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-class PromptPool(Protocol):
-    """What makes prompts of utterances: of their sound in ASR, of text and voice in TTS."""
-
-    def start(self) -> list[ray.ObjectRef]:
-        """What to wait for until the models are loaded."""
-
-    def encode(
-        self, utterances: Sequence[Utterance], timeout: float | None, for_learner: bool = False
-    ) -> list[EncodedRef]:
-        """References to the prompts, in order.
-
-        Args:
-            for_learner: with what the learner needs, and not only what an engine does.
-
-        Raises:
-            InputError: naming every utterance that cannot be used, and why.
-        """
-
-    def update(self, states: dict[str, Any], timeout: float | None) -> None:
-        """Replace the weights of the parts that the learner trains."""
-
-    def encoded_total(self) -> int:
-        """Recordings that went through a model since the start."""
-
-
-class EncoderPool:
-    """Encodes each utterance of a step once; the results stay in the object store, for engines and learner alike."""
-
-    def __init__(self, model: ModelRef, config: EncoderConfig, learner_mode: EncoderMode) -> None:
-        """`learner_mode`: what the encoded audio must hold for the learner."""
-        self._learner_mode = learner_mode
-        self.actors = [
-            EncoderActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
-                model.path, model.family, config, model.options
-            )
-            for _ in range(config.count)
-        ]
-
-    def start(self) -> list[ray.ObjectRef]:
-        return [actor.ready.remote() for actor in self.actors]
-
-    def encode(
-        self, utterances: Sequence[Utterance], timeout: float | None, for_learner: bool = False
-    ) -> list[EncodedRef]:
-        mode = self._learner_mode if for_learner else "embeddings"
-        shares = contiguous(utterances, len(self.actors))
-        calls = [actor.encode.remote(list(s), mode) for actor, s in zip(self.actors, shares, strict=True) if s]
-        return [reference for part in get(calls, "encode", timeout) for reference in part]
-
-    def update(self, states: dict[str, Any], timeout: float | None) -> None:
-        if states:
-            shared = ray.put(states)
-            get([actor.update.remote(shared) for actor in self.actors], "encoder update", timeout)
-
-    def encoded_total(self) -> int:
-        return sum(get([actor.encoded_total.remote() for actor in self.actors], "encoder count", 60.0))
-
-
-class VoicePool:
-    """What stands in an `EncoderPool`'s place for TTS: texts and prompt voices become prompts of a speech LM."""
-
-    def __init__(self, model: ModelRef, codec: str, config: EncoderConfig, learner_mode: VoiceMode) -> None:
-        """`learner_mode`: `target` also encodes each utterance's own recording, for SFT."""
-        self._learner_mode = learner_mode
-        self.actors = [
-            VoiceActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
-                model.path, model.family, codec, config, model.options
-            )
-            for _ in range(config.count)
-        ]
-
-    def start(self) -> list[ray.ObjectRef]:
-        return [actor.ready.remote() for actor in self.actors]
-
-    def encode(
-        self, utterances: Sequence[Utterance], timeout: float | None, for_learner: bool = False
-    ) -> list[EncodedRef]:
-        mode = self._learner_mode if for_learner else "prompt"
-        shares = contiguous(utterances, len(self.actors))
-        calls = [actor.encode.remote(list(s), mode) for actor, s in zip(self.actors, shares, strict=True) if s]
-        return [reference for part in get(calls, "encode voices", timeout) for reference in part]
-
-    def update(self, states: dict[str, Any], timeout: float | None) -> None:
-        # Nothing that the learner trains stands before a speech LM.
-        if states:
-            raise ValueError(f"a model that speaks has no {', '.join(states)} to update")
-
-    def encoded_total(self) -> int:
-        return sum(get([actor.encoded_total.remote() for actor in self.actors], "voice count", 60.0))
+    healthy: int
+    stale: int
+    restarts: int
+    reissued: int
 
 
 class EngineFleet:
-    """A fixed number of engines, each an independent actor."""
+    """Engines as independent actors, between `engines.min` and `engines.max` of them.
+
+    A thread of its own looks after them: it collects answers, notices the dead and the hung, restarts them, gives them
+    the current weights and only then work. The same happens while somebody waits for a result.
+    """
 
     def __init__(self, model: ModelRef, config: EngineConfig) -> None:
         self.config = config
-        self.actors = [
-            EngineActor.options(**engine_options(config)).remote(  # type: ignore[attr-defined]
-                model.path, model.family, config, model.options
-            )
-            for _ in range(config.count)
-        ]
+        self._engines = Supervisor(model, config)
+        self._policy = ScalingPolicy(config.fewest, config.most)
+        self._clock = FleetClock()
+        self._waiting = 0
+        self._publications = 0
+        # Guards all of the above, which the fleet's thread and the controller's share.
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def start(self, version: int | None) -> list[ray.ObjectRef]:
-        """What to wait for until the engines run.
+    def start(self, version: int | None) -> None:
+        """Begin to start the engines; `ready` waits for them.
 
         Args:
             version: of the checkpoint's own weights; None makes the engines wait for a verified publication.
         """
-        return [actor.start.remote(version) for actor in self.actors]
+        self._engines.own_version = version
+        self._tick()
+        self._thread = threading.Thread(target=self._look_after, name="fleet", daemon=True)
+        self._thread.start()
+
+    def ready(self) -> None:
+        """Wait until every engine of the fleet has loaded its model, each within `startup_timeout_s`.
+
+        Raises:
+            UserError: what an engine says about the model or the configuration.
+            FleetError: an engine does not start.
+        """
+        self._until(lambda: all(m.living for m in self._engines.members), None, "start")
+
+    def submit(self, prompts: Sequence[Prompt], audio: Sequence[EncodedRef], sampling: SamplingConfig) -> Generation:
+        """Order a group for each prompt. Which engine samples a prompt depends on order and load alone."""
+        pairs = list(zip(prompts, audio, strict=True))
+        with self._lock:
+            members = self._engines.members
+            parts = sum(m.health.serves for m in members) or sum(not m.leaving for m in members) or 1
+            shares = [share for share in contiguous(pairs, parts) if share]
+            pieces = self._engines.work.add(len(share) for share in shares)
+            arguments = {
+                piece.number: ([p for p, _ in share], [a.ref for _, a in share], sampling)
+                for piece, share in zip(pieces, shares, strict=True)
+            }
+            generation = Generation(pieces, arguments, self._tick, self._wait_for)
+            self._engines.generations |= {piece.number: generation for piece in pieces}
+            self._tick()
+        return generation
 
     def generate(
         self, prompts: Sequence[Prompt], audio: Sequence[EncodedRef], sampling: SamplingConfig, timeout: float | None
     ) -> list[Group]:
-        """Unscored groups, in the order of the prompts. Which engine samples a prompt depends on the order alone."""
-        shares = contiguous(list(zip(prompts, audio, strict=True)), len(self.actors))
-        calls = [
-            actor.generate.remote([p for p, _ in share], [a.ref for _, a in share], sampling)
-            for actor, share in zip(self.actors, shares, strict=True)
-            if share
-        ]
-        return [group for part in get(calls, "generate", timeout) for group in part]
+        """`submit`, and its result."""
+        return self.submit(prompts, audio, sampling).result(timeout)
 
-    def publish(self, version: int, buckets: Sequence[ray.ObjectRef], probe: Probe, timeout: float | None) -> float:
-        """Load and verify new weights on all engines; the largest |Δ log-prob| of their probes."""
-        calls = [actor.update_weights.remote(version, list(buckets), probe) for actor in self.actors]
-        return max(get(calls, "publish", timeout))
+    def publish(
+        self,
+        version: int,
+        buckets: Sequence[ray.ObjectRef],
+        probe: Probe,
+        timeout: float | None,
+        in_flight: bool = False,
+    ) -> float:
+        """Load and verify new weights on all engines; the largest |Δ log-prob| of their probes.
 
-    def stats(self) -> list[EngineStats]:
-        """Totals of each engine since its start."""
-        return get([actor.stats.remote() for actor in self.actors], "engine statistics", 60.0)
+        An engine that cannot verify them is restarted and gets them again; this waits for it only when there is no
+        other. The references are kept for engines that start later.
+
+        Args:
+            timeout: of one engine's update, in seconds; None takes `engines.update_timeout_s`.
+            in_flight: see `RolloutEngine.update_weights`.
+
+        Raises:
+            PublicationError: two engines, of which one may be the other's successor, refused the weights and none
+                took them.
+            FleetError: engines fail again and again.
+        """
+        with self._lock:
+            self._publications += 1
+            limit = self.config.update_timeout_s if timeout is None else timeout
+            current = Publication(self._publications, version, tuple(buckets), probe, limit, in_flight)
+            self._engines.publication = current
+            for member in self._engines.members:
+                member.health.expect(current.number)
+            self._rescale()
+        self._until(lambda: self._published(current), None, "publish")
+        return max(current.gaps)
+
+    def abandon(self) -> None:
+        """Forget all work that was ordered: training goes back to a checkpoint and orders it again."""
+        with self._lock:
+            for generation in set(self._engines.generations.values()):
+                self._engines.settle(generation, FleetError("training went back to its last checkpoint"))
+
+    def stats(self) -> EngineStats:
+        """Totals over all engines since the start; those of lost ones as far as they were known."""
+        with self._lock:
+            asked = {m.actor.stats.remote(): m for m in self._engines.members if m.living}
+        answered = ray.wait(list(asked), num_returns=len(asked), timeout=STATS_TIMEOUT_S)[0] if asked else []
+        with self._lock:
+            for ref in answered:
+                try:
+                    asked[ref].stats = ray.get(ref)
+                except RayError as error:  # its heartbeat, or its next call, will say so too
+                    logger.info("%s does not tell its statistics: %s", asked[ref], error)
+            return self._engines.stats()
+
+    def counts(self) -> FleetCounts:
+        """For the metrics."""
+        with self._lock:
+            states = [m.health.state for m in self._engines.members]
+            healthy = states.count(State.HEALTHY) + states.count(State.SUSPECT)
+            stale = states.count(State.STALE) + states.count(State.RESTARTING)
+            return FleetCounts(healthy, stale, self._engines.restarts, self._engines.work.reissued)
+
+    def members(self) -> list[Member]:
+        """The engines as they are now, for those that watch or disturb them."""
+        with self._lock:
+            return list(self._engines.members)
 
     def shutdown(self) -> None:
-        get([actor.shutdown.remote() for actor in self.actors], "engine shutdown", 60.0)
+        """End the engines in an orderly way.
 
+        Raises:
+            TimeoutError, RayError: where that does not work.
+        """
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        living = [m for m in self._engines.members if m.living]
+        calls = [m.actor.shutdown.remote() for m in living]
+        try:
+            ray.get(calls, timeout=SHUTDOWN_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError:
+            message = f"engine shutdown: no answer from {len(calls)} engines within {SHUTDOWN_TIMEOUT_S:.0f} s"
+            raise TimeoutError(message) from None
 
-def contiguous(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
-    """Cut a sequence into `parts` runs of near-equal length (some empty when there are too few items)."""
-    bounds = [round(i * len(items) / parts) for i in range(parts + 1)]
-    return [items[a:b] for a, b in pairwise(bounds)]
+    def _tick(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            staying = [m for m in self._engines.members if not m.leaving]
+            busy = sum(bool(m.owes("generating")) for m in staying)
+            self._clock.advance(now, len(staying), busy, self._waiting > 0)
+            self._engines.tick(now)
 
+    def _look_after(self) -> None:
+        while not self._stop.wait(TICK_S):
+            try:
+                self._tick()
+            except Exception as error:  # whoever waits for the fleet must hear of it
+                logger.exception("the fleet cannot be looked after")
+                with self._lock:
+                    self._engines.fatal = self._engines.fatal or error
 
-def get(calls: Sequence[ray.ObjectRef], what: str, timeout: float | None) -> list[Any]:
-    """`ray.get` whose errors are the actors' own, and whose time-out says what was waited for.
+    def _wait_for(self, generation: Generation, timeout: float | None) -> None:
+        with self._lock:
+            self._waiting += 1
+        try:
+            self._until(lambda: generation.complete, timeout, "generate")
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
-    Raises:
-        UserError: as raised in the actor.
-        TimeoutError: naming the call.
-    """
-    try:
-        return ray.get(list(calls), timeout=timeout)
-    except ray.exceptions.GetTimeoutError:
-        raise TimeoutError(f"{what}: no answer from {len(calls)} actors within {timeout:.0f} s") from None
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
+    def _until(self, finished: Callable[[], bool], timeout: float | None, what: str) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            self._tick()
+            with self._lock:
+                if finished():
+                    return
+                if self._engines.fatal is not None:
+                    raise self._engines.fatal
+                calls = [call.ref for member in self._engines.members for call in member.calls]
+                state = "; ".join(
+                    f"{m} is {m.health.state}" + (f" ({m.health.reason})" if m.health.reason else "")
+                    for m in self._engines.members
+                )
+            left = TICK_S if deadline is None else min(TICK_S, deadline - time.monotonic())
+            if left <= 0:
+                raise TimeoutError(f"{what}: not finished within {timeout:.0f} s; {state}")
+            if calls:
+                ray.wait(calls, timeout=left)
+            else:
+                time.sleep(min(left, 0.05))
+
+    def _published(self, publication: Publication) -> bool:
+        states = [m.health.state for m in self._engines.members]
+        return bool(publication.gaps) and State.STALE not in states and State.HEALTHY in states
+
+    def _rescale(self) -> None:
+        """Once per publication, which is once per step: what does the last step say about the fleet's size?"""
+        seen, engines = self._clock.take(), self._engines
+        if any(not m.living or m.leaving for m in engines.members) or len(engines.members) != engines.wanted:
+            self._policy.forget()
+        elif seen is not None:
+            wanted = self._policy.observe(seen)
+            if wanted != engines.wanted:
+                logger.info("fleet: from %d to %d engines (%s)", engines.wanted, wanted, seen)
+            engines.wanted = wanted

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ray
 
-from cluster.fleet import get
+from cluster.remote import get
 from rewards.config import RewardConfig
 from rewards.sound_pipeline import CodecFactory
 from rewards.sound_report import SampleReport, SoundReporter

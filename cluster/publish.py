@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 from cluster.config import PublishConfig
-from cluster.fleet import EngineFleet, PromptPool
+from cluster.fleet import EngineFleet
 from cluster.phases import Phase
+from cluster.prompt_pools import PromptPool
 from learner.actor import LearnerGroup
 from speech.weights import Probe
 
@@ -31,7 +32,7 @@ def publish(
 
     Args:
         vocabulary: token ids below this number may stand in the probe.
-        phase: whose budget bounds the whole of it.
+        phase: whose budget bounds each part of it; an engine that must be restarted is given its own time for that.
 
     Returns:
         Largest |Δ log-prob| of the probe over all engines, in nats.

@@ -12,16 +12,15 @@ from rewards.edits import EditCounts, word_edits
 from speech.records import Group
 
 if TYPE_CHECKING:
+    from cluster.fleet import FleetCounts
     from rollout.stats import EngineStats
 
 
-def step_metrics(
-    step: Step, before: Sequence[EngineStats], after: Sequence[EngineStats], encoded: int, retried: int
-) -> dict[str, float]:
+def step_metrics(step: Step, before: EngineStats, after: EngineStats, encoded: int, retried: int) -> dict[str, float]:
     """Everything about a step but its times.
 
     Args:
-        before, after: the engines' totals around the step.
+        before, after: the fleet's totals around the step.
         encoded: utterances that the encoders processed in the step.
         retried: groups whose scoring was tried again since the run started, after a time-out or a lost actor.
     """
@@ -32,14 +31,24 @@ def step_metrics(
         metrics |= _rollout_metrics(batch.groups, step.version)
         metrics |= _reward_metrics(batch)
         metrics["reward/retried_total"] = float(retried)
-        queries = sum(a.prefix_queries - b.prefix_queries for a, b in zip(after, before, strict=True))
-        hits = sum(a.prefix_hits - b.prefix_hits for a, b in zip(after, before, strict=True))
+        queries = after.prefix_queries - before.prefix_queries
+        hits = after.prefix_hits - before.prefix_hits
         metrics["rollout/prefix_hit_rate"] = hits / queries if queries else 0.0
     learner = dict(step.metrics)
     for name, key in (("learner/logprob_gap", "logprob_gap/mean"), ("learner/logprob_gap_max", "logprob_gap/max")):
         if name in learner:
             metrics[key] = learner.pop(name)
     return metrics | learner
+
+
+def fleet_metrics(before: FleetCounts, after: FleetCounts) -> dict[str, float]:
+    """Engines that serve and that do not yet, at the end of a step; restarts and prompts given out again in it."""
+    return {
+        "fleet/healthy": float(after.healthy),
+        "fleet/stale": float(after.stale),
+        "fleet/restarts": float(after.restarts - before.restarts),
+        "fleet/reissued": float(after.reissued - before.reissued),
+    }
 
 
 def _rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:

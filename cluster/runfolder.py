@@ -33,11 +33,16 @@ MAY_CHANGE = (
     "evaluation",
     "checkpoint",
     "publish",
+    "engines.min",
+    "engines.max",
+    "engines.heartbeat_s",
+    "engines.max_failures",
     "engines.kv_cache_gb",
     "engines.gpu_memory_utilization",
     "learner.micro_batch_tokens",
     "learner.logits_chunk",
     "learner.activation_checkpointing",
+    "learner.restarts",
     "rewards.workers",
     "rewards.retries",
 )
@@ -94,6 +99,7 @@ class RunFolder:
         """Drop all that was recorded after `step` (None = everything), because training continues from there."""
         step = -1 if step is None else step
         self._step = step
+        self._close_tensorboard()
         jsonl.rewind(self._metrics, step)
         self.ledger.rewind(step)
         with writing(self._rollouts):
@@ -153,13 +159,16 @@ class RunFolder:
 
     def close(self) -> None:
         """Flush TensorBoard and let go of the folder."""
+        self._close_tensorboard()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _close_tensorboard(self) -> None:
         if self._tensorboard is not None:
             with writing(self.path / "tensorboard"):
                 self._tensorboard.close()
             self._tensorboard = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
 
     def __enter__(self) -> RunFolder:
         return self

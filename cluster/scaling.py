@@ -72,3 +72,37 @@ class ScalingPolicy:
 
     def _bounded(self, size: int) -> int:
         return min(max(size, self.minimum), self.maximum)
+
+
+class FleetClock:
+    """Measures an `Observation`: how the time since the last one was spent."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._engines = 0
+        self._wall = self._waited = self._served = self._busy = 0.0
+
+    def advance(self, now: float, engines: int, busy: int, waiting: bool) -> None:
+        """Charge the time since the last call to what goes on now.
+
+        Args:
+            now: seconds, on a clock that only goes forward.
+            engines: that are not leaving.
+            busy: of them, those that have work.
+            waiting: somebody waits for groups.
+        """
+        if self._last is not None:
+            passed = now - self._last
+            self._wall += passed
+            self._waited += passed if waiting else 0.0
+            self._served += passed * engines
+            self._busy += passed * busy
+        self._last, self._engines = now, engines
+
+    def take(self) -> Observation | None:
+        """The time so far, which then starts anew; None when nobody had work in it."""
+        seen = None
+        if self._busy > 0:
+            seen = Observation(self._engines, self._waited / self._wall, min(self._busy / self._served, 1.0))
+        self._wall = self._waited = self._served = self._busy = 0.0
+        return seen

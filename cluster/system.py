@@ -12,9 +12,11 @@ from typing import Any
 import ray
 
 from cluster.config import RunConfig
-from cluster.fleet import EncoderPool, EngineFleet, ModelRef, PromptPool, VoicePool, get
+from cluster.fleet import EngineFleet
 from cluster.listener import Listener
-from learner.actor import LearnerGroup
+from cluster.prompt_pools import EncoderPool, ModelRef, PromptPool, VoicePool
+from cluster.remote import get, last_line
+from learner.actor import LearnerGroup, LearnerLostError
 from learner.config import SAMPLED_OBJECTIVES
 from learner.rank import RankSpec
 from rewards.actor import RewardPool
@@ -43,6 +45,7 @@ class System:
         self.config = config
         self.training = training
         self.family = run_family(config, training)
+        self._model = ModelRef(str(Path(config.model.path).resolve()), config.model.family, config.model.options)
         self.encoders: PromptPool
         self._fleet: EngineFleet | None = None
         self._learner: LearnerGroup | None = None
@@ -53,15 +56,15 @@ class System:
         config = self.config
         start_ray(config, config.rewards.sound.threads if listens(config, self.training) else 0)
         try:
-            model = ModelRef(str(Path(config.model.path).resolve()), config.model.family, config.model.options)
+            model = self._model
             # Everything loads at the same time: an engine takes longest.
             self._fleet = EngineFleet(model, config.engines)
             self.encoders = self._encoders(model)
             # Without a learner there is no publication to wait for: the checkpoint is what is to be evaluated.
-            waiting = self.fleet.start(None if self.training else 0) + self.encoders.start()
+            self.fleet.start(None if self.training else 0)
+            waiting = self.encoders.start()
             if self.training:
-                self._learner = LearnerGroup(self._rank_spec(model), actor_environment(config.learner.threads))
-                waiting += self._learner.start(config.engines.startup_timeout_s)
+                waiting += self._start_learner()
             if self.training and config.objective in SAMPLED_OBJECTIVES:
                 self._rewards = RewardPool(config.rewards, codec_factory(config))
             if listens(config, self.training):
@@ -70,6 +73,7 @@ class System:
                 self.listener = Listener(config.rewards, codec)
                 waiting += self.listener.start()
             get(waiting, "start", config.engines.startup_timeout_s)
+            self.fleet.ready()
         except BaseException:
             self.close()
             raise
@@ -106,6 +110,24 @@ class System:
         """The reward actors; there are none without rollouts."""
         assert self._rewards is not None
         return self._rewards
+
+    def restart_learner(self) -> None:
+        """A new gang in place of one that lost a rank, with the weights that the run began with.
+
+        Raises:
+            LearnerLostError: the new one is lost too.
+        """
+        self.learner.close()
+        timeout = self.config.engines.startup_timeout_s
+        try:
+            get(self._start_learner(), "learner start", timeout)
+        except (ray.exceptions.RayActorError, TimeoutError) as error:
+            raise LearnerLostError(f"learner start: {last_line(error)}") from error
+
+    def _start_learner(self) -> list[ray.ObjectRef]:
+        config = self.config
+        self._learner = LearnerGroup(self._rank_spec(self._model), actor_environment(config.learner.threads))
+        return self._learner.start(config.engines.startup_timeout_s)
 
     def _encoders(self, model: ModelRef) -> PromptPool:
         config = self.config
@@ -185,7 +207,7 @@ def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
         # On one machine the actors take turns, so each gets its place however few cores there are; thread counts,
         # not Ray's bookkeeping, say how much of the machine an actor uses in its turn.
         engines, encoder, learner = config.engines, config.encoder, config.learner
-        needed = engines.count * engines.threads + encoder.count * encoder.threads + learner.ranks + listener_cpus
+        needed = engines.most * engines.threads + encoder.count * encoder.threads + learner.ranks + listener_cpus
         cpus = config.ray.num_cpus or max(os.cpu_count() or 1, needed + config.rewards.workers)
         store = config.ray.object_store_mb
         settings |= {

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ray.exceptions import ObjectLostError
+
 from cluster import jsonl
 from cluster.checkpoints import STATE_FILE
 from cluster.config import RunConfig
@@ -22,9 +24,11 @@ from cluster.evaluate_speech import evaluate_speech
 from cluster.loop import Step, Trainer
 from cluster.memory import PeakMemory
 from cluster.phases import PhaseTimer
-from cluster.record import aligned_gaps, sample_text, step_metrics, summarise
+from cluster.record import aligned_gaps, fleet_metrics, sample_text, step_metrics, summarise
+from cluster.recovery import RestartBudget
 from cluster.runfolder import RunFolder
 from cluster.system import System, run_family
+from learner.actor import LearnerLostError
 from rollout.config import SamplingConfig
 from speech.audio import load_audio
 from speech.errors import UserError
@@ -103,17 +107,11 @@ class _Run:
         self.folder, self.display, self.memory = folder, display, memory
         self.interrupted: list[bool] = []
         self.timer = PhaseTimer(on_phase=display.phase)
-        source = PromptSource(
-            manifests["train"].utterances, config.seed, config.data.batch_prompts, config.data.shuffle
-        )
-        replay = None
-        if "replay" in manifests:
-            seed = derived_seed("replay", config.seed)
-            replay = PromptSource(manifests["replay"].utterances, seed, config.data.replay_batch)
-        self.trainer = Trainer(config, system, source, replay, self.timer)
+        self.trainer = self._new_trainer()
+        self.budget = RestartBudget(config.learner.restarts)
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
-        self.engine_stats = system.fleet.stats()
+        self.engine_stats, self.fleet_counts = system.fleet.stats(), system.fleet.counts()
         self.encoded = 0
         # What earlier executions of this run took counts too.
         self.seconds_before = 0.0
@@ -122,6 +120,18 @@ class _Run:
         for split, manifest in manifests.items():
             if manifest.skipped:
                 display.message(f"{split}: skipped {len(manifest.skipped)} bad lines of {manifest.path}")
+
+    def _new_trainer(self) -> Trainer:
+        """A trainer at the beginning of the run."""
+        config, manifests = self.config, self.manifests
+        source = PromptSource(
+            manifests["train"].utterances, config.seed, config.data.batch_prompts, config.data.shuffle
+        )
+        replay = None
+        if "replay" in manifests:
+            seed = derived_seed("replay", config.seed)
+            replay = PromptSource(manifests["replay"].utterances, seed, config.data.replay_batch)
+        return Trainer(config, self.system, source, replay, self.timer)
 
     def execute(self, resume_from: int | None) -> str:
         """Train to the end, or until the user stops; returns the run's status."""
@@ -133,7 +143,7 @@ class _Run:
         self.encoded = self.system.encoders.encoded_total()
         self.started = time.monotonic()
         with interruption(self.display) as self.interrupted:
-            self.trainer.run(self._after_step)
+            self._train()
         status = "interrupted" if self.interrupted and self.trainer.step < self.config.steps else "completed"
         if self.folder.checkpoints.latest() != self.trainer.step and self.trainer.step > 0:
             self._save()
@@ -145,6 +155,34 @@ class _Run:
         self.memory.sample()
         self.folder.summary(self.summary(status))
         return status
+
+    def _train(self) -> None:
+        """Run the loop to its end; after a loss of the learner, or of its input, again from the last checkpoint."""
+        lost: Exception | None = None
+        while True:
+            try:
+                if lost is not None:
+                    self._fall_back()
+                return self.trainer.run(self._after_step)
+            except (LearnerLostError, ObjectLostError) as error:
+                if not self.budget.lost(self.trainer.step):
+                    raise
+                lost = error
+                self.display.message(f"step {self.trainer.step}: {error}; restarting the learner")
+
+    def _fall_back(self) -> None:
+        """What the rerun of a killed command does, but for the processes that still live."""
+        step = self.folder.checkpoints.latest()
+        self.system.fleet.abandon()
+        self.system.restart_learner()
+        self.folder.rewind(step or 0)
+        # A new one: nothing that the old one had under way may survive.
+        self.trainer = self._new_trainer()
+        if step is not None:
+            self._restore(step)
+        self.trainer.publish(self.trainer.version)
+        self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
+        self.started = time.monotonic()
 
     def summary(self, status: str) -> dict[str, Any]:
         """What `summary.json` holds."""
@@ -178,6 +216,9 @@ class _Run:
         retried = self.system.rewards.counts.retried if step.batch.groups else 0
         metrics = step_metrics(step, self.engine_stats, stats, encoded - self.encoded, retried)
         self.engine_stats, self.encoded = stats, encoded
+        counts = self.system.fleet.counts()
+        metrics |= fleet_metrics(self.fleet_counts, counts)
+        self.fleet_counts = counts
         checkpoint = self.config.checkpoint
         last = step.number == self.config.steps
         if (

@@ -78,10 +78,10 @@ class WorkBook:
             self.reissued += piece.size
         return lost
 
-    def forget(self, pieces: Iterable[Piece]) -> None:
-        """Nobody wants these any more."""
-        for piece in pieces:
-            self._pieces.pop(piece.number, None)
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Nobody wants these pieces any more."""
+        for number in numbers:
+            self._pieces.pop(number, None)
 
     def load(self, holder: int) -> int:
         """Prompts that a holder has."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -16,6 +17,14 @@ from learner.rank import LearnerRank, RankSpec, StepResult
 from learner.token2text_plan import SpeechText, Token2TextShare, plan_token2text
 from learner.token2text_rank import Token2TextRank, Token2TextSpec
 from speech.errors import UserError
+from speech.weights import WeightBucket
+
+GRACE_S = 10.0
+"""When a rank raises, its peers may be gone: how long to wait for that to show."""
+
+
+class LearnerLostError(Exception):
+    """A rank died or did not answer. The others cannot go on without it: only a new gang helps."""
 
 
 class _Shell:
@@ -56,9 +65,9 @@ class LearnerActor(_Shell):
         encoded = dict(zip(wanted, ray.get([audio[i] for i in wanted]), strict=True))
         return self._rank.update(step, shares, encoded)
 
-    def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
-        """Put the weights into the object store bucket by bucket; rank 0 returns the references."""
-        return [ray.put(bucket) for bucket in self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes)]
+    def publish(self, dtype: str, bucket_bytes: int) -> Iterator[WeightBucket]:
+        """The weights bucket by bucket, from rank 0; to be called with `num_returns="streaming"`."""
+        yield from self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes)
 
     def front_states(self) -> dict[str, dict[str, torch.Tensor]]:
         return self._rank.front_states()
@@ -105,7 +114,7 @@ class _ActorGang:
         """Begin the rendezvous and the loading; returns what to wait for.
 
         Raises:
-            TimeoutError: rank 0 found no place in the cluster in time.
+            LearnerLostError: rank 0 found no place in the cluster in time, or died.
         """
         (address,) = self._get([self.actors[0].address.remote()], "start", timeout)
         return [actor.start.remote(address) for actor in self.actors]
@@ -116,19 +125,58 @@ class _ActorGang:
     def load(self, folder: str) -> None:
         self._all("load", folder)
 
+    def close(self) -> None:
+        """Kill the ranks, those that hang too."""
+        for actor in self.actors:
+            ray.kill(actor)
+
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._get([getattr(actor, method).remote(*args) for actor in self.actors], method)
 
     def _get(self, calls: list[ray.ObjectRef], what: str, timeout: float | None = None) -> list[Any]:
+        """The answers of all ranks.
+
+        Raises:
+            LearnerLostError: a rank died, or the time is up.
+            Exception: what a rank raised, when all of them live.
+        """
         limit = timeout or self.spec.config.step_timeout_s
-        try:
-            return ray.get(calls, timeout=limit)
-        except ray.exceptions.GetTimeoutError:
-            raise TimeoutError(f"learner {what}: no answer from all {len(calls)} ranks within {limit:.0f} s") from None
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
+        deadline = time.monotonic() + limit
+        waiting, raised = list(calls), None
+        while waiting:
+            ready, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+            if not ready and raised is None:
+                ranks = ", ".join(str(calls.index(call)) for call in waiting)
+                raise LearnerLostError(f"learner {what}: no answer from rank {ranks} within {limit:.0f} s")
+            if not ready:
+                break
+            try:
+                ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, ray.exceptions.ObjectLostError):
+                    raise LearnerLostError(f"learner {what}: its input was on a node that is gone") from error
+                # A collective that fails for want of a peer raises here too, and often before Ray knows of the death.
+                raised = raised or error
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().splitlines()[-1][:200]
+                raise LearnerLostError(f"learner {what}: rank {calls.index(ready[0])} is lost: {reason}") from error
+        if raised is None:
+            return ray.get(calls)
+        self._find_the_dead(what, raised)
+        if isinstance(raised.cause, UserError):
+            raise raised.cause from None
+        raise raised
+
+    def _find_the_dead(self, what: str, raised: BaseException) -> None:
+        """Raises LearnerLostError when a rank does not even say its address, for which it needs no peer."""
+        for rank, actor in enumerate(self.actors):
+            try:
+                ray.get(actor.address.remote(), timeout=GRACE_S)
+            except ray.exceptions.RayActorError as error:
+                raise LearnerLostError(f"learner {what}: rank {rank} is lost, and its peers failed") from error
+            except ray.exceptions.GetTimeoutError:
+                continue  # it waits for a peer, or computes
 
 
 class LearnerGroup(_ActorGang):
@@ -160,7 +208,10 @@ class LearnerGroup(_ActorGang):
         return self._get(calls, "update")[0]
 
     def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
-        return self._all("publish", dtype, bucket_bytes)[0]
+        """References to the buckets. The caller owns them, so that engines can fetch them when the rank is gone."""
+        streams = [actor.publish.options(num_returns="streaming").remote(dtype, bucket_bytes) for actor in self.actors]
+        self._get([stream.completed() for stream in streams], "publish")
+        return list(streams[0])
 
     def front_states(self) -> dict[str, dict[str, torch.Tensor]]:
         return self._all("front_states")[0]

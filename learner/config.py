@@ -154,3 +154,11 @@ class LearnerConfig:
         metadata={"help": "`sft` with the encoder trained: change features at random (`learner/augment.py`)."},
     )
     step_timeout_s: float = field(default=1800.0, metadata={"help": "Longest time for one update.", "min": 1.0})
+    restarts: int = field(
+        default=3,
+        metadata={
+            "help": "How often in a row, without a new step in between, the gang is restarted from the last checkpoint "
+            "after a rank died or did not answer; 0 ends the run at once.",
+            "min": 0,
+        },
+    )

@@ -44,6 +44,43 @@ class EncodedRef:
     target_ids: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedSummary:
+    """All of an `EncodedAudio` that the controller wants to know: the fields of `EncodedRef` without the reference."""
+
+    seconds: float
+    layout: PromptLayout
+    target_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A call under way of `EncoderActor.encode` or `VoiceActor.encode`.
+
+    Attributes:
+        summaries: reference to one `EncodedSummary` per utterance.
+        items: references to the `EncodedAudio`. They are the call's return values and not puts of the actor, so the
+            caller owns them and they outlive the actor.
+    """
+
+    summaries: ObjectRef
+    items: tuple[ObjectRef, ...]
+
+    @classmethod
+    def ask(cls, actor: Any, utterances: Sequence[Utterance], mode: str) -> Encoding:
+        """Begin to encode."""
+        call = actor.encode.options(num_returns=len(utterances) + 1)
+        summaries, *items = call.remote(list(utterances), mode)
+        return cls(summaries, tuple(items))
+
+    def collect(self, summaries: Sequence[EncodedSummary]) -> list[EncodedRef]:
+        """The references, with what `self.summaries` turned out to be."""
+        return [
+            EncodedRef(ref=item, seconds=summary.seconds, layout=summary.layout, target_ids=summary.target_ids)
+            for item, summary in zip(self.items, summaries, strict=True)
+        ]
+
+
 def actor_environment(threads: int) -> dict[str, str]:
     """Environment of a process that computes with `threads` OpenMP threads."""
     return {
@@ -118,14 +155,17 @@ class EncoderActor:
     def ready(self) -> None:
         """Returns once the models are loaded."""
 
-    def encode(self, utterances: Sequence[Utterance], mode: EncoderMode = "embeddings") -> list[EncodedRef]:
-        """Read, encode and store; one reference per utterance, owned by this actor.
+    def encode(self, utterances: Sequence[Utterance], mode: EncoderMode = "embeddings") -> list[Any]:
+        """Read and encode; to be called through `Encoding.ask`.
+
+        Returns:
+            One `EncodedSummary` per utterance, in a list, and after it the `EncodedAudio` of each.
 
         Raises:
             InputError: naming every utterance that could not be read.
         """
         encoded = self._encoder.encode(self._encoder.load(utterances), utterances, mode)
-        return [EncodedRef(ref=ray.put(item), seconds=item.seconds, layout=item.layout) for item in encoded]
+        return [[EncodedSummary(item.seconds, item.layout) for item in encoded], *encoded]
 
     def update(self, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         self._encoder.update(states)
@@ -163,20 +203,16 @@ class VoiceActor:
     def ready(self) -> None:
         """Returns once the codec is loaded."""
 
-    def encode(self, utterances: Sequence[Utterance], mode: VoiceMode = "prompt") -> list[EncodedRef]:
-        """Read, encode and store; one reference per utterance, owned by this actor.
+    def encode(self, utterances: Sequence[Utterance], mode: VoiceMode = "prompt") -> list[Any]:
+        """As `EncoderActor.encode`.
 
         Raises:
             InputError: naming every utterance that cannot be spoken.
         """
+        items = self._voices.encode(utterances, mode)
         return [
-            EncodedRef(
-                ref=ray.put(item.encoded),
-                seconds=item.encoded.seconds,
-                layout=item.encoded.layout,
-                target_ids=item.target_ids,
-            )
-            for item in self._voices.encode(utterances, mode)
+            [EncodedSummary(item.encoded.seconds, item.encoded.layout, item.target_ids) for item in items],
+            *(item.encoded for item in items),
         ]
 
     def encoded_total(self) -> int:
@@ -196,8 +232,11 @@ class EngineActor:
         logging.getLogger("vllm").setLevel(logging.WARNING)
         self._engine = RolloutEngine(load_family(model, family, options), config)
 
-    async def start(self, version: int | None = 0) -> None:
+    async def start(self, version: int | None = 0) -> str:
+        """As `RolloutEngine.start`; returns the hex id of the node that it runs on."""
         await self._engine.start(version)
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     async def generate(
         self, prompts: Sequence[Prompt], audio: Sequence[ObjectRef], sampling: SamplingConfig

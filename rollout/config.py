@@ -10,9 +10,28 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass
 class EngineConfig:
-    """`engines`: one vLLM engine; the fleet has `count` of them."""
+    """`engines`: one vLLM engine, and how many the fleet has of them."""
 
-    count: int = field(default=1, metadata={"help": "number of engines", "min": 1})
+    count: int = field(default=1, metadata={"help": "number of engines at the start", "min": 1})
+    min: int | None = field(
+        default=None, metadata={"help": "fewest engines to shrink to; null takes `count`: never shrink", "min": 1}
+    )
+    max: int | None = field(
+        default=None, metadata={"help": "most engines to grow to; null takes `count`: never grow", "min": 1}
+    )
+    heartbeat_s: float = field(default=10.0, metadata={"help": "time between heartbeats of an engine", "min": 0.1})
+    heartbeat_timeout_s: float = field(
+        default=60.0,
+        metadata={
+            "help": "an engine that leaves a heartbeat unanswered for so long is killed and replaced; after half of it "
+            "the engine gets no new work",
+            "min": 0.2,
+        },
+    )
+    max_failures: int = field(
+        default=3,
+        metadata={"help": "failures of one engine, or engines lost on one prompt, in a row that end the run", "min": 1},
+    )
     threads: int = field(default=2, metadata={"help": "OpenMP threads of an engine on CPU", "min": 1})
     dtype: Dtype = field(
         default="float32", metadata={"help": "weights and activations; the learner publishes in this type"}
@@ -35,6 +54,20 @@ class EngineConfig:
         default=1800.0, metadata={"help": "budget of one call that samples groups", "min": 1}
     )
     update_timeout_s: float = field(default=300.0, metadata={"help": "budget of each phase of a publication", "min": 1})
+
+    def __post_init__(self) -> None:
+        if not self.fewest <= self.count <= self.most:
+            raise ValueError(f"`count` is {self.count}, which is not between `min` and `max`")
+
+    @property
+    def fewest(self) -> int:
+        """The lower bound of the fleet's size."""
+        return self.count if self.min is None else self.min
+
+    @property
+    def most(self) -> int:
+        """The upper bound of the fleet's size."""
+        return self.count if self.max is None else self.max
 
 
 @dataclass

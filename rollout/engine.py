@@ -193,16 +193,18 @@ class RolloutEngine:
         Raises:
             PublicationError: naming the phase, the tensors or the Δ. The engine is stale then, and samples in flight
                 are lost; sampling resumes with the next publication that succeeds.
+            EngineLostError: the engine's processes are gone.
         """
         started = time.monotonic()
         async with self._control:
             try:
-                delta = await self._publish(version, buckets, probe, "keep" if in_flight else "wait")
+                with _losses_named():
+                    delta = await self._publish(version, buckets, probe, "keep" if in_flight else "wait")
             except BaseException as error:
                 self._stale = f"publication of version {version} failed: {error}"
                 if self._engine is not None:
                     await self._engine.abort(self._in_flight, internal=True)
-                if not isinstance(error, Exception):
+                if isinstance(error, EngineLostError) or not isinstance(error, Exception):
                     raise
                 raise PublicationError(self._stale) from error
             self._stale = None

@@ -24,6 +24,7 @@ PURE = {
     "cluster/config.py",
     "cluster/config_schema.py",
     "cluster/health.py",
+    "cluster/recovery.py",
     "cluster/scaling.py",
     "cluster/work.py",
 }

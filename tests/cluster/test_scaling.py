@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.scaling import Observation, ScalingPolicy
+from cluster.scaling import FleetClock, Observation, ScalingPolicy
 
 
 def step(engines: int, ideal: float, overlapped: bool, noise: float = 1.0) -> Observation:
@@ -65,3 +65,15 @@ def test_bounds_hold() -> None:
     for wrong in ((0, 1), (3, 2)):
         with pytest.raises(ValueError):
             ScalingPolicy(*wrong)
+
+
+def test_the_clock_tells_waiting_and_busy_shares() -> None:
+    clock = FleetClock()
+    assert clock.take() is None
+    clock.advance(100.0, engines=2, busy=0, waiting=False)
+    clock.advance(104.0, engines=2, busy=2, waiting=True)  # 4 s, both at work, waited for
+    clock.advance(105.0, engines=2, busy=1, waiting=True)  # 1 s, one of them
+    clock.advance(110.0, engines=2, busy=0, waiting=False)  # 5 s of learning
+    assert clock.take() == Observation(2, waiting=0.5, busy=9 / 20)
+    clock.advance(111.0, engines=2, busy=0, waiting=False)
+    assert clock.take() is None, "nobody had work"

@@ -47,7 +47,7 @@ def test_lost_work_keeps_its_place_and_is_counted() -> None:
     assert book.waiting() == [first, third]
     with pytest.raises(ValueError):
         book.assign(second, 3)
-    book.forget([third])
+    book.forget([third.number])
     assert book.waiting() == [first]
     with pytest.raises(ValueError):
         book.assign(third, 3)

@@ -17,7 +17,7 @@ import torch
 from tiny_lm import CONFIG, SAMPLE_RATE, SAMPLING, buckets_of, probe_of, reference_logprobs, tiny_model
 from transformers import PreTrainedModel
 
-from rollout.actors import EncodedRef, EncoderActor, EngineActor, encoder_options, engine_options
+from rollout.actors import EncodedRef, EncoderActor, Encoding, EngineActor, encoder_options, engine_options
 from rollout.config import EncoderConfig
 from rollout.errors import EngineLostError, PublicationError, StaleEngineError
 from rollout.stats import EngineHealth, EngineStats
@@ -79,7 +79,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 def test_audio_is_encoded_once_into_the_object_store(system: System) -> None:
-    system.encoded = ray.get(system.encoder.encode.remote(system.utterances))
+    encoding = Encoding.ask(system.encoder, system.utterances, "embeddings")
+    system.encoded = encoding.collect(ray.get(encoding.summaries))
     assert [round(item.seconds, 3) for item in system.encoded] == [0.9, 0.5, 0.7]
     assert [item.layout.audio_length for item in system.encoded] == [90, 50, 70]
     assert all(ray.get(item.ref).layout == item.layout for item in system.encoded)

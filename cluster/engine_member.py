@@ -1,0 +1,150 @@
+"""One place in the fleet: the engine actor that holds it, what that actor owes, and what is believed of it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+
+from cluster.health import LIVING, Health, HealthLimits, State
+from cluster.prompt_pools import ModelRef
+from cluster.work import Piece
+from rollout.actors import EngineActor, engine_options
+from rollout.config import EngineConfig
+from rollout.stats import EngineStats
+from speech.weights import Probe
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 15.0
+"""An engine has time-outs of its own, whose message says more; this long the fleet waits for that message."""
+
+_incarnations = itertools.count(1)
+
+Kind = Literal["starting", "publishing", "generating", "heartbeat", "shutdown"]
+
+
+@dataclass(slots=True)
+class Publication:
+    """Weights that all engines must hold and prove.
+
+    Attributes:
+        number: never used twice, while a policy version can be, after a return to a checkpoint.
+        buckets: references that the controller owns: they outlive the learner.
+        timeout: of one engine's update, in seconds.
+        gaps: largest |Δ log-prob| of each engine that verified it.
+        refusals: engines that could not verify it.
+    """
+
+    number: int
+    version: int
+    buckets: Sequence[ray.ObjectRef]
+    probe: Probe
+    timeout: float
+    in_flight: bool
+    gaps: list[float] = field(default_factory=list)
+    refusals: int = 0
+
+
+@dataclass(slots=True)
+class Call:
+    """What an actor owes.
+
+    Attributes:
+        deadline: on the monotonic clock; None for heartbeats, which `Health` judges.
+        budget: seconds that the deadline stands for.
+        subject: the piece of work or the publication that it is about.
+    """
+
+    kind: Kind
+    ref: ray.ObjectRef
+    deadline: float | None
+    budget: float
+    subject: Any = None
+
+
+class Member:
+    """Knows how to ask an engine for things; when and what for, the fleet decides.
+
+    Attributes:
+        place: number of the place, kept over restarts; what it is called in messages.
+        incarnation: number of the actor, never used twice.
+        leaving: it will not be restarted.
+        node: hex id of the node it runs on, once known.
+    """
+
+    def __init__(self, place: int, model: ModelRef, config: EngineConfig, own_version: int | None) -> None:
+        """`own_version`: see `EngineFleet.start`."""
+        self.place, self._model, self._config, self._own_version = place, model, config, own_version
+        limits = HealthLimits(config.heartbeat_timeout_s / 2, config.heartbeat_timeout_s, config.max_failures)
+        self.health = Health(limits)
+        self.calls: list[Call] = []
+        self.leaving = False
+        self.node: str | None = None
+        self.last_heartbeat = 0.0
+        self.stats = EngineStats()
+
+    def __str__(self) -> str:
+        return f"engine {self.place}"
+
+    @property
+    def living(self) -> bool:
+        """Whether its actor runs, and ought to answer."""
+        return self.health.state in LIVING and not self.owes("starting")
+
+    def owes(self, kind: Kind) -> list[Call]:
+        """Calls of a kind that are not answered."""
+        return [call for call in self.calls if call.kind == kind]
+
+    def spawn(self, now: float) -> None:
+        """Start an actor in this place."""
+        self.incarnation = next(_incarnations)
+        self.actor = EngineActor.options(**engine_options(self._config)).remote(  # type: ignore[attr-defined]
+            self._model.path, self._model.family, self._config, self._model.options
+        )
+        self.node = None
+        self._ask("starting", self.actor.start.remote(self._own_version), now, self._config.startup_timeout_s)
+
+    def publish(self, publication: Publication, now: float) -> None:
+        call = self.actor.update_weights.remote(
+            publication.version, list(publication.buckets), publication.probe, publication.in_flight
+        )
+        self._ask("publishing", call, now, publication.timeout, publication)
+
+    def generate(self, piece: Piece, arguments: tuple[Any, ...], now: float) -> None:
+        call = self.actor.generate.remote(*arguments)
+        self._ask("generating", call, now, self._config.generate_timeout_s, piece)
+
+    def heartbeat(self, now: float) -> None:
+        """Ask for a sign of life, unless the last one is not answered, or other time-outs are in force."""
+        due = now - self.last_heartbeat >= self._config.heartbeat_s
+        if due and self.living and not self.owes("heartbeat") and not self.owes("publishing"):
+            self.last_heartbeat = now
+            self.health.asked(now)
+            self.calls.append(Call("heartbeat", self.actor.health.remote(), None, 0.0))
+
+    def shutdown(self, now: float) -> None:
+        self._ask("shutdown", self.actor.shutdown.remote(), now, 60.0)
+
+    def overdue(self, now: float) -> Call | None:
+        """A call whose time is up."""
+        return next((call for call in self.calls if call.deadline is not None and now >= call.deadline), None)
+
+    def fail(self, reason: str) -> None:
+        """Give its actor up, dead or not; nothing that it still answers counts."""
+        logger.warning("%s: %s", self, reason)
+        if self.health.state is not State.DEAD:  # of silence it is dead already
+            self.health.failed(reason)
+        self.end()
+
+    def end(self) -> None:
+        """Kill the actor."""
+        self.calls.clear()
+        ray.kill(self.actor)
+
+    def _ask(self, kind: Kind, ref: ray.ObjectRef, now: float, budget: float, subject: Any = None) -> None:
+        self.calls.append(Call(kind, ref, now + budget + GRACE_S, budget, subject))

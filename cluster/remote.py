@@ -1,0 +1,43 @@
+"""Waiting for actors, with errors and time-outs that say whom and what for."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from speech.errors import UserError
+
+
+def get(calls: Sequence[ray.ObjectRef], what: str, timeout: float | None) -> list[Any]:
+    """`ray.get` whose errors are the actors' own, and whose time-out says what was waited for.
+
+    Raises:
+        UserError: as raised in the actor.
+        TimeoutError: naming the call.
+    """
+    try:
+        return ray.get(list(calls), timeout=timeout)
+    except ray.exceptions.GetTimeoutError:
+        raise TimeoutError(f"{what}: no answer from {len(calls)} actors within {timeout:.0f} s") from None
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def last_line(error: BaseException) -> str:
+    """What a multi-line error of Ray's comes down to, without the advice that follows."""
+    lines = str(error).strip().splitlines()
+    return textwrap.shorten(lines[-1], 200, placeholder=" …") if lines else type(error).__name__
+
+
+def draining_nodes() -> set[str]:
+    """Hex ids of the nodes that Ray was told will go: preempted, or about to be removed by an autoscaler.
+
+    Ray has no public call for it; this is the one that Ray Train itself uses
+    (`ray.train.v2._internal.execution.preemption`).
+    """
+    return set(ray._private.state.state.get_draining_nodes())
