@@ -143,6 +143,7 @@ class _ActorGang:
         limit = timeout or self.spec.config.step_timeout_s
         deadline = time.monotonic() + limit
         waiting, raised = list(calls), None
+        answers: dict[ray.ObjectRef, Any] = {}
         while waiting:
             ready, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
             if not ready and raised is None:
@@ -151,7 +152,7 @@ class _ActorGang:
             if not ready:
                 break
             try:
-                ray.get(ready)
+                answers[ready[0]] = ray.get(ready[0])
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, ray.exceptions.ObjectLostError):
                     raise LearnerLostError(f"learner {what}: its input was on a node that is gone") from error
@@ -162,7 +163,7 @@ class _ActorGang:
                 reason = str(error).strip().splitlines()[-1][:200]
                 raise LearnerLostError(f"learner {what}: rank {calls.index(ready[0])} is lost: {reason}") from error
         if raised is None:
-            return ray.get(calls)
+            return [answers[call] for call in calls]
         self._find_the_dead(what, raised)
         if isinstance(raised.cause, UserError):
             raise raised.cause from None
