@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from cluster.remote import get, last_line
+from cluster.remote import draining_nodes, get, last_line
 from cluster.work import contiguous
 from rollout.actors import EncodedRef, EncoderActor, Encoding, VoiceActor, encoder_options
 from rollout.config import EncoderConfig
@@ -49,6 +49,7 @@ class PromptPool(ABC):
         self._states: ray.ObjectRef | None = None
         self._lost_total = 0
         self.actors = [self._spawn() for _ in range(count)]
+        self._ready = [actor.ready.remote() for actor in self.actors]
         self._totals = [0] * count
 
     @abstractmethod
@@ -61,7 +62,7 @@ class PromptPool(ABC):
 
     def start(self) -> list[ray.ObjectRef]:
         """What to wait for until the models are loaded."""
-        return [actor.ready.remote() for actor in self.actors]
+        return list(self._ready)
 
     def encode(
         self, utterances: Sequence[Utterance], timeout: float | None, for_learner: bool = False
@@ -76,6 +77,7 @@ class PromptPool(ABC):
             InputError: naming every utterance that cannot be used, and why.
             RuntimeError: `ATTEMPTS` actors in a row died or did not answer.
         """
+        self._leave_nodes_that_go()
         mode = self._mode(for_learner)
         shares = contiguous(utterances, len(self.actors))
         # All are at work before the first is waited for.
@@ -123,6 +125,17 @@ class PromptPool(ABC):
                 self._replace(index, last_line(error))
         return self._lost_total + sum(self._totals)
 
+    def _leave_nodes_that_go(self) -> None:
+        """Between two calls nothing is lost with an actor, so one whose node was announced to go is replaced now."""
+        going = draining_nodes()
+        for index, ready in enumerate(self._ready if going else []):
+            try:
+                gone = ray.get(ready, timeout=0) in going
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                continue  # it still loads, or is dead, which its next call will say
+            if gone:
+                self._replace(index, "its node is about to go")
+
     def _replace(self, index: int, reason: str) -> Any:
         logger.warning("%s: replacing an actor: %s", self.what, reason)
         ray.kill(self.actors[index])
@@ -130,6 +143,7 @@ class PromptPool(ABC):
         self._lost_total += self._totals[index]
         self._totals[index] = 0
         actor = self.actors[index] = self._spawn()
+        self._ready[index] = actor.ready.remote()
         if self._states is not None:
             actor.update.remote(self._states)  # in order before whatever it is asked next
         return actor

@@ -152,8 +152,9 @@ class EncoderActor:
             device="cuda" if config.gpus else "cpu",
         )
 
-    def ready(self) -> None:
-        """Returns once the models are loaded."""
+    def ready(self) -> str:
+        """Returns once the models are loaded: the hex id of the node."""
+        return _node()
 
     def encode(self, utterances: Sequence[Utterance], mode: EncoderMode = "embeddings") -> list[Any]:
         """Read and encode; to be called through `Encoding.ask`.
@@ -200,8 +201,9 @@ class VoiceActor:
             raise UserError(f"model family {loaded.name!r} does not speak")
         self._voices = VoiceEncoder(loaded, load_codec(codec, loaded.codec), config, load_audio)
 
-    def ready(self) -> None:
-        """Returns once the codec is loaded."""
+    def ready(self) -> str:
+        """Returns once the codec is loaded: the hex id of the node."""
+        return _node()
 
     def encode(self, utterances: Sequence[Utterance], mode: VoiceMode = "prompt") -> list[Any]:
         """As `EncoderActor.encode`.
@@ -235,8 +237,7 @@ class EngineActor:
     async def start(self, version: int | None = 0) -> str:
         """As `RolloutEngine.start`; returns the hex id of the node that it runs on."""
         await self._engine.start(version)
-        node: str = ray.get_runtime_context().get_node_id()
-        return node
+        return _node()
 
     async def generate(
         self, prompts: Sequence[Prompt], audio: Sequence[ObjectRef], sampling: SamplingConfig
@@ -262,3 +263,8 @@ class EngineActor:
 
     async def shutdown(self) -> None:
         self._engine.shutdown()
+
+
+def _node() -> str:
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
