@@ -88,8 +88,11 @@ class Health:
                 a version again, with other weights.
         """
         self._expected = publication
-        if self.state in (State.HEALTHY, State.SUSPECT) and self._verified != publication:
-            self.state, self._asked = State.STALE, None
+        self._asked = None  # an engine that loads weights may be slow to answer; the publication has its own time-out
+        if self.state is State.SUSPECT:
+            self.state = State.HEALTHY
+        if self.state is State.HEALTHY and self._verified != publication:
+            self.state = State.STALE
 
     def started(self) -> None:
         """The actor answers and its engine has loaded a model. An engine that drains is only leaving later."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.engine_member import Call, Member, Publication
 from cluster.generation import FleetError, Generation
@@ -92,6 +92,8 @@ class Supervisor:
             except RayTaskError as error:
                 self._raised(member, call, error.cause or error)
             except RayError as error:
+                if isinstance(error, RayActorError) and error.actor_init_failed:
+                    self.fatal = self.fatal or error  # a constructor raises again wherever it is called
                 self._fail(member, f"lost while {call.kind}: {last_line(error)}")
             else:
                 self._answered(member, call, answer)

@@ -37,6 +37,8 @@ class StandIn:
     file in the folder that stands for the model's; `always-die` every time. A bucket may be a refusal."""
 
     def __init__(self, folder: str, family: str | None, config: EngineConfig, options: Any) -> None:
+        if config.dtype == "bfloat16":
+            raise UserError("no bfloat16 here")
         self.folder, self.version, self.generated = Path(folder), None, 0
 
     def first(self, name: str) -> bool:
@@ -158,6 +160,11 @@ def test_an_error_of_the_work_is_not_the_engines(start: Start) -> None:
     with pytest.raises(UserError, match="too long"):
         generate(fleet, "a", "long")
     assert generate(fleet, "a") == ["a@1"] and fleet.counts().restarts == 0
+
+
+def test_a_constructor_that_raises_is_called_once(start: Start) -> None:
+    with pytest.raises(ray.exceptions.RayActorError, match="no bfloat16 here"):
+        start(dtype="bfloat16")
 
 
 def test_a_refused_publication_is_repeated_on_a_new_engine_and_then_believed(start: Start) -> None:

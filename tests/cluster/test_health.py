@@ -46,14 +46,15 @@ def test_only_the_verified_current_publication_makes_an_engine_serve(events: lis
             if event == "asked" and asked is None:
                 asked = now
             became_stale = before in (State.HEALTHY, State.SUSPECT) and health.state is State.STALE
-            if event in ("answered", "failed") or became_stale:
+            if event in ("answered", "failed", "expect") or became_stale:
                 asked = None
         else:
             assert health.state is before, "a refused event changes nothing"
         if health.serves:
             assert proven == expected is not None
         if health.state is State.HEALTHY and before is not State.HEALTHY:
-            assert (before, event) in {(State.STALE, "verified"), (State.SUSPECT, "answered")}
+            allowed = {(State.STALE, "verified"), (State.SUSPECT, "answered"), (State.SUSPECT, "expect")}
+            assert (before, event) in allowed
         if before is State.DEAD and health.state is not before:
             assert health.state in (State.RESTARTING, State.RETIRED)
         if before is State.RESTARTING and health.state is not before:
