@@ -127,17 +127,23 @@ def test_work_keeps_its_order_and_waits_for_a_verified_publication(start: Start)
     assert fleet.counts().healthy == 2 and fleet.stats().prompts == 4, "the first one was done after all"
 
 
+def both_serve(fleet: EngineFleet) -> None:
+    """Nobody asks for anything, and yet the engines come back."""
+    deadline = time.monotonic() + 30
+    while fleet.counts().healthy < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_dead_and_hung_engines_are_replaced_and_refitted(start: Start) -> None:
     fleet = start(count=2)
     publish(fleet, 3)
     assert generate(fleet, "a", "die", "b", "c") == ["a@3", "die@3", "b@3", "c@3"]
+    both_serve(fleet)
     assert generate(fleet, "hang", "b") == ["hang@3", "b@3"]
     counts = fleet.counts()
     assert counts.restarts == 2 and counts.reissued == 2 + 1
-    deadline = time.monotonic() + 30
-    while fleet.counts().healthy < 2:
-        assert time.monotonic() < deadline, "nobody asks for anything, and yet the engines come back"
-        time.sleep(0.1)
+    both_serve(fleet)
 
 
 def test_an_only_engine_that_dies_is_waited_for(start: Start) -> None:
