@@ -65,6 +65,23 @@ class CheckpointFolder:
             sync_directory(self.path)
         return final
 
+    def export(self, final: Path) -> None:
+        """Copy the newest checkpoint's model (`hf`) to `final`, in the place of an earlier one."""
+        latest = self.latest()
+        if latest is None:
+            return
+        staged, old = final.with_name(f"{final.name}.tmp"), final.with_name(f"{final.name}.old")
+        with writing(final):
+            for folder in (staged, old):
+                if folder.exists():
+                    shutil.rmtree(folder)
+            shutil.copytree(self.folder(latest) / "hf", staged)
+            if final.exists():
+                final.rename(old)
+            staged.rename(final)
+            if old.exists():
+                shutil.rmtree(old)
+
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints."""
         for step in self.steps()[:-keep]:

@@ -14,7 +14,7 @@ import yaml
 
 from cluster.config_schema import bind, defaults, to_plain
 from cluster.config_source import read_source
-from learner.config import SAMPLED_OBJECTIVES, LearnerConfig
+from learner.config import SAMPLED_OBJECTIVES, LearnerConfig, Token2TextModelConfig
 from rewards.config import RewardConfig
 from rewards.registry import build_reward
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
@@ -24,7 +24,12 @@ from speech.errors import InputError, Problem, UserError
 
 @dataclass
 class ModelConfig:
-    path: str = field(metadata={"help": "Folder of the starting checkpoint, in Hugging Face form."})
+    path: str = field(
+        metadata={
+            "help": "Folder of the starting checkpoint, in Hugging Face form; with `objective: token2text` the "
+            "Token2Text model to start from, or `new` for one of the shape in `token2text`."
+        }
+    )
     family: str | None = field(
         default=None,
         metadata={"help": "Model family; null finds it by `model_type` in the checkpoint's `config.json`."},
@@ -34,7 +39,7 @@ class ModelConfig:
         metadata={"help": "Options of the family (docs/model-families.md), such as `force_language: en`."},
     )
     codec: str | None = field(
-        default=None, metadata={"help": "Folder of the codec whose tokens the model speaks; only for TTS."}
+        default=None, metadata={"help": "Folder of the codec whose tokens the model speaks or reads; only for TTS."}
     )
 
 
@@ -106,6 +111,13 @@ class EvaluationConfig:
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "Longest greedy response; null takes `sampling.max_new_tokens`.", "min": 1}
     )
+    sampled: bool = field(
+        default=False,
+        metadata={
+            "help": "Also evaluate one sample per utterance, drawn at `sampling.temperature` with fixed seeds: in "
+            "`sampled` beside the greedy figures."
+        },
+    )
     samples_shown: int = field(
         default=3, metadata={"help": "Transcripts shown at the end, before beside after.", "min": 0}
     )
@@ -153,8 +165,9 @@ class RunConfig:
         default="grpo",
         metadata={
             "help": "`grpo` samples and learns from rewards; `diffro` (TTS) learns from a differentiable reward on "
-            "what it samples; `combined` does both; `sft` learns the references by cross-entropy.",
-            "choices": ("grpo", "diffro", "combined", "sft"),
+            "what it samples; `combined` does both; `sft` learns the references by cross-entropy; `token2text` trains "
+            "the reward model of DiffRO.",
+            "choices": ("grpo", "diffro", "combined", "sft", "token2text"),
         },
     )
     runs_dir: str = field(default="runs", metadata={"help": "Folder for the results of all runs."})
@@ -163,6 +176,9 @@ class RunConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig, metadata={"help": "The audio-encoder actors."})
     rewards: RewardConfig = field(default_factory=RewardConfig, metadata={"help": "What samples are scored by."})
     learner: LearnerConfig = field(default_factory=LearnerConfig, metadata={"help": "The FSDP2 learner group."})
+    token2text: Token2TextModelConfig = field(
+        default_factory=Token2TextModelConfig, metadata={"help": "The reward model that `token2text` trains."}
+    )
     publish: PublishConfig = field(
         default_factory=PublishConfig, metadata={"help": "Weights on their way from the learner to the engines."}
     )
@@ -230,6 +246,8 @@ def _across_sections(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("learner.loss.constant_length", "`constant` aggregation needs it: use sampling.max_new_tokens"))
     if config.sampling.min_new_tokens > config.sampling.max_new_tokens:
         found.append(("sampling.min_new_tokens", "is more than sampling.max_new_tokens"))
+    if config.objective == "token2text":
+        found += _token2text_problems(config)
     if config.uses_diffro:
         found += _diffro_problems(config)
     if config.objective in SAMPLED_OBJECTIVES:
@@ -251,6 +269,17 @@ def _diffro_problems(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("model.codec", "DiffRO is for models that speak: name the codec of their tokens"))
     if config.learner.loss.kl_coef > 0 and config.learner.diffro.kl_coef > 0:
         found.append(("learner.diffro.kl_coef", "one KL is enough: `learner.loss.kl_coef` is above 0 too"))
+    return found
+
+
+def _token2text_problems(config: RunConfig) -> list[tuple[str, str]]:
+    found = []
+    if config.model.codec is None:
+        found.append(("model.codec", "name the codec whose tokens the Token2Text model reads"))
+    if config.data.replay is not None:
+        found.append(("data.replay", "there is no replay with `objective: token2text`"))
+    if config.learner.updates_per_step != 1:
+        found.append(("learner.updates_per_step", "is always 1 with `objective: token2text`"))
     return found
 
 

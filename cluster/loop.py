@@ -14,6 +14,7 @@ from cluster.fleet import EngineFleet
 from cluster.phases import PhaseTimer
 from cluster.publish import publish
 from cluster.system import System
+from cluster.token2text_data import targets_of
 from learner.batch import Sample, TrainGroup
 from learner.config import SAMPLED_OBJECTIVES
 from learner.grouping import Selection, Target, select_groups
@@ -139,7 +140,7 @@ class Trainer:
         if self.token2text is None:
             return None
         utterances = [prompt.utterance for prompt in prompts]
-        return [Target(self.token2text.text_ids(u.text, u.language)) for u in utterances]
+        return [targets_of(self.token2text, utterance) for utterance in utterances]
 
     def collect_references(self) -> Batch:
         """A supervised batch: each prompt's only "sample" is its reference."""

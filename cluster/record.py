@@ -126,7 +126,7 @@ def summarise(
         "status": status,
         "steps": len(metrics),
         "seconds": seconds,
-        "version": int(metrics[-1]["version"]) if metrics else 0,
+        "version": int(metrics[-1].get("version", 0)) if metrics else 0,
         "before": before,
         "after": after,
         "reward_first": rewards[0] if rewards else None,

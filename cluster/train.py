@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -17,15 +16,15 @@ from cluster.checkpoints import STATE_FILE
 from cluster.config import RunConfig
 from cluster.data import PromptSource, derived_seed, load_split
 from cluster.display import Example, TrainingDisplay, print_summary
-from cluster.evaluate import Evaluation, evaluate, evaluation_sampling, load_evaluation, store_evaluation
-from cluster.evaluate_speech import evaluate_speech
+from cluster.evaluate import Evaluation, evaluation_sampling, load_evaluation, store_evaluation
+from cluster.evaluate_split import evaluate_split, flat_scores
 from cluster.loop import Step, Trainer
 from cluster.memory import PeakMemory
 from cluster.phases import PhaseTimer
 from cluster.record import aligned_gaps, sample_text, step_metrics, summarise
 from cluster.runfolder import RunFolder
 from cluster.system import System, run_family
-from rollout.config import SamplingConfig
+from cluster.token2text_data import check_targets
 from speech.audio import load_audio
 from speech.errors import UserError
 from speech.families import ModelFamily
@@ -41,16 +40,13 @@ def train(config: RunConfig) -> int:
     Raises:
         UserError: bad input or configuration; nothing has been trained then.
     """
-    manifests = {
-        split: load_split(config.data, path)
-        for split, path in (
-            ("train", config.data.train),
-            ("valid", config.data.valid if config.evaluation.every else None),
-            ("test", config.data.test),
-            ("replay", config.data.replay),
-        )
-        if path is not None
-    }
+    if config.objective == "token2text":
+        from cluster.token2text_run import train_token2text  # which itself needs this module
+
+        return train_token2text(config)
+    manifests = load_manifests(config)
+    if config.uses_diffro:
+        check_targets(config, manifests["train"])
     run_family(config)  # an incomplete model must not leave a run's folder behind
     with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
         resume_from = folder.open(config)
@@ -62,6 +58,24 @@ def train(config: RunConfig) -> int:
                 status = run.execute(resume_from)
         print_summary(run.summary(status), run.examples(), folder.path)
     return 130 if status == "interrupted" else 0
+
+
+def load_manifests(config: RunConfig) -> dict[str, Manifest]:
+    """The manifests that a run reads, by split.
+
+    Raises:
+        InputError: naming every bad line, unless `data.on_bad` is `skip`.
+    """
+    return {
+        split: load_split(config.data, path)
+        for split, path in (
+            ("train", config.data.train),
+            ("valid", config.data.valid if config.evaluation.every else None),
+            ("test", config.data.test),
+            ("replay", config.data.replay),
+        )
+        if path is not None
+    }
 
 
 @contextmanager
@@ -139,7 +153,8 @@ class _Run:
             self._save()
         self.seconds_before += time.monotonic() - self.started
         if status == "completed":
-            self._export()
+            # For `evaluate`, transformers or another run.
+            self.folder.checkpoints.export(self.folder.path / "export")
             if self.config.evaluation.after and "test" in self.manifests:
                 self.after = self._evaluate_once("after")
         self.memory.sample()
@@ -204,22 +219,15 @@ class _Run:
             if self.config.objective == "sft":
                 self.trainer.publish(self.trainer.version + 1)
             result = self._evaluate("valid")
-        scores = {name: value for name, value in result.summary.items() if name in VALIDATED and value is not None}
+        scores = flat_scores(result.summary, VALIDATED)
         if "wer" in scores:
             self.display.message(f"step {self.trainer.step}: valid WER {scores['wer']:.2%}")
         return {f"valid/{name}": value for name, value in scores.items()}
 
     def _evaluate(self, split: str, waves: Path | None = None) -> Evaluation:
-        system, utterances = self.system, self.manifests[split].utterances
-        if system.listener is None:
-            return evaluate(utterances, system.encoders, system.fleet, self._greedy)
-        return evaluate_speech(utterances, system.encoders, system.fleet, system.listener, self._greedy, waves)
+        return evaluate_split(self.config, self.system, self.manifests[split].utterances, waves)
 
-    @property
-    def _greedy(self) -> SamplingConfig:
-        return evaluation_sampling(self.config)
-
-    def _evaluate_once(self, when: str) -> Evaluation:
+    def _evaluate_once(self, when: str) -> Evaluation | None:
         """Evaluate the test split before or after training, or read what an earlier execution found."""
         self.display.phase(f"evaluating the test split {when} training")
         path = self.folder.path / f"evaluation-{when}.json"
@@ -227,11 +235,16 @@ class _Run:
             "model": str(Path(self.config.model.path).resolve()),
             "manifest": self.manifests["test"].path,
             "utterances": len(self.manifests["test"].utterances),
-            "max_new_tokens": self._greedy.max_new_tokens,
+            "max_new_tokens": evaluation_sampling(self.config).max_new_tokens,
         }
+        if self.config.evaluation.sampled:
+            conditions["sampled"] = self.config.sampling.temperature
         found = load_evaluation(path, conditions) if when == "before" else None
         if found is not None:
             return found
+        if when == "before" and self.trainer.step > 0:
+            self.display.message("the test split was not evaluated like this before the first step; `before` is empty")
+            return None
         if when == "after" and self.config.objective == "sft":
             self.trainer.publish(self.trainer.version + 1)
         result = self._evaluate("test", waves=self.folder.path / "audio" / when)
@@ -258,24 +271,6 @@ class _Run:
             checkpoints.prune(self.config.checkpoint.keep)
         if step is not None and step.batch.groups:
             self._show_sample(step)
-
-    def _export(self) -> None:
-        """`export/`: the trained model, for `evaluate`, transformers or another run."""
-        latest = self.folder.checkpoints.latest()
-        if latest is None:
-            return
-        final = self.folder.path / "export"
-        staged, old = final.with_name("export.tmp"), final.with_name("export.old")
-        with jsonl.writing(final):
-            for folder in (staged, old):
-                if folder.exists():
-                    shutil.rmtree(folder)
-            shutil.copytree(self.folder.checkpoints.folder(latest) / "hf", staged)
-            if final.exists():
-                final.rename(old)
-            staged.rename(final)
-            if old.exists():
-                shutil.rmtree(old)
 
     def _show_sample(self, step: Step) -> None:
         """One prompt with its samples to TensorBoard, sound included."""

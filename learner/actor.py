@@ -13,7 +13,7 @@ from learner.batch import TrainGroup
 from learner.diffro import uses_diffro
 from learner.plan import RankShare, audio_of, plan_updates
 from learner.rank import LearnerRank, RankSpec, StepResult
-from learner.token2text_plan import SpeechText, Token2TextShare, plan_token2text
+from learner.token2text_plan import Reading, SpeechText, Token2TextShare, plan_reading, plan_token2text
 from learner.token2text_rank import Token2TextRank, Token2TextSpec
 from speech.errors import UserError
 
@@ -76,6 +76,9 @@ class Token2TextActor(_Shell):
 
     def update(self, step: int, share: Token2TextShare) -> dict[str, float]:
         return self._rank.update(step, share)
+
+    def read(self, items: list[SpeechText], spare: SpeechText) -> list[Reading]:
+        return self._rank.read(items, spare)
 
 
 class _ActorGang:
@@ -181,3 +184,15 @@ class Token2TextGroup(_ActorGang):
         shares = plan_token2text(items, spec.config.ranks, spec.training.mixup, spec.seed, step)
         calls = [actor.update.remote(step, share) for actor, share in zip(self.actors, shares, strict=True)]
         return self._get(calls, "update")[0]
+
+    def read(self, items: Sequence[SpeechText]) -> list[Reading]:
+        """Judge utterances without learning from them; one reading each, in order."""
+        plan = plan_reading(items, self.spec.config.ranks)
+        spare = min(items, key=lambda item: len(item.tokens))
+        calls = [
+            actor.read.remote([items[i] for i in share], spare) for actor, share in zip(self.actors, plan, strict=True)
+        ]
+        readings: dict[int, Reading] = {}
+        for share, part in zip(plan, self._get(calls, "read"), strict=True):
+            readings.update(zip(share, part, strict=True))
+        return [readings[i] for i in range(len(items))]

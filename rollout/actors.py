@@ -184,6 +184,33 @@ class VoiceActor:
 
 
 @ray.remote
+class CodecActor:
+    """`RecordingEncoder` in a process of its own: a codec without a model that speaks its tokens."""
+
+    def __init__(self, codec: str, config: EncoderConfig) -> None:
+        """`codec` is the codec's folder."""
+        import torch
+
+        from rollout.recordings import RecordingEncoder
+        from speech.audio import load_audio
+        from speech.codecs import load_codec
+
+        torch.set_num_threads(config.threads)
+        self._recordings = RecordingEncoder(load_codec(codec), config, load_audio)
+
+    def size(self) -> int:
+        """Number of the codec's tokens; returns once the codec is loaded."""
+        return self._recordings.codec.size
+
+    def tokenise(self, utterances: Sequence[Utterance]) -> list[tuple[int, ...]]:
+        """See `RecordingEncoder.tokenise`."""
+        return self._recordings.tokenise(utterances)
+
+    def encoded_total(self) -> int:
+        return self._recordings.encoded_total
+
+
+@ray.remote
 class EngineActor:
     """`RolloutEngine` in a process of its own; its methods are coroutines, so that one call does not block another."""
 

@@ -69,7 +69,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
     assert sorted(problems(path, "sampling.gruop_size=4"), key=lambda p: p.split(": ")[1]) == sorted(
         [
             f"{path}:6: seed: expected a whole number, got 'many'",
-            f"{path}:7: objective: expected one of `grpo`, `diffro`, `combined`, `sft`, got 'gpro'; "
+            f"{path}:7: objective: expected one of `grpo`, `diffro`, `combined`, `sft`, `token2text`, got 'gpro'; "
             "did you mean `grpo`?",
             f"{path}:9: learner.kl_coef: unknown key; did you mean `learner.loss.kl_coef`?",
             f"{path}:10: learner.shared_prefix: expected true or false, got 1",
