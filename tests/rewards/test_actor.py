@@ -81,7 +81,6 @@ def test_a_judge_that_hangs_costs_its_own_group_only() -> None:
         [RewardItem(USER + "length"), RewardItem("tts_accuracy")],
         sound=SoundConfig(judge=JudgeConfig("hanging", "nowhere")),
         timeout_s=3.0,
-        retries=0,
     )
     pool = RewardPool(rewards, partial(tape_codec, 1))
     groups = [sound_group([range(count)] * 2, text="word", name=str(count)) for count in (20, 40, 10)]
