@@ -19,11 +19,12 @@ from cluster.data import PromptSource, derived_seed, load_split
 from cluster.display import Example, TrainingDisplay, print_summary
 from cluster.evaluate import Evaluation, evaluate, evaluation_sampling, load_evaluation, store_evaluation
 from cluster.evaluate_speech import evaluate_speech
-from cluster.loop import Step, Trainer
+from cluster.loop import Trainer
 from cluster.memory import PeakMemory
 from cluster.phases import PhaseTimer
 from cluster.record import aligned_gaps, sample_text, step_metrics, summarise
 from cluster.runfolder import RunFolder
+from cluster.step import Step
 from cluster.system import System, run_family
 from rollout.config import SamplingConfig
 from speech.audio import load_audio
@@ -249,6 +250,7 @@ class _Run:
                 "version": trainer.version,
                 "source": trainer.source.state(),
                 "replay": None if trainer.replay_source is None else trainer.replay_source.state(),
+                "in_flight": [[[p.epoch, p.position] for p in prompts] for prompts in trainer.in_flight()],
                 "lengths": trainer.history.state_dict(),
                 "seconds": self.seconds_before + time.monotonic() - self.started,
                 "peak_memory_bytes": max(self.peak_before, self.memory.peak_bytes),
@@ -291,12 +293,14 @@ class _Run:
         try:
             state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
             self.trainer.source.restore(state["source"])
+            # Checkpoints of earlier releases have none.
+            self.trainer.waiting.extend(self.trainer.source.at(places) for places in state.get("in_flight", []))
             if self.trainer.replay_source is not None:
                 self.trainer.replay_source.restore(state["replay"])
             self.trainer.history.load_state_dict(state["lengths"])
             self.trainer.step, self.trainer.version = int(state["step"]), int(state["version"])
             self.seconds_before, self.peak_before = float(state["seconds"]), int(state["peak_memory_bytes"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{folder / STATE_FILE}: damaged ({error}); remove {folder} to resume earlier") from error
         self.trainer.learner.load(str(folder.resolve()))
         self.display.start_at(step)
