@@ -42,6 +42,8 @@ class ModelRef:
 class PromptPool(Protocol):
     """What makes prompts of utterances: of their sound in ASR, of text and voice in TTS."""
 
+    actors: list[Any]
+
     def start(self) -> list[ray.ObjectRef]:
         """What to wait for until the models are loaded."""
 
@@ -70,7 +72,7 @@ class EncoderPool:
     def __init__(self, model: ModelRef, config: EncoderConfig, learner_mode: EncoderMode) -> None:
         """`learner_mode`: what the encoded audio must hold for the learner."""
         self._learner_mode = learner_mode
-        self.actors = [
+        self.actors: list[Any] = [
             EncoderActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
                 model.path, model.family, config, model.options
             )
@@ -103,7 +105,7 @@ class VoicePool:
     def __init__(self, model: ModelRef, codec: str, config: EncoderConfig, learner_mode: VoiceMode) -> None:
         """`learner_mode`: `target` also encodes each utterance's own recording, for SFT."""
         self._learner_mode = learner_mode
-        self.actors = [
+        self.actors: list[Any] = [
             VoiceActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
                 model.path, model.family, codec, config, model.options
             )

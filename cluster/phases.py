@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from speech.spans import SpanRecorder
+
 
 class PhaseTimeout(TimeoutError):  # noqa: N818  (a time-out, as in the standard library's own naming)
     """A phase did not end in time.
@@ -64,6 +66,9 @@ class PhaseTimer:
         """`on_phase` is told the name of each phase as it begins, for a display."""
         self._on_phase = on_phase
         self._clock = clock
+        self.spans = SpanRecorder()
+        self.step_started = time.time()
+        """Of the step, in seconds since the epoch."""
         self._lock = threading.Lock()
         self._step: int | None = None
         self._step_seconds: defaultdict[str, float] = defaultdict(float)
@@ -79,6 +84,7 @@ class PhaseTimer:
             self._step_seconds.clear()
             self._work = 0.0
             self._step_began = self._work_began = self._clock()
+            self.step_started = time.time()
 
     @contextmanager
     def phase(self, name: str, timeout_s: float | None = None, waiting: bool = False) -> Iterator[Phase]:
@@ -102,7 +108,8 @@ class PhaseTimer:
         if not waiting:
             self._begin_work()
         try:
-            yield phase
+            with self.spans.span(name):
+                yield phase
         except PhaseTimeout as error:
             error.add_note(self._place(name))
             raise

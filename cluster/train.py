@@ -26,6 +26,7 @@ from cluster.record import aligned_gaps, sample_text, step_metrics, summarise
 from cluster.runfolder import RunFolder
 from cluster.step import Step
 from cluster.system import System, run_family
+from cluster.timeline import Timeline, idle_fractions
 from rollout.config import SamplingConfig
 from speech.audio import load_audio
 from speech.errors import UserError
@@ -104,6 +105,7 @@ class _Run:
         self.folder, self.display, self.memory = folder, display, memory
         self.interrupted: list[bool] = []
         self.timer = PhaseTimer(on_phase=display.phase)
+        self.timeline = Timeline(folder.path / "timeline.json")
         source = PromptSource(
             manifests["train"].utterances, config.seed, config.data.batch_prompts, config.data.shuffle
         )
@@ -189,7 +191,7 @@ class _Run:
             metrics |= self._validate()
             # The evaluation's share is no part of the next step's.
             self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
-        metrics |= self.timer.finish_step()
+        metrics |= self.timer.finish_step() | self._timeline(step)
         metrics["time/tokens_per_second"] = metrics.get("rollout/tokens", 0.0) / max(metrics["time/step"], 1e-9)
         if step.batch.groups:
             self.folder.rollouts(step.number, step.batch.groups, aligned_gaps(step.batch, step.sample_gaps))
@@ -199,6 +201,12 @@ class _Run:
         if last or self.interrupted or step.number % checkpoint.every == 0:
             self._save(step)
         return not self.interrupted
+
+    def _timeline(self, step: Step) -> dict[str, float]:
+        """Add the step to the timeline; the components' idle fractions in it."""
+        now, spans = time.time(), self.system.spans()
+        self.timeline.append(step.number, {"controller": self.timer.spans.take(), **spans})
+        return idle_fractions(spans, self.timer.step_started, now)
 
     def _validate(self) -> dict[str, float]:
         with self.timer.phase("evaluate"):
