@@ -171,6 +171,30 @@ class RunConfig:
         },
     )
     runs_dir: str = field(default="runs", metadata={"help": "Folder for the results of all runs."})
+    staleness: int = field(
+        default=0,
+        metadata={
+            "help": "S, how many versions a sample may be behind the learner when it is trained; never more. 0 is "
+            "synchronous and on-policy; above 0 engines sample the next S steps while the learner learns.",
+            "min": 0,
+        },
+    )
+    update: str = field(
+        default="drain",
+        metadata={
+            "help": "What a publication does to running samples when `staleness` is above 0: `drain` lets them end "
+            "under their version first, `inflight` freezes them and lets them go on under the new one.",
+            "choices": ("drain", "inflight"),
+        },
+    )
+    placement: str = field(
+        default="disaggregated",
+        metadata={
+            "help": "`disaggregated`: every component has its own devices. `colocated`: engines, encoder and learner "
+            "take turns on the same GPUs and leave them when their turn is over; without GPUs nothing has to leave.",
+            "choices": ("disaggregated", "colocated"),
+        },
+    )
     sampling: SamplingConfig = field(default_factory=SamplingConfig, metadata={"help": "How groups are sampled."})
     engines: EngineConfig = field(default_factory=EngineConfig, metadata={"help": "The vLLM rollout engines."})
     encoder: EncoderConfig = field(default_factory=EncoderConfig, metadata={"help": "The audio-encoder actors."})
@@ -248,6 +272,7 @@ def _across_sections(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("sampling.min_new_tokens", "is more than sampling.max_new_tokens"))
     if config.objective == "token2text":
         found += _token2text_problems(config)
+    found += _schedule_problems(config)
     if config.uses_diffro:
         found += _diffro_problems(config)
     if config.objective in SAMPLED_OBJECTIVES:
@@ -258,6 +283,24 @@ def _across_sections(config: RunConfig) -> list[tuple[str, str]]:
                 build_reward(item.name, item.options)
             except UserError as error:
                 found.append((f"rewards.items.{i}", str(error)))
+    return found
+
+
+def _schedule_problems(config: RunConfig) -> list[tuple[str, str]]:
+    found = []
+    if config.update == "inflight" and config.staleness == 0:
+        found.append(("update", "nothing is in flight at a publication with `staleness: 0`; leave it at `drain`"))
+    if config.staleness > 0:
+        if config.objective == "sft":
+            found.append(("staleness", "`objective: sft` samples nothing that could be stale; leave it at 0"))
+        if config.placement == "colocated":
+            found.append(("placement", "components that take turns cannot overlap; `colocated` needs `staleness: 0`"))
+        if config.objective in ("grpo", "combined") and config.learner.loss.importance_cap == 0:
+            message = (
+                "stale samples need importance weights: they were drawn by another policy than the one that learns. "
+                "Set a cap, such as 2"
+            )
+            found.append(("learner.loss.importance_cap", message))
     return found
 
 

@@ -136,7 +136,7 @@ def _reward_parts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def _phases(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    names = [k for k in metrics if k.startswith("time/") and k not in _NOT_PHASES]
+    names = [k for k in metrics if k.startswith("time/") and not k.startswith(_NOT_PHASES)]
     return [(k.removeprefix("time/"), f"{metrics[k]:.1f}") for k in names]
 
 

@@ -42,6 +42,8 @@ class ModelRef:
 class PromptPool(Protocol):
     """What makes prompts of utterances: of their sound in ASR, of text and voice in TTS."""
 
+    actors: list[Any]
+
     def start(self) -> list[ray.ObjectRef]:
         """What to wait for until the models are loaded."""
 
@@ -70,7 +72,7 @@ class EncoderPool:
     def __init__(self, model: ModelRef, config: EncoderConfig, learner_mode: EncoderMode) -> None:
         """`learner_mode`: what the encoded audio must hold for the learner."""
         self._learner_mode = learner_mode
-        self.actors = [
+        self.actors: list[Any] = [
             EncoderActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
                 model.path, model.family, config, model.options
             )
@@ -103,7 +105,7 @@ class VoicePool:
     def __init__(self, model: ModelRef, codec: str, config: EncoderConfig, learner_mode: VoiceMode) -> None:
         """`learner_mode`: `target` also encodes each utterance's own recording, for SFT."""
         self._learner_mode = learner_mode
-        self.actors = [
+        self.actors: list[Any] = [
             VoiceActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
                 model.path, model.family, codec, config, model.options
             )
@@ -130,8 +132,35 @@ class VoicePool:
         return sum(get([actor.encoded_total.remote() for actor in self.actors], "voice count", 60.0))
 
 
+class Generation:
+    """Groups that are being sampled; see `EngineFleet.submit`."""
+
+    def __init__(self, calls: Sequence[ray.ObjectRef]) -> None:
+        self._calls = list(calls)
+
+    def done(self) -> bool:
+        """Whether `result` would return, or raise, at once."""
+        return len(ray.wait(self._calls, num_returns=len(self._calls), timeout=0)[0]) == len(self._calls)
+
+    def result(self, timeout: float | None) -> list[Group]:
+        """Unscored groups, in the order of the prompts.
+
+        Raises:
+            TimeoutError: they are not there after `timeout` seconds; sampling goes on.
+        """
+        return [group for part in get(self._calls, "generate", timeout) for group in part]
+
+    def cancel(self) -> None:
+        """Stop sampling; `result` raises from now on, unless the groups are there already."""
+        for call in self._calls:
+            ray.cancel(call)
+
+
 class EngineFleet:
-    """A fixed number of engines, each an independent actor."""
+    """A fixed number of engines, each an independent actor.
+
+    `submit` and `publish` may be called from different threads at the same time: an engine decides which comes first.
+    """
 
     def __init__(self, model: ModelRef, config: EngineConfig) -> None:
         self.config = config
@@ -150,21 +179,37 @@ class EngineFleet:
         """
         return [actor.start.remote(version) for actor in self.actors]
 
+    def submit(self, prompts: Sequence[Prompt], audio: Sequence[EncodedRef], sampling: SamplingConfig) -> Generation:
+        """Begin to sample a group for every prompt. Which engine samples a prompt depends on the order alone."""
+        shares = contiguous(list(zip(prompts, audio, strict=True)), len(self.actors))
+        return Generation(
+            [
+                actor.generate.remote([p for p, _ in share], [a.ref for _, a in share], sampling)
+                for actor, share in zip(self.actors, shares, strict=True)
+                if share
+            ]
+        )
+
     def generate(
         self, prompts: Sequence[Prompt], audio: Sequence[EncodedRef], sampling: SamplingConfig, timeout: float | None
     ) -> list[Group]:
-        """Unscored groups, in the order of the prompts. Which engine samples a prompt depends on the order alone."""
-        shares = contiguous(list(zip(prompts, audio, strict=True)), len(self.actors))
-        calls = [
-            actor.generate.remote([p for p, _ in share], [a.ref for _, a in share], sampling)
-            for actor, share in zip(self.actors, shares, strict=True)
-            if share
-        ]
-        return [group for part in get(calls, "generate", timeout) for group in part]
+        """Unscored groups, in the order of the prompts."""
+        return self.submit(prompts, audio, sampling).result(timeout)
 
-    def publish(self, version: int, buckets: Sequence[ray.ObjectRef], probe: Probe, timeout: float | None) -> float:
-        """Load and verify new weights on all engines; the largest |Δ log-prob| of their probes."""
-        calls = [actor.update_weights.remote(version, list(buckets), probe) for actor in self.actors]
+    def publish(
+        self,
+        version: int,
+        buckets: Sequence[ray.ObjectRef],
+        probe: Probe,
+        timeout: float | None,
+        in_flight: bool = False,
+    ) -> float:
+        """Load and verify new weights on all engines; the largest |Δ log-prob| of their probes.
+
+        Args:
+            in_flight: running samples go on under the new weights; otherwise they end under the old ones first.
+        """
+        calls = [actor.update_weights.remote(version, list(buckets), probe, in_flight) for actor in self.actors]
         return max(get(calls, "publish", timeout))
 
     def stats(self) -> list[EngineStats]:

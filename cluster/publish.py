@@ -23,6 +23,7 @@ def publish(
     config: PublishConfig,
     vocabulary: int,
     phase: Phase,
+    in_flight: bool = False,
 ) -> float:
     """Send the policy to the engines and prove that it arrived.
 
@@ -32,6 +33,7 @@ def publish(
     Args:
         vocabulary: token ids below this number may stand in the probe.
         phase: whose budget bounds the whole of it.
+        in_flight: see `EngineFleet.publish`.
 
     Returns:
         Largest |Δ log-prob| of the probe over all engines, in nats.
@@ -44,4 +46,4 @@ def publish(
     token_ids = random.Random(version).choices(range(vocabulary), k=config.probe_tokens)
     tolerance = config.probe_tolerance if config.probe_tolerance is not None else TOLERANCE[fleet.config.dtype]
     probe = Probe(tuple(token_ids), tuple(learner.probe_logprobs(token_ids)), tolerance)
-    return fleet.publish(version, buckets, probe, phase.remaining())
+    return fleet.publish(version, buckets, probe, phase.remaining(), in_flight)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cluster.loop import Batch, Step
+from cluster.step import Batch, Step
 from rewards.edits import EditCounts, word_edits
 from speech.records import Group
 
@@ -56,14 +56,16 @@ def _rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
         EditCounts(),
     )
     # The version counted here is the one after this step's update.
-    staleness = Counter(max(0, version - 1 - t.version_first) for t in trajectories)
+    ages = [max(0, version - 1 - t.version_first) for t in trajectories]
     return {
         "rollout/trajectories": float(len(trajectories)),
         "rollout/tokens": float(sum(lengths)),
         "rollout/length_mean": statistics.fmean(lengths),
         "rollout/no_stop_share": sum(t.finish_reason != "stop" for t in trajectories) / len(trajectories),
         **({} if speech else {"rollout/wer": edits.rate}),
-        **{f"staleness/{age}": float(count) for age, count in sorted(staleness.items())},
+        "staleness/mean": statistics.fmean(ages),
+        "staleness/max": float(max(ages)),
+        **{f"staleness/{age}": float(count) for age, count in sorted(Counter(ages).items())},
     }
 
 

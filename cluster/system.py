@@ -14,6 +14,7 @@ import ray
 from cluster.config import RunConfig
 from cluster.fleet import EncoderPool, EngineFleet, ModelRef, PromptPool, VoicePool, get
 from cluster.listener import Listener
+from cluster.timeline import gather
 from learner.actor import LearnerGroup
 from learner.config import SAMPLED_OBJECTIVES
 from learner.rank import RankSpec
@@ -26,6 +27,7 @@ from rollout.voices import VoiceMode
 from speech.codecs import load_codec
 from speech.errors import UserError
 from speech.families import LanguageModelFamily, SpeechFamily, load_family
+from speech.spans import Span
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +108,12 @@ class System:
         """The reward actors; there are none without rollouts."""
         assert self._rewards is not None
         return self._rewards
+
+    def spans(self) -> dict[str, list[Span]]:
+        """What each actor did since the last call, by a name such as `engine 0`."""
+        pools = {"encoder": self.encoders.actors, "engine": self.fleet.actors, "learner": self.learner.actors}
+        actors = {f"{name} {i}": actor for name, pool in pools.items() for i, actor in enumerate(pool)}
+        return gather(actors) | ({} if self._rewards is None else self._rewards.spans())
 
     def _encoders(self, model: ModelRef) -> PromptPool:
         config = self.config

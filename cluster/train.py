@@ -18,12 +18,14 @@ from cluster.data import PromptSource, derived_seed, load_split
 from cluster.display import Example, TrainingDisplay, print_summary
 from cluster.evaluate import Evaluation, evaluation_sampling, load_evaluation, store_evaluation
 from cluster.evaluate_split import evaluate_split, flat_scores
-from cluster.loop import Step, Trainer
+from cluster.loop import Trainer
 from cluster.memory import PeakMemory
 from cluster.phases import PhaseTimer
 from cluster.record import aligned_gaps, sample_text, step_metrics, summarise
 from cluster.runfolder import RunFolder
+from cluster.step import Step
 from cluster.system import System, run_family
+from cluster.timeline import Timeline, idle_fractions
 from cluster.token2text_data import check_targets
 from speech.audio import load_audio
 from speech.errors import UserError
@@ -117,6 +119,7 @@ class _Run:
         self.folder, self.display, self.memory = folder, display, memory
         self.interrupted: list[bool] = []
         self.timer = PhaseTimer(on_phase=display.phase)
+        self.timeline = Timeline(folder.path / "timeline.json")
         source = PromptSource(
             manifests["train"].utterances, config.seed, config.data.batch_prompts, config.data.shuffle
         )
@@ -203,7 +206,7 @@ class _Run:
             metrics |= self._validate()
             # The evaluation's share is no part of the next step's.
             self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
-        metrics |= self.timer.finish_step()
+        metrics |= self.timer.finish_step() | self._timeline(step)
         metrics["time/tokens_per_second"] = metrics.get("rollout/tokens", 0.0) / max(metrics["time/step"], 1e-9)
         if step.batch.groups:
             self.folder.rollouts(step.number, step.batch.groups, aligned_gaps(step.batch, step.sample_gaps))
@@ -213,6 +216,12 @@ class _Run:
         if last or self.interrupted or step.number % checkpoint.every == 0:
             self._save(step)
         return not self.interrupted
+
+    def _timeline(self, step: Step) -> dict[str, float]:
+        """Add the step to the timeline; the components' idle fractions in it."""
+        now, spans = time.time(), self.system.spans()
+        self.timeline.append(step.number, {"controller": self.timer.spans.take(), **spans})
+        return idle_fractions(spans, self.timer.step_started, now)
 
     def _validate(self) -> dict[str, float]:
         with self.timer.phase("evaluate"):
@@ -262,6 +271,7 @@ class _Run:
                 "version": trainer.version,
                 "source": trainer.source.state(),
                 "replay": None if trainer.replay_source is None else trainer.replay_source.state(),
+                "in_flight": [[[p.epoch, p.position] for p in prompts] for prompts in trainer.in_flight()],
                 "lengths": trainer.history.state_dict(),
                 "seconds": self.seconds_before + time.monotonic() - self.started,
                 "peak_memory_bytes": max(self.peak_before, self.memory.peak_bytes),
@@ -286,12 +296,14 @@ class _Run:
         try:
             state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
             self.trainer.source.restore(state["source"])
+            # Checkpoints of earlier releases have none.
+            self.trainer.waiting.extend(self.trainer.source.at(places) for places in state.get("in_flight", []))
             if self.trainer.replay_source is not None:
                 self.trainer.replay_source.restore(state["replay"])
             self.trainer.history.load_state_dict(state["lengths"])
             self.trainer.step, self.trainer.version = int(state["step"]), int(state["version"])
             self.seconds_before, self.peak_before = float(state["seconds"]), int(state["peak_memory_bytes"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{folder / STATE_FILE}: damaged ({error}); remove {folder} to resume earlier") from error
         self.trainer.learner.load(str(folder.resolve()))
         self.display.start_at(step)

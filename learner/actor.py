@@ -16,6 +16,7 @@ from learner.rank import LearnerRank, RankSpec, StepResult
 from learner.token2text_plan import Reading, SpeechText, Token2TextShare, plan_reading, plan_token2text
 from learner.token2text_rank import Token2TextRank, Token2TextSpec
 from speech.errors import UserError
+from speech.spans import Span, SpanRecorder
 
 
 class _Shell:
@@ -24,6 +25,11 @@ class _Shell:
     def __init__(self, spec: Any, rank: int, world_size: int) -> None:
         self.spec, self.rank_index, self.world_size = spec, rank, world_size
         self.rank: Any = None
+        self.recorder = SpanRecorder()
+
+    def spans(self) -> list[Span]:
+        """What it did since the last call."""
+        return self.recorder.take()
 
     def address(self) -> str:
         """`host:port` that is free on this node, for rank 0 to host the rendezvous."""
@@ -32,7 +38,8 @@ class _Shell:
             return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def save(self, folder: str) -> None:
-        self._rank.save(folder)
+        with self.recorder.span("save"):
+            self._rank.save(folder)
 
     def load(self, folder: str) -> None:
         self._rank.load(folder)
@@ -54,17 +61,21 @@ class LearnerActor(_Shell):
     def update(self, step: int, shares: list[RankShare], audio: dict[int, ray.ObjectRef]) -> StepResult:
         wanted = audio_of(shares)
         encoded = dict(zip(wanted, ray.get([audio[i] for i in wanted]), strict=True))
-        return self._rank.update(step, shares, encoded)
+        with self.recorder.span("update"):
+            return self._rank.update(step, shares, encoded)
 
     def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
         """Put the weights into the object store bucket by bucket; rank 0 returns the references."""
-        return [ray.put(bucket) for bucket in self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes)]
+        with self.recorder.span("publish"):
+            return [ray.put(bucket) for bucket in self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes)]
 
     def front_states(self) -> dict[str, dict[str, torch.Tensor]]:
-        return self._rank.front_states()
+        with self.recorder.span("publish"):
+            return self._rank.front_states()
 
     def probe_logprobs(self, token_ids: list[int]) -> list[float]:
-        return self._rank.probe_logprobs(token_ids)
+        with self.recorder.span("probe"):
+            return self._rank.probe_logprobs(token_ids)
 
 
 @ray.remote

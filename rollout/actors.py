@@ -17,6 +17,7 @@ from ray import ObjectRef
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
 from speech.errors import UserError
 from speech.records import Group, Prompt, PromptLayout, Utterance
+from speech.spans import Span, SpanRecorder
 from speech.weights import Probe
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def encoder_options(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-@ray.remote
+# Questions are answered while the encoder works.
+@ray.remote(concurrency_groups={"control": 1})
 class EncoderActor:
     """`UtteranceEncoder` in a process of its own."""
 
@@ -108,6 +110,7 @@ class EncoderActor:
         loaded = load_family(model, family, options)
         if not isinstance(loaded, ModelFamily):
             raise UserError(f"model family {loaded.name!r} has no audio encoder: it speaks")
+        self._spans = SpanRecorder()
         self._encoder = UtteranceEncoder(
             loaded,
             config,
@@ -124,17 +127,24 @@ class EncoderActor:
         Raises:
             InputError: naming every utterance that could not be read.
         """
-        encoded = self._encoder.encode(self._encoder.load(utterances), utterances, mode)
+        with self._spans.span("encode"):
+            encoded = self._encoder.encode(self._encoder.load(utterances), utterances, mode)
         return [EncodedRef(ref=ray.put(item), seconds=item.seconds, layout=item.layout) for item in encoded]
 
     def update(self, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         self._encoder.update(states)
 
+    @ray.method(concurrency_group="control")
     def encoded_total(self) -> int:
         return self._encoder.encoded_total
 
+    @ray.method(concurrency_group="control")
+    def spans(self) -> list[Span]:
+        """What it did since the last call."""
+        return self._spans.take()
 
-@ray.remote
+
+@ray.remote(concurrency_groups={"control": 1})
 class VoiceActor:
     """`VoiceEncoder` in a process of its own: what stands in the place of an `EncoderActor` for TTS."""
 
@@ -158,6 +168,7 @@ class VoiceActor:
         loaded = load_family(model, family, options)
         if not isinstance(loaded, SpeechFamily):
             raise UserError(f"model family {loaded.name!r} does not speak")
+        self._spans = SpanRecorder()
         self._voices = VoiceEncoder(loaded, load_codec(codec, loaded.codec), config, load_audio)
 
     def ready(self) -> None:
@@ -169,6 +180,8 @@ class VoiceActor:
         Raises:
             InputError: naming every utterance that cannot be spoken.
         """
+        with self._spans.span("encode"):
+            encoded = self._voices.encode(utterances, mode)
         return [
             EncodedRef(
                 ref=ray.put(item.encoded),
@@ -176,11 +189,17 @@ class VoiceActor:
                 layout=item.encoded.layout,
                 target_ids=item.target_ids,
             )
-            for item in self._voices.encode(utterances, mode)
+            for item in encoded
         ]
 
+    @ray.method(concurrency_group="control")
     def encoded_total(self) -> int:
         return self._voices.encoded_total
+
+    @ray.method(concurrency_group="control")
+    def spans(self) -> list[Span]:
+        """What it did since the last call."""
+        return self._spans.take()
 
 
 @ray.remote
@@ -222,6 +241,7 @@ class EngineActor:
 
         logging.getLogger("vllm").setLevel(logging.WARNING)
         self._engine = RolloutEngine(load_family(model, family, options), config)
+        self._spans = SpanRecorder()
 
     async def start(self, version: int | None = 0) -> None:
         await self._engine.start(version)
@@ -230,14 +250,17 @@ class EngineActor:
         self, prompts: Sequence[Prompt], audio: Sequence[ObjectRef], sampling: SamplingConfig
     ) -> list[Group]:
         """As `RolloutEngine.generate`, with references to `EncodedAudio` in the place of the values."""
-        return await self._engine.generate(prompts, await asyncio.gather(*audio), sampling)
+        encoded = await asyncio.gather(*audio)
+        with self._spans.span("generate"):
+            return await self._engine.generate(prompts, encoded, sampling)
 
     async def update_weights(
         self, version: int, buckets: Sequence[ObjectRef], probe: Probe, in_flight: bool = False
     ) -> float:
         """As `RolloutEngine.update_weights`; fetches one bucket at a time, in the thread that stages them."""
         fetched = (ray.get(bucket) for bucket in buckets)
-        return await self._engine.update_weights(version, fetched, probe, in_flight=in_flight)
+        with self._spans.span("update"):
+            return await self._engine.update_weights(version, fetched, probe, in_flight=in_flight)
 
     async def probe(self, token_ids: Sequence[int]) -> list[float]:
         return await self._engine.probe(token_ids)
@@ -247,6 +270,10 @@ class EngineActor:
 
     async def stats(self) -> EngineStats:
         return self._engine.stats()
+
+    async def spans(self) -> list[Span]:
+        """What it did since the last call."""
+        return self._spans.take()
 
     async def shutdown(self) -> None:
         self._engine.shutdown()

@@ -18,7 +18,13 @@ MAY_IMPORT = {
 }
 SHELLS = {"rollout/actors.py", "rewards/actor.py", "learner/actor.py"}
 """The only modules outside `cluster` that may import Ray: thin actors around plain classes."""
-PURE = {"cluster/data.py", "cluster/phases.py", "cluster/config.py", "cluster/config_schema.py"}
+PURE = {
+    "cluster/admission.py",
+    "cluster/config.py",
+    "cluster/config_schema.py",
+    "cluster/data.py",
+    "cluster/phases.py",
+}
 """Policy that must be right under failure, and mathematics: no Ray, no vLLM, so that it runs anywhere."""
 
 

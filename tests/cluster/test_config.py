@@ -123,6 +123,32 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("staleness=1",), "learner.loss.importance_cap: stale samples need importance weights"),
+        (("update=inflight",), "update: nothing is in flight at a publication with `staleness: 0`"),
+        (("staleness=-1",), "staleness: must be at least 0, got -1"),
+        (("staleness=1", "objective=sft"), "staleness: `objective: sft` samples nothing that could be stale"),
+        (
+            ("staleness=1", "placement=colocated", "learner.loss.importance_cap=2"),
+            "placement: components that take turns cannot overlap; `colocated` needs `staleness: 0`",
+        ),
+    ],
+)
+def test_schedules_that_make_no_sense(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    found = problems(write(tmp_path, REQUIRED), *overrides)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_schedules_that_make_sense(tmp_path: Path) -> None:
+    path = write(tmp_path, REQUIRED)
+    config = load_config(path, ["staleness=2", "update=inflight", "learner.loss.importance_cap=2"])
+    assert (config.staleness, config.update, config.placement) == (2, "inflight", "disaggregated")
+    assert load_config(path, ["placement=colocated"]).placement == "colocated"
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("name: [\n", ":2: not valid YAML"),
