@@ -68,7 +68,7 @@ class RunLog:
         to_file.setFormatter(self._formatter)
         to_file.addFilter(_ours_or_warning)
         # With a handler at the root, Python no longer prints warnings by itself.
-        to_terminal = logging.StreamHandler(sys.stderr)
+        to_terminal = _Terminal()
         to_terminal.setLevel(logging.WARNING)
         self._handlers = [to_file, to_terminal]
         for handler in self._handlers:
@@ -90,6 +90,13 @@ class RunLog:
         if self._file is not None:
             with writing(self._path):
                 self._file.close()
+
+
+class _Terminal(logging.Handler):
+    """Prints to what stderr is at that moment: a live display puts something of its own in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
 
 
 def _ours_or_warning(record: logging.LogRecord) -> bool:

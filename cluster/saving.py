@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from cluster import jsonl
@@ -40,6 +42,7 @@ class CheckpointSaver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._step: int | None = None
         self._state = ""
+        self._staged = Path()
         self._began = 0.0
         self._commit: Future[None] | None = None
 
@@ -55,10 +58,10 @@ class CheckpointSaver:
         """
         self.wait()
         self._state = json.dumps(state, indent=2) + "\n"
-        staged = self._checkpoints.stage(step)
+        self._staged = self._checkpoints.stage(step)
         self._step, self._began = step, self._clock()
         with self._discarding():
-            self._learner.save_in_background(str(staged.resolve()))
+            self._learner.save_in_background(str(self._staged.resolve()))
         if not self._config.asynchronous:
             self.wait()
 
@@ -93,32 +96,20 @@ class CheckpointSaver:
 
     def _finish(self, step: int, state: str) -> None:
         """Digests of a large checkpoint take a while, so this has a thread of its own."""
-        jsonl.replace(self._checkpoints.folder(step).with_suffix(".tmp") / STATE_FILE, state)
+        jsonl.replace(self._staged / STATE_FILE, state)
         self._checkpoints.commit(step)
         self._checkpoints.prune(self._config.keep, self._config.keep_best)
 
-    def _discarding(self) -> _Discard:
-        return _Discard(self)
-
-    def abandon(self) -> None:
-        """Give up the checkpoint being written and remove what there is of it, as far as the disk lets us."""
-        step, self._step, self._commit = self._step, None, None
-        if step is not None:
-            self._checkpoints.discard(step)
-
-
-class _Discard:
-    """Removes the half-written checkpoint when the disk refuses the rest: that space is needed."""
-
-    def __init__(self, saver: CheckpointSaver) -> None:
-        self._saver = saver
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UserError):
+    @contextmanager
+    def _discarding(self) -> Iterator[None]:
+        """Remove the half-written checkpoint when the disk refuses the rest of it: the space is needed."""
+        try:
+            yield
+        except UserError as error:
+            step, self._step, self._commit = self._step, None, None
             try:
-                self._saver.abandon()
+                if step is not None:
+                    self._checkpoints.discard(step)
             except UserError as second:
                 error.add_note(str(second))
+            raise
