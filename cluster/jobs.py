@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
     from ray.job_submission import JobSubmissionClient
 
-EXCLUDED = (".venv/", ".git/", "/runs/", "/build/", "__pycache__/", "*.egg-info/", ".*_cache/", ".hypothesis/")
+EXCLUDED = (".venv", ".git", "/runs", "/build", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 """What of the working folder does not travel (patterns of .gitignore, besides the folder's own .gitignore)."""
 
 STOP_WAIT_S = 900

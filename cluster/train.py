@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -22,6 +19,7 @@ from cluster.data import PromptSource, derived_seed, load_split
 from cluster.display import Example, TrainingDisplay, print_summary
 from cluster.evaluate import Evaluation, evaluate, evaluation_sampling, load_evaluation, store_evaluation
 from cluster.evaluate_speech import evaluate_speech
+from cluster.interruption import interruption
 from cluster.jobs import SAVED
 from cluster.logs import RunLog
 from cluster.loop import Step, Trainer
@@ -43,9 +41,6 @@ logger = logging.getLogger(__name__)
 
 VALIDATED = ("wer", "cer", "wer_second", "speaker_similarity", "duration_mean", "no_stop_rate")
 """What of an evaluation of `data.valid` goes into the metrics."""
-
-REPEATED_SIGNAL_S = 1.0
-"""Within this time a second Ctrl-C is an echo of the first."""
 
 
 def train(config: RunConfig) -> int:
@@ -76,37 +71,6 @@ def train(config: RunConfig) -> int:
                 status = run.execute(resume_from)
         print_summary(run.summary(status), run.examples(), folder.path)
     return 130 if status == "interrupted" else 0
-
-
-@contextmanager
-def interruption(display: TrainingDisplay) -> Iterator[list[bool]]:
-    """Ctrl-C (or SIGTERM) lets the running step end, so that it can be saved; a second Ctrl-C stops at once.
-
-    One request may arrive several times: Ray signals each process of a job, and a wrapper (`timeout`, `srun`, an init
-    process) passes its copy on. So a repeated SIGTERM means nothing new, nor does a Ctrl-C within a second.
-
-    Yields:
-        A list that is non-empty once the user has asked to stop.
-    """
-    asked: list[bool] = []
-    first = 0.0
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if asked:
-            if number == signal.SIGINT and time.monotonic() - first > REPEATED_SIGNAL_S:
-                raise KeyboardInterrupt
-            return
-        first = time.monotonic()
-        asked.append(True)
-        display.message("stopping after this step; a checkpoint will be saved (Ctrl-C again: stop at once)")
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class _Run:
@@ -167,11 +131,11 @@ class _Run:
             except Exception as error:
                 self._finish_checkpoint(error)
                 raise
-        status = "interrupted" if self.interrupted and self.trainer.step < self.config.steps else "completed"
-        self.saver.wait()
-        if self.folder.checkpoints.latest() != self.trainer.step and self.trainer.step > 0:
-            self._save()
             self.saver.wait()
+            if self.folder.checkpoints.latest() != self.trainer.step and self.trainer.step > 0:
+                self._save()
+                self.saver.wait()
+        status = "interrupted" if self.interrupted and self.trainer.step < self.config.steps else "completed"
         self.seconds_before += time.monotonic() - self.started
         if status == "interrupted":
             self.display.message(f"stopped after step {self.trainer.step}; {SAVED}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import cli, train
+from cluster import cli, interruption, jobs
 from cluster.display import TrainingDisplay
 from cluster.system import surrounding_cluster
 
@@ -61,8 +61,8 @@ def test_surrounding_cluster(address: str | None, expected: str | None, monkeypa
 
 def test_one_request_may_arrive_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-    with train.interruption(TrainingDisplay("x", 1)) as asked:
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
+    with interruption.interruption(TrainingDisplay("x", 1)) as asked:
         assert not asked
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):  # Ray's, a wrapper's, and an echo
             os.kill(os.getpid(), number)
@@ -72,3 +72,23 @@ def test_one_request_may_arrive_several_times(monkeypatch: pytest.MonkeyPatch) -
         assert asked == [True]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_travels(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    project = tmp_path / "project"
+    (tmp_path / "environment" / "lib").mkdir(parents=True)
+    (tmp_path / "environment" / "lib" / "torch.so").write_text("large")
+    for name in ("cluster/cli.py", "configs/run.yaml", "assets/build/speech.py", "runs/a/metrics.jsonl"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("x")
+    for name in (".git/HEAD", "build/x.o", "cluster/__pycache__/cli.pyc", ".mypy_cache/y", "speechrl.egg-info/PKG"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("x")
+    (project / ".venv").symlink_to(tmp_path / "environment")
+    found: list[str] = []
+    excludes = _get_excludes(project, list(jobs.EXCLUDED))
+    _dir_travel(project, [excludes], lambda p: found.append(p.relative_to(project).as_posix()), True)
+    files = sorted(name for name in found if (project / name).is_file())
+    assert files == ["assets/build/speech.py", "cluster/cli.py", "configs/run.yaml"]
