@@ -226,10 +226,7 @@ class LearnerRank:
         Raises:
             UserError: the disk refuses, now or at the checkpoint before.
         """
-        states = {
-            part: {name: tensor.clone() for name, tensor in tensors.items()}
-            for part, tensors in self._full_states().items()
-        }
+        states = self._full_states()
 
         def export() -> None:
             if self.rank == 0:
@@ -259,12 +256,17 @@ class LearnerRank:
         dist.barrier()
 
     def _full_states(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The model's tensors, gathered on the CPU; they may be the parameters' own memory."""
+        """Copies of the model's tensors in host memory, on rank 0; the others only take part in the gathering."""
         states: dict[str, dict[str, torch.Tensor]] = {}
         for part in (*PARTS, "ctc"):
             module = getattr(self.policy, part)
-            if module is not None:
-                states[part] = {name: full_tensor(p.detach()).cpu() for name, p in module.named_parameters()}
+            if module is None:
+                continue
+            states[part] = {}
+            for name, parameter in module.named_parameters():
+                tensor = full_tensor(parameter.detach())
+                if self.rank == 0:
+                    states[part][name] = tensor.to("cpu", copy=True)
         return states
 
     def close(self) -> None:

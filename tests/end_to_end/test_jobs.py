@@ -109,9 +109,15 @@ def test_stop_saves_and_the_same_run_submitted_again_resumes_it(project: Project
     assert 2 <= done < 400 and (project.run / "checkpoints" / f"step-{done:06d}" / "state.json").is_file()
     assert json.loads((project.run / "summary.json").read_text())["status"] == "interrupted"
 
-    # The documented command, from here to the end.
-    words = ("submit", "run.yaml", f"steps={done + 2}", "--address", address, "--job-id", "second", "--wait")
-    log = project.speechrl(*words)
+    # The documented command, from here to the end; but not from a checkpoint that was damaged meanwhile.
+    words = ("submit", "run.yaml", f"steps={done + 2}", "--address", address, "--wait")
+    shard = next((project.run / "checkpoints" / f"step-{done:06d}" / "dcp").glob("*.distcp"))
+    written = shard.read_bytes()
+    shard.write_bytes(written[:-1] + bytes([written[-1] ^ 1]))
+    refused = project.speechrl(*words, expect=2)
+    assert "no checkpoint of this run can be used" in refused and f"{shard.name} is not what was written" in refused
+    shard.write_bytes(written)
+    log = project.speechrl(*words, "--job-id", "second")
     assert f"resuming from the checkpoint of step {done}" in log and f"completed after {done + 2} steps" in log
     assert log.count("results in") == 1, "each line of the log once"
     lines = records(project.run / "log.jsonl")
