@@ -109,7 +109,6 @@ class _Run:
         self.peak_before = 0
         self.started = time.monotonic()
         for text in folder.damaged:
-            display.message(f"{text}; an older checkpoint is used")
             logger.warning("%s; an older checkpoint is used", text)
         for split, manifest in manifests.items():
             if manifest.skipped:
