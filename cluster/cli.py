@@ -60,6 +60,10 @@ def _run(arguments: list[str]) -> int:
         from cluster.prepare import run
 
         return int(run(args))
+    if args.command in ("submit", "jobs", "stop"):
+        from cluster import jobs
+
+        return {"submit": jobs.run_submit, "jobs": jobs.run_jobs, "stop": jobs.run_stop}[args.command](args)
     if args.command == "audit":
         from cluster.audit import run_audit
 
@@ -148,6 +152,31 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
         from cluster.prepare import add_arguments
 
         add_arguments(prepare)
+
+    submit = command(
+        "submit",
+        "train as a job of a Ray cluster",
+        "examples:\n"
+        "  speechrl submit configs/my_run.yaml runs_dir=/shared/runs --address http://head:8265 --wait\n"
+        "  speechrl submit /shared/my_run.yaml --no-upload --address http://head:8265\n"
+        "The current folder travels with the job. With token authentication, set RAY_AUTH_MODE=token and\n"
+        "RAY_AUTH_TOKEN.",
+    )
+    submit.add_argument("config", metavar="CONFIG", help="YAML file inside the folder that travels")
+    submit.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=_OVERRIDES)
+    jobs = command("jobs", "list the jobs of a Ray cluster", "examples:\n  speechrl jobs --address http://head:8265")
+    stop = command(
+        "stop",
+        "stop a job after its step, with a checkpoint",
+        "examples:\n"
+        "  speechrl stop raysubmit_LgvTX6u8NFqv1BVn --address http://head:8265\n"
+        "  speechrl stop --all\n"
+        "Submitting the same configuration again resumes it. The exit code is 1 when no checkpoint was saved.",
+    )
+    if {"submit", "jobs", "stop"} & set(arguments):
+        from cluster.jobs import add_arguments as add_job_arguments
+
+        add_job_arguments(submit, jobs, stop)
 
     audit = command(
         "audit",

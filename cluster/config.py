@@ -129,13 +129,34 @@ class CheckpointConfig:
         default=20, metadata={"help": "Steps between checkpoints; the last step always has one.", "min": 1}
     )
     keep: int = field(default=2, metadata={"help": "Checkpoints kept, the newest first.", "min": 1})
+    keep_best: int = field(
+        default=1,
+        metadata={
+            "help": "Checkpoints kept besides, those of the lowest WER of `data.valid`; counts only steps at which it "
+            "was evaluated (`evaluation.every`).",
+            "min": 0,
+        },
+    )
+    asynchronous: bool = field(
+        default=True,
+        metadata={
+            "help": "Training goes on while a copy of the state is written, which takes host memory for one more set "
+            "of trained weights and moments; false waits."
+        },
+    )
+    timeout_s: float = field(
+        default=1800.0, metadata={"help": "Longest time for writing one checkpoint, in seconds.", "min": 1}
+    )
 
 
 @dataclass
 class RayConfig:
     address: str | None = field(
         default=None,
-        metadata={"help": "Cluster to join (`auto`, `ray://host:10001`); null starts Ray on this machine."},
+        metadata={
+            "help": "Cluster to join (`auto`, `ray://host:10001`); null takes RAY_ADDRESS, which Ray sets in its jobs, "
+            "or else starts Ray on this machine."
+        },
     )
     num_cpus: int | None = field(
         default=None, metadata={"help": "CPUs Ray may use when it starts here; null = all.", "min": 1}
@@ -211,6 +232,13 @@ class RunConfig:
     )
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata={"help": "When state is saved."})
     ray: RayConfig = field(default_factory=RayConfig, metadata={"help": "The Ray cluster."})
+    watchdog_minutes: float = field(
+        default=10.0,
+        metadata={
+            "help": "Minutes without a new phase or step after which the run says what it waits for; 0 = never.",
+            "min": 0.0,
+        },
+    )
 
     @property
     def uses_diffro(self) -> bool:

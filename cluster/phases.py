@@ -76,6 +76,17 @@ class PhaseTimer:
         self._work_began = 0.0
         self._work = 0.0
         self._step_began = clock()
+        self._open: list[Phase] = []
+        self._begun = 0
+
+    @property
+    def progress(self) -> tuple[int | None, int]:
+        """Differs from what it was whenever a step or a phase has begun since."""
+        return self._step, self._begun
+
+    def open_phases(self) -> list[Phase]:
+        """Phases in progress, the outer before the inner. May be called from another thread."""
+        return list(self._open)
 
     def start_step(self, step: int) -> None:
         """Set the step's clock to zero. What lies between steps, an evaluation for instance, counts in no step."""
@@ -105,6 +116,8 @@ class PhaseTimer:
         if self._on_phase is not None:
             self._on_phase(name)
         phase = Phase(name, timeout_s, self._clock)
+        self._begun += 1
+        self._open.append(phase)
         if not waiting:
             self._begin_work()
         try:
@@ -121,6 +134,7 @@ class PhaseTimer:
             error.add_note(self._place(name))
             raise
         finally:
+            self._open.remove(phase)
             if not waiting:
                 self._end_work()
             with self._lock:

@@ -176,6 +176,13 @@ def codec_factory(config: RunConfig) -> CodecFactory | None:
     return None if config.model.codec is None else partial(load_codec, Path(config.model.codec).resolve())
 
 
+def surrounding_cluster() -> str | None:
+    """The cluster that this process was started in: Ray sets RAY_ADDRESS in its jobs. A Jobs server's http address,
+    which users set for `ray job`, is none."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return None if not address or "://" in address.removeprefix("ray://") else address
+
+
 def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
     """Join the configured cluster, or start Ray here with room for every actor of the run.
 
@@ -188,7 +195,7 @@ def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
     if ray.is_initialized():
         return
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = config.ray.address
+    address = config.ray.address or surrounding_cluster()
     if address is None:
         # On one machine the actors take turns, so each gets its place however few cores there are; thread counts,
         # not Ray's bookkeeping, say how much of the machine an actor uses in its turn.

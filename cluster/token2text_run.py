@@ -18,6 +18,7 @@ from cluster.config import RunConfig
 from cluster.data import LedgerEntry, PromptSource
 from cluster.display import Example, TrainingDisplay, print_summary
 from cluster.evaluate import CHUNK, Evaluation, load_evaluation, store_evaluation
+from cluster.interruption import interruption
 from cluster.memory import PeakMemory
 from cluster.phases import PhaseTimer
 from cluster.record import summarise
@@ -25,7 +26,7 @@ from cluster.runfolder import RunFolder
 from cluster.token2text_data import check_manifest, check_recordings, new_model, targets_of
 from cluster.token2text_evaluation import describe, score_readings, scores
 from cluster.token2text_system import Token2TextSystem
-from cluster.train import interruption, load_manifests
+from cluster.train import load_manifests
 from learner.token2text import Token2TextConfig
 from learner.token2text_plan import SpeechText
 from speech.errors import UserError

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import json
-import signal
+import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from cluster import jsonl
-from cluster.checkpoints import STATE_FILE
+import ray
+
+from cluster.checkpoints import SCORE, STATE_FILE
 from cluster.config import RunConfig
 from cluster.data import PromptSource, derived_seed, load_split
 from cluster.display import Example, TrainingDisplay, print_summary
 from cluster.evaluate import Evaluation, evaluation_sampling, load_evaluation, store_evaluation
 from cluster.evaluate_split import evaluate_split, flat_scores
+from cluster.interruption import interruption
+from cluster.jobs import SAVED
+from cluster.logs import RunLog
 from cluster.loop import Trainer
 from cluster.memory import PeakMemory
 from cluster.phases import PhaseTimer
 from cluster.record import aligned_gaps, sample_text, step_metrics, summarise
 from cluster.runfolder import RunFolder
+from cluster.saving import CheckpointSaver
 from cluster.step import Step
 from cluster.system import System, run_family
+from cluster.telemetry import PREFIX, Exporter, Series
 from cluster.timeline import Timeline, idle_fractions
 from cluster.token2text_data import check_targets
+from cluster.watchdog import Watchdog
 from speech.audio import load_audio
 from speech.errors import UserError
 from speech.families import ModelFamily
 from speech.manifests import Manifest
+
+logger = logging.getLogger(__name__)
 
 VALIDATED = ("wer", "cer", "wer_second", "speaker_similarity", "duration_mean", "no_stop_rate")
 """What of an evaluation of `data.valid` goes into the metrics."""
@@ -53,10 +60,11 @@ def train(config: RunConfig) -> int:
     with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
         resume_from = folder.open(config)
         folder.rewind(resume_from or 0)
-        with TrainingDisplay(config.name, config.steps) as display:
+        log = RunLog(folder.path / "log.jsonl", config.name)
+        with log, TrainingDisplay(config.name, config.steps) as display:
             display.phase("starting Ray, engines and learner")
             with System(config) as system:
-                run = _Run(config, system, manifests, folder, display, memory)
+                run = _Run(config, system, manifests, folder, display, memory, log)
                 status = run.execute(resume_from)
         print_summary(run.summary(status), run.examples(), folder.path)
     return 130 if status == "interrupted" else 0
@@ -80,29 +88,6 @@ def load_manifests(config: RunConfig) -> dict[str, Manifest]:
     }
 
 
-@contextmanager
-def interruption(display: TrainingDisplay) -> Iterator[list[bool]]:
-    """Ctrl-C (or SIGTERM) lets the running step end, so that it can be saved; the second one stops at once.
-
-    Yields:
-        A list that is non-empty once the user has asked to stop.
-    """
-    asked: list[bool] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(True)
-        display.message("stopping after this step; a checkpoint will be saved (Ctrl-C again: stop at once)")
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 class _Run:
     """One execution of `train`, with everything that its parts need."""
 
@@ -114,12 +99,15 @@ class _Run:
         folder: RunFolder,
         display: TrainingDisplay,
         memory: PeakMemory,
+        log: RunLog,
     ) -> None:
         self.config, self.system, self.manifests = config, system, manifests
-        self.folder, self.display, self.memory = folder, display, memory
+        self.folder, self.display, self.memory, self.log = folder, display, memory, log
+        self.exporter = Exporter(config.name)
         self.interrupted: list[bool] = []
         self.timer = PhaseTimer(on_phase=display.phase)
         self.timeline = Timeline(folder.path / "timeline.json")
+        self.saver = CheckpointSaver(folder.checkpoints, system.learner, config.checkpoint)
         source = PromptSource(
             manifests["train"].utterances, config.seed, config.data.batch_prompts, config.data.shuffle
         )
@@ -136,6 +124,8 @@ class _Run:
         self.seconds_before = 0.0
         self.peak_before = 0
         self.started = time.monotonic()
+        for text in folder.damaged:
+            logger.warning("%s; an older checkpoint is used", text)
         for split, manifest in manifests.items():
             if manifest.skipped:
                 display.message(f"{split}: skipped {len(manifest.skipped)} bad lines of {manifest.path}")
@@ -150,11 +140,20 @@ class _Run:
         self.encoded = self.system.encoders.encoded_total()
         self.started = time.monotonic()
         with interruption(self.display) as self.interrupted:
-            self.trainer.run(self._after_step)
+            try:
+                with Watchdog(self.timer, self.config.watchdog_minutes, self._stalled):
+                    self.trainer.run(self._after_step)
+            except Exception as error:
+                self._finish_checkpoint(error)
+                raise
+            self.saver.wait()
+            if self.folder.checkpoints.latest() != self.trainer.step and self.trainer.step > 0:
+                self._save()
+                self.saver.wait()
         status = "interrupted" if self.interrupted and self.trainer.step < self.config.steps else "completed"
-        if self.folder.checkpoints.latest() != self.trainer.step and self.trainer.step > 0:
-            self._save()
         self.seconds_before += time.monotonic() - self.started
+        if status == "interrupted":
+            self.display.message(f"stopped after step {self.trainer.step}; {SAVED}")
         if status == "completed":
             # For `evaluate`, transformers or another run.
             self.folder.checkpoints.export(self.folder.path / "export")
@@ -191,6 +190,7 @@ class _Run:
 
     def _after_step(self, step: Step) -> bool:
         """Record, evaluate, save; False ends the training."""
+        self.saver.poll()
         stats = self.system.fleet.stats()
         encoded = self.system.encoders.encoded_total()
         retried = self.system.rewards.counts.retried if step.batch.groups else 0
@@ -213,8 +213,11 @@ class _Run:
         self.folder.ledger.append(step.number, step.ledger)
         self.folder.metrics(step.number, metrics)
         self.display.update(step.number, metrics)
+        self.exporter.step(step.number, metrics)
+        self.log.at(step.number, self.trainer.version)
+        logger.info("step finished in %.1f s", metrics["time/step"])
         if last or self.interrupted or step.number % checkpoint.every == 0:
-            self._save(step)
+            self._save(step, metrics.get("valid/wer"))
         return not self.interrupted
 
     def _timeline(self, step: Step) -> dict[str, float]:
@@ -260,27 +263,39 @@ class _Run:
         store_evaluation(path, result, conditions)
         return result
 
-    def _save(self, step: Step | None = None) -> None:
-        """Write a checkpoint: learner shards, export, data position, version. It counts once it is renamed."""
-        trainer, checkpoints = self.trainer, self.folder.checkpoints
+    def _save(self, step: Step | None = None, score: float | None = None) -> None:
+        """Take a checkpoint: learner shards, export, data position, version. `score` is the validation's WER."""
+        trainer = self.trainer
+        state = {
+            "step": trainer.step,
+            "version": trainer.version,
+            SCORE: score,
+            "source": trainer.source.state(),
+            "replay": None if trainer.replay_source is None else trainer.replay_source.state(),
+            "in_flight": [[[p.epoch, p.position] for p in prompts] for prompts in trainer.in_flight()],
+            "lengths": trainer.history.state_dict(),
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+            "peak_memory_bytes": max(self.peak_before, self.memory.peak_bytes),
+        }
         with self.timer.phase("checkpoint"):
-            staged = checkpoints.stage(trainer.step)
-            trainer.learner.save(str(staged.resolve()))
-            state = {
-                "step": trainer.step,
-                "version": trainer.version,
-                "source": trainer.source.state(),
-                "replay": None if trainer.replay_source is None else trainer.replay_source.state(),
-                "in_flight": [[[p.epoch, p.position] for p in prompts] for prompts in trainer.in_flight()],
-                "lengths": trainer.history.state_dict(),
-                "seconds": self.seconds_before + time.monotonic() - self.started,
-                "peak_memory_bytes": max(self.peak_before, self.memory.peak_bytes),
-            }
-            jsonl.replace(staged / STATE_FILE, json.dumps(state, indent=2) + "\n")
-            checkpoints.commit(trainer.step)
-            checkpoints.prune(self.config.checkpoint.keep)
+            self.saver.save(trainer.step, state)
         if step is not None and step.batch.groups:
             self._show_sample(step)
+
+    def _finish_checkpoint(self, error: Exception) -> None:
+        """What is being written may be whole although the training has failed; it spares the resumed run some steps."""
+        try:
+            self.saver.wait()
+        except (UserError, TimeoutError, ray.exceptions.RayError) as second:
+            error.add_note(f"the checkpoint that was being written is lost too: {second}")
+
+    def _stalled(self, report: str | None) -> None:
+        """Called by the watchdog's thread; None once things move again."""
+        self.exporter.gauge(Series(f"{PREFIX}stalled", float(report is not None)))
+        if report is None:
+            logger.warning("the run moves again")
+        else:
+            logger.warning("%s", report, extra={"phase": ",".join(p.name for p in self.timer.open_phases())})
 
     def _show_sample(self, step: Step) -> None:
         """One prompt with its samples to TensorBoard, sound included."""
@@ -307,4 +322,6 @@ class _Run:
             raise UserError(f"{folder / STATE_FILE}: damaged ({error}); remove {folder} to resume earlier") from error
         self.trainer.learner.load(str(folder.resolve()))
         self.display.start_at(step)
+        self.log.at(step, self.trainer.version)
+        logger.info("resuming from the checkpoint of step %d", step)
         self.display.message(f"resuming from the checkpoint of step {step}")

@@ -58,6 +58,12 @@ class LearnerActor(_Shell):
     def start(self, address: str) -> None:
         self.rank = LearnerRank(self.spec, self.rank_index, self.world_size, f"tcp://{address}")
 
+    def save_in_background(self, folder: str) -> None:
+        self._rank.save(folder, background=True)
+
+    def saved(self) -> bool:
+        return bool(self._rank.saved())
+
     def update(self, step: int, shares: list[RankShare], audio: dict[int, ray.ObjectRef]) -> StepResult:
         wanted = audio_of(shares)
         encoded = dict(zip(wanted, ray.get([audio[i] for i in wanted]), strict=True))
@@ -172,6 +178,18 @@ class LearnerGroup(_ActorGang):
             for actor, share in zip(self.actors, shares, strict=True)
         ]
         return self._get(calls, "update")[0]
+
+    def save_in_background(self, folder: str) -> None:
+        """Copy the state on every rank and begin to write it; `saved` says when it is written."""
+        self._all("save_in_background", folder)
+
+    def saved(self) -> bool:
+        """Whether all ranks have written their part of the last checkpoint; does not wait for them.
+
+        Raises:
+            UserError: the disk refused.
+        """
+        return all(self._all("saved"))
 
     def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
         return self._all("publish", dtype, bucket_bytes)[0]
