@@ -192,6 +192,10 @@ class _Run:
             # The evaluation's share is no part of the next step's.
             self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
         metrics |= self.timer.finish_step() | self._timeline(step)
+        if "time/switch" in metrics:
+            metrics["time/switch_share"] = (metrics["time/switch"] + metrics.get("time/wake", 0.0)) / metrics[
+                "time/step"
+            ]
         metrics["time/tokens_per_second"] = metrics.get("rollout/tokens", 0.0) / max(metrics["time/step"], 1e-9)
         if step.batch.groups:
             self.folder.rollouts(step.number, step.batch.groups, aligned_gaps(step.batch, step.sample_gaps))
@@ -252,7 +256,7 @@ class _Run:
         trainer, checkpoints = self.trainer, self.folder.checkpoints
         with self.timer.phase("checkpoint"):
             staged = checkpoints.stage(trainer.step)
-            trainer.learner.save(str(staged.resolve()))
+            trainer.save(str(staged.resolve()))
             state = {
                 "step": trainer.step,
                 "version": trainer.version,
@@ -310,6 +314,7 @@ class _Run:
             self.seconds_before, self.peak_before = float(state["seconds"]), int(state["peak_memory_bytes"])
         except (json.JSONDecodeError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{folder / STATE_FILE}: damaged ({error}); remove {folder} to resume earlier") from error
+        self.trainer.learner_turn()
         self.trainer.learner.load(str(folder.resolve()))
         self.display.start_at(step)
         self.display.message(f"resuming from the checkpoint of step {step}")
