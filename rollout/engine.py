@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -223,10 +223,10 @@ class RolloutEngine:
                 # clear_cache=False: the caches are dropped once the new weights are in.
                 pause = engine.pause_generation(mode=mode, clear_cache=False)
                 await self._rpc(self._config.generate_timeout_s, "pausing for the update", pause)
-                await self._wake("waking the weights", self._turns.wake_weights(engine))
+                await self._wake("waking the weights", self._turns.wake_weights)
                 await load(engine, version, weights, self._config.update_timeout_s)
             finally:
-                await self._wake("waking up", self._turns.wake(engine))
+                await self._wake("waking up", self._turns.wake)
                 await self._rpc(CONTROL_TIMEOUT_S, "resuming after the update", engine.resume_generation())
         return compare(probe, await self.probe(probe.token_ids))
 
@@ -246,11 +246,13 @@ class RolloutEngine:
     async def wake(self) -> None:
         """Come back after `sleep(keep_weights=True)`."""
         async with self._control:
-            await self._wake("waking up", self._turns.wake(self._live()))
+            await self._wake("waking up", self._turns.wake)
 
-    async def _wake(self, phase: str, awaitable: Awaitable[None]) -> None:
+    async def _wake(self, phase: str, wake: Callable[[AsyncLLM], Awaitable[None]]) -> None:
+        if not self._turns.shared:
+            return
         started = time.monotonic()
-        await self._rpc(self._config.update_timeout_s, phase, awaitable)
+        await self._rpc(self._config.update_timeout_s, phase, wake(self._live()))
         self._stats.wake_seconds += time.monotonic() - started
 
     async def probe(self, token_ids: Sequence[int]) -> list[float]:
