@@ -315,7 +315,7 @@ def _across_sections(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def _schedule_problems(config: RunConfig) -> list[tuple[str, str]]:
-    found = []
+    found = _colocation_problems(config) if config.placement == "colocated" else []
     if config.update == "inflight" and config.staleness == 0:
         found.append(("update", "nothing is in flight at a publication with `staleness: 0`; leave it at `drain`"))
     if config.staleness > 0:
@@ -329,6 +329,17 @@ def _schedule_problems(config: RunConfig) -> list[tuple[str, str]]:
                 "Set a cap, such as 2"
             )
             found.append(("learner.loss.importance_cap", message))
+    return found
+
+
+def _colocation_problems(config: RunConfig) -> list[tuple[str, str]]:
+    engines, learner = config.engines, config.learner
+    found = []
+    if (engines.gpus_per_engine > 0) != (learner.gpus_per_rank > 0):
+        found.append(("placement", "`colocated` needs engines and learner both on GPUs, or both without"))
+    elif engines.gpus_per_engine > 0 and (engines.gpus_per_engine, engines.count) != (1, learner.ranks):
+        message = "`colocated` puts one engine and one learner rank on each GPU: engines.gpus_per_engine=1 and "
+        found.append(("placement", message + "engines.count equal to learner.ranks"))
     return found
 
 

@@ -30,7 +30,7 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
 REWARD_PARTS = "reward_part/"
 """Prefix of the metrics that are mean reward parts."""
 
-_NOT_PHASES = ("time/step", "time/idle_fraction", "time/tokens_per_second")
+_NOT_PHASES = ("time/step", "time/idle_fraction", "time/switch_share", "time/tokens_per_second")
 
 
 class TrainingDisplay:

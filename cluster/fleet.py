@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import ray
 
+from cluster.placement import Placement
 from rollout.actors import (
     EncodedRef,
     EncoderActor,
@@ -69,14 +70,14 @@ class PromptPool(Protocol):
 class EncoderPool:
     """Encodes each utterance of a step once; the results stay in the object store, for engines and learner alike."""
 
-    def __init__(self, model: ModelRef, config: EncoderConfig, learner_mode: EncoderMode) -> None:
+    def __init__(self, model: ModelRef, config: EncoderConfig, learner_mode: EncoderMode, placement: Placement) -> None:
         """`learner_mode`: what the encoded audio must hold for the learner."""
         self._learner_mode = learner_mode
         self.actors: list[Any] = [
-            EncoderActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
+            EncoderActor.options(**encoder_options(config) | placement.encoder(i)).remote(  # type: ignore[attr-defined]
                 model.path, model.family, config, model.options
             )
-            for _ in range(config.count)
+            for i in range(config.count)
         ]
 
     def start(self) -> list[ray.ObjectRef]:
@@ -102,14 +103,16 @@ class EncoderPool:
 class VoicePool:
     """What stands in an `EncoderPool`'s place for TTS: texts and prompt voices become prompts of a speech LM."""
 
-    def __init__(self, model: ModelRef, codec: str, config: EncoderConfig, learner_mode: VoiceMode) -> None:
+    def __init__(
+        self, model: ModelRef, codec: str, config: EncoderConfig, learner_mode: VoiceMode, placement: Placement
+    ) -> None:
         """`learner_mode`: `target` also encodes each utterance's own recording, for SFT."""
         self._learner_mode = learner_mode
         self.actors: list[Any] = [
-            VoiceActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
+            VoiceActor.options(**encoder_options(config) | placement.encoder(i)).remote(  # type: ignore[attr-defined]
                 model.path, model.family, codec, config, model.options
             )
-            for _ in range(config.count)
+            for i in range(config.count)
         ]
 
     def start(self) -> list[ray.ObjectRef]:
@@ -162,13 +165,14 @@ class EngineFleet:
     `submit` and `publish` may be called from different threads at the same time: an engine decides which comes first.
     """
 
-    def __init__(self, model: ModelRef, config: EngineConfig) -> None:
+    def __init__(self, model: ModelRef, config: EngineConfig, placement: Placement, sleeps: bool = False) -> None:
+        """`sleeps`: engines leave their GPUs between their turns (`sleep`)."""
         self.config = config
         self.actors = [
-            EngineActor.options(**engine_options(config)).remote(  # type: ignore[attr-defined]
-                model.path, model.family, config, model.options
+            EngineActor.options(**engine_options(config) | placement.engine(i)).remote(  # type: ignore[attr-defined]
+                model.path, model.family, config, model.options, sleeps
             )
-            for _ in range(config.count)
+            for i in range(config.count)
         ]
 
     def start(self, version: int | None) -> list[ray.ObjectRef]:
@@ -211,6 +215,14 @@ class EngineFleet:
         """
         calls = [actor.update_weights.remote(version, list(buckets), probe, in_flight) for actor in self.actors]
         return max(get(calls, "publish", timeout))
+
+    def sleep(self, timeout: float | None, keep_weights: bool = False) -> None:
+        """Leave the GPUs, until the next publication, or with `keep_weights` until `wake`."""
+        get([actor.sleep.remote(keep_weights) for actor in self.actors], "engine sleep", timeout)
+
+    def wake(self, timeout: float | None) -> None:
+        """Come back with the weights that were kept."""
+        get([actor.wake.remote() for actor in self.actors], "engine wake-up", timeout)
 
     def stats(self) -> list[EngineStats]:
         """Totals of each engine since its start."""

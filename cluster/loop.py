@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.admission import Admission
 from cluster.config import RunConfig
 from cluster.data import PromptSource
 from cluster.phases import PhaseTimer
+from cluster.placement import takes_turns
 from cluster.publish import publish
 from cluster.rollouts import Rollouts, Window
 from cluster.step import Batch, Step
@@ -44,6 +46,7 @@ class Trainer:
         self.source, self.replay_source = source, replay_source
         self.learner = system.learner
         self.history = LengthHistory()
+        self.turns = takes_turns(config)
         self.sampled = config.objective in SAMPLED_OBJECTIVES
         reward_model = config.learner.diffro.reward_model if config.uses_diffro else None
         self.token2text = None if reward_model is None else Token2TextConfig.load(Path(reward_model))
@@ -66,6 +69,7 @@ class Trainer:
                 self.step += 1
                 self.timer.start_step(self.step)
                 batch = self.collect() if self.sampled else self.collect_references()
+                self.learner_turn()
                 with self.timer.phase("learn", self.config.learner.step_timeout_s):
                     result = self.learner.update(self.step, batch.selection.groups, batch.replay, batch.references)
                 metrics = dict(result.metrics)
@@ -162,6 +166,7 @@ class Trainer:
 
     def publish(self, version: int) -> float:
         """Give the engines the learner's weights as `version`; the largest |Δ log-prob| of the proof."""
+        self.learner_turn()
         config, system = self.config, self.system
         budget, in_flight = config.publish.timeout_s, config.update == "inflight"
         if self.windows and not in_flight:
@@ -169,6 +174,29 @@ class Trainer:
         with self.timer.phase("publish", budget) as phase:
             vocabulary = len(system.family.tokenizer)
             fleet, encoders = system.fleet, system.encoders
-            gap = publish(version, self.learner, fleet, encoders, config.publish, vocabulary, phase, in_flight)
+            settings, over = config.publish, self.engine_turn
+            gap = publish(version, self.learner, fleet, encoders, settings, vocabulary, phase, in_flight, over)
         self.version = version
         return gap
+
+    def learner_turn(self, keep_weights: bool = False) -> None:
+        """Engines leave the GPUs to the learner; where everyone has their own, nothing happens."""
+        if self.turns:
+            with self.timer.phase("switch", self.config.engines.generate_timeout_s) as phase:
+                self.system.fleet.sleep(phase.remaining(), keep_weights)
+                self.learner.turn(present=True)
+
+    def engine_turn(self) -> None:
+        """The learner leaves the GPUs; an engine comes back with the publication that follows."""
+        if self.turns:
+            with self.timer.phase("switch"):
+                self.learner.turn(present=False)
+
+    @contextmanager
+    def learner_at_hand(self) -> Iterator[None]:
+        """The learner may be asked for its state, between two turns of the engines."""
+        self.learner_turn(keep_weights=True)
+        yield
+        self.engine_turn()
+        if self.turns:
+            self.system.fleet.wake(self.config.engines.update_timeout_s)

@@ -35,6 +35,8 @@ def step_metrics(
         queries = sum(a.prefix_queries - b.prefix_queries for a, b in zip(after, before, strict=True))
         hits = sum(a.prefix_hits - b.prefix_hits for a, b in zip(after, before, strict=True))
         metrics["rollout/prefix_hit_rate"] = hits / queries if queries else 0.0
+    if any(stats.wake_seconds for stats in after):
+        metrics["time/wake"] = max(a.wake_seconds - b.wake_seconds for a, b in zip(after, before, strict=True))
     learner = dict(step.metrics)
     for name, key in (("learner/logprob_gap", "logprob_gap/mean"), ("learner/logprob_gap_max", "logprob_gap/max")):
         if name in learner:

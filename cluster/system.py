@@ -14,6 +14,7 @@ import ray
 from cluster.config import RunConfig
 from cluster.fleet import EncoderPool, EngineFleet, ModelRef, PromptPool, VoicePool, get
 from cluster.listener import Listener
+from cluster.placement import Placement, takes_turns
 from cluster.timeline import gather
 from learner.actor import LearnerGroup
 from learner.config import SAMPLED_OBJECTIVES
@@ -55,15 +56,27 @@ class System:
         config = self.config
         start_ray(config, config.rewards.sound.threads if listens(config, self.training) else 0)
         try:
+            placement, turns = Placement(config), takes_turns(config)
             model = ModelRef(str(Path(config.model.path).resolve()), config.model.family, config.model.options)
+            timeout = config.engines.startup_timeout_s
             # Everything loads at the same time: an engine takes longest.
-            self._fleet = EngineFleet(model, config.engines)
-            self.encoders = self._encoders(model)
+            self._fleet = EngineFleet(model, config.engines, placement, turns)
+            self.encoders = self._encoders(model, placement)
+            waiting = self.encoders.start()
             # Without a learner there is no publication to wait for: the checkpoint is what is to be evaluated.
-            waiting = self.fleet.start(None if self.training else 0) + self.encoders.start()
+            version = None if self.training else 0
+            if not turns:
+                waiting += self.fleet.start(version)
             if self.training:
-                self._learner = LearnerGroup(self._rank_spec(model), actor_environment(config.learner.threads))
-                waiting += self._learner.start(config.engines.startup_timeout_s)
+                environment = actor_environment(config.learner.threads)
+                self._learner = LearnerGroup(self._rank_spec(model), environment, placement.rank)
+                loading = self._learner.start(timeout)
+                waiting += loading
+                if turns:
+                    get(loading, "learner start", timeout)
+                    self._learner.turn(present=False)
+            if turns:  # not before the learner has left: an engine takes what it finds free
+                waiting += self.fleet.start(version)
             if self.training and config.objective in SAMPLED_OBJECTIVES:
                 self._rewards = RewardPool(config.rewards, codec_factory(config))
             if listens(config, self.training):
@@ -71,7 +84,7 @@ class System:
                 assert codec is not None
                 self.listener = Listener(config.rewards, codec)
                 waiting += self.listener.start()
-            get(waiting, "start", config.engines.startup_timeout_s)
+            get(waiting, "start", timeout)
         except BaseException:
             self.close()
             raise
@@ -115,14 +128,14 @@ class System:
         actors = {f"{name} {i}": actor for name, pool in pools.items() for i, actor in enumerate(pool)}
         return gather(actors) | ({} if self._rewards is None else self._rewards.spans())
 
-    def _encoders(self, model: ModelRef) -> PromptPool:
+    def _encoders(self, model: ModelRef, placement: Placement) -> PromptPool:
         config = self.config
         if config.model.codec is not None:
             mode: VoiceMode = "target" if config.objective == "sft" else "prompt"
-            return VoicePool(model, str(Path(config.model.codec).resolve()), config.encoder, mode)
+            return VoicePool(model, str(Path(config.model.codec).resolve()), config.encoder, mode, placement)
         trained = config.learner.train
         parts: EncoderMode = "features" if "encoder" in trained else "states" if "adaptor" in trained else "embeddings"
-        return EncoderPool(model, config.encoder, parts)
+        return EncoderPool(model, config.encoder, parts, placement)
 
     def _rank_spec(self, model: ModelRef) -> RankSpec:
         config = self.config

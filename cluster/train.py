@@ -207,6 +207,10 @@ class _Run:
             # The evaluation's share is no part of the next step's.
             self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
         metrics |= self.timer.finish_step() | self._timeline(step)
+        if "time/switch" in metrics:
+            metrics["time/switch_share"] = (metrics["time/switch"] + metrics.get("time/wake", 0.0)) / metrics[
+                "time/step"
+            ]
         metrics["time/tokens_per_second"] = metrics.get("rollout/tokens", 0.0) / max(metrics["time/step"], 1e-9)
         if step.batch.groups:
             self.folder.rollouts(step.number, step.batch.groups, aligned_gaps(step.batch, step.sample_gaps))
@@ -277,7 +281,7 @@ class _Run:
             "seconds": self.seconds_before + time.monotonic() - self.started,
             "peak_memory_bytes": max(self.peak_before, self.memory.peak_bytes),
         }
-        with self.timer.phase("checkpoint"):
+        with self.timer.phase("checkpoint"), trainer.learner_at_hand():
             self.saver.save(trainer.step, state)
         if step is not None and step.batch.groups:
             self._show_sample(step)
@@ -320,6 +324,7 @@ class _Run:
             self.seconds_before, self.peak_before = float(state["seconds"]), int(state["peak_memory_bytes"])
         except (json.JSONDecodeError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{folder / STATE_FILE}: damaged ({error}); remove {folder} to resume earlier") from error
+        self.trainer.learner_turn()
         self.trainer.learner.load(str(folder.resolve()))
         self.display.start_at(step)
         self.log.at(step, self.trainer.version)

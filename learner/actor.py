@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -79,6 +79,11 @@ class LearnerActor(_Shell):
         with self.recorder.span("publish"):
             return self._rank.front_states()
 
+    def turn(self, present: bool) -> None:
+        """Come onto the device, or leave it; nothing happens on CPU."""
+        with self.recorder.span("enter" if present else "leave"):
+            self._rank.resident.enter() if present else self._rank.resident.leave()
+
     def probe_logprobs(self, token_ids: list[int]) -> list[float]:
         with self.recorder.span("probe"):
             return self._rank.probe_logprobs(token_ids)
@@ -104,19 +109,25 @@ class _ActorGang:
     actor: Any
     """The remote class of a rank."""
 
-    def __init__(self, spec: Any, environment: dict[str, str]) -> None:
+    def __init__(
+        self, spec: Any, environment: dict[str, str], options: Callable[[int], dict[str, Any]] = lambda rank: {}
+    ) -> None:
         """Create the actors; `start` is separate so that engines can load at the same time.
 
         Args:
             environment: environment variables of each rank (thread counts).
+            options: more of Ray's options for each rank, such as its place.
         """
         config = spec.config
         self.spec = spec
         self.actors = [
             self.actor.options(
-                num_cpus=0 if config.gpus_per_rank else 1,
-                num_gpus=config.gpus_per_rank,
-                runtime_env={"env_vars": environment},
+                **{
+                    "num_cpus": 0 if config.gpus_per_rank else 1,
+                    "num_gpus": config.gpus_per_rank,
+                    "runtime_env": {"env_vars": environment},
+                }
+                | options(rank)
             ).remote(spec, rank, config.ranks)
             for rank in range(config.ranks)
         ]
@@ -196,6 +207,10 @@ class LearnerGroup(_ActorGang):
 
     def front_states(self) -> dict[str, dict[str, torch.Tensor]]:
         return self._all("front_states")[0]
+
+    def turn(self, present: bool) -> None:
+        """Come onto the devices that others use too, or leave them."""
+        self._all("turn", present)
 
     def probe_logprobs(self, token_ids: list[int]) -> list[float]:
         return self._all("probe_logprobs", token_ids)[0]

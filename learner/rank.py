@@ -12,6 +12,7 @@ import torch.distributed as dist
 from learner import checkpoint
 from learner.batch import PackedBatch, Sample, TrainGroup
 from learner.config import LearnerConfig
+from learner.device import Resident
 from learner.diffro import DiffRO
 from learner.metrics import StepMetrics
 from learner.objectives import (
@@ -100,6 +101,9 @@ class LearnerRank:
         self.diffro = DiffRO.build(spec, self.device)
         self.optimiser = adamw(self.policy, config)
         self.writer = checkpoint.Writer()
+        reward_model = None if self.diffro is None else self.diffro.reward_model
+        held = [module for module in (self.policy, self.reference, reward_model) if module is not None]
+        self.resident = Resident(self.device, held, self.optimiser)
 
     def _load(self, ctc: bool = False, frozen: bool = False) -> Policy:
         config = self.spec.config

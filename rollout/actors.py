@@ -234,13 +234,18 @@ class EngineActor:
     """`RolloutEngine` in a process of its own; its methods are coroutines, so that one call does not block another."""
 
     def __init__(
-        self, model: str, family: str | None, config: EngineConfig, options: Mapping[str, Any] | None = None
+        self,
+        model: str,
+        family: str | None,
+        config: EngineConfig,
+        options: Mapping[str, Any] | None = None,
+        sleeps: bool = False,
     ) -> None:
         from rollout.engine import RolloutEngine
         from speech.families import load_family
 
         logging.getLogger("vllm").setLevel(logging.WARNING)
-        self._engine = RolloutEngine(load_family(model, family, options), config)
+        self._engine = RolloutEngine(load_family(model, family, options), config, sleeps)
         self._spans = SpanRecorder()
 
     async def start(self, version: int | None = 0) -> None:
@@ -261,6 +266,14 @@ class EngineActor:
         fetched = (ray.get(bucket) for bucket in buckets)
         with self._spans.span("update"):
             return await self._engine.update_weights(version, fetched, probe, in_flight=in_flight)
+
+    async def sleep(self, keep_weights: bool = False) -> None:
+        with self._spans.span("sleep"):
+            await self._engine.sleep(keep_weights)
+
+    async def wake(self) -> None:
+        with self._spans.span("wake"):
+            await self._engine.wake()
 
     async def probe(self, token_ids: Sequence[int]) -> list[float]:
         return await self._engine.probe(token_ids)

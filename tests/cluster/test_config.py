@@ -133,6 +133,14 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
             ("staleness=1", "placement=colocated", "learner.loss.importance_cap=2"),
             "placement: components that take turns cannot overlap; `colocated` needs `staleness: 0`",
         ),
+        (
+            ("placement=colocated", "engines.gpus_per_engine=1"),
+            "placement: `colocated` needs engines and learner both on GPUs, or both without",
+        ),
+        (
+            ("placement=colocated", "engines.gpus_per_engine=1", "learner.gpus_per_rank=1", "learner.ranks=2"),
+            "placement: `colocated` puts one engine and one learner rank on each GPU",
+        ),
     ],
 )
 def test_schedules_that_make_no_sense(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
