@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-gpu chaos check format assets docs lock clean
+.PHONY: setup demo test test-slow test-gpu chaos check format assets assets-asr assets-tts docs lock clean
 
 setup: $(DONE)
 
@@ -49,16 +49,29 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Rebuilds everything under assets/ from nothing: speech, tokenizer, a model by our own SFT, and a speech codec.
-assets: setup
+# Rebuilds everything under assets/ from nothing: speech, tokenizer, codec, and every model by our own training.
+assets: setup assets-asr assets-tts
+
+assets-asr: setup
 	$(BIN)/python -m assets.build.speech
 	$(BIN)/python -m assets.build.tokenizer
 	$(BIN)/python -m assets.build.pretraining
-	$(BIN)/python -m assets.build.model init
+	$(BIN)/python -m assets.build.model
 	rm -rf runs/asr_demo_sft
 	$(BIN)/speechrl train configs/asr_demo_sft.yaml
-	$(BIN)/python -m assets.build.model collect
+	$(BIN)/python -m assets.build.collect runs/asr_demo_sft assets/asr_demo
+
+assets-tts: setup
 	$(BIN)/python -m assets.build.codec
+	$(BIN)/python -m assets.build.tts_speech
+	$(BIN)/python -m assets.build.tts_model
+	rm -rf runs/tts_demo_sft runs/tts_judge_sft runs/tts_token2text
+	$(BIN)/speechrl train configs/tts_demo_sft.yaml
+	$(BIN)/python -m assets.build.collect runs/tts_demo_sft assets/tts_demo
+	$(BIN)/speechrl train configs/tts_judge_sft.yaml
+	$(BIN)/python -m assets.build.collect runs/tts_judge_sft assets/tts_judge
+	$(BIN)/speechrl train configs/tts_token2text.yaml
+	$(BIN)/python -m assets.build.collect runs/tts_token2text assets/tts_token2text
 
 docs: setup
 	$(BIN)/speechrl config --reference > docs/configuration.md

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from rich.console import Console
 
-from cluster.config import load_config
-from cluster.data import Audit, Ledger, load_split
+from cluster.checkpoints import STATE_FILE, CheckpointFolder
+from cluster.config import RunConfig, load_config
+from cluster.data import Audit, Ledger, PromptSource, load_split
 from speech.errors import UserError
+from speech.manifests import Manifest
 
 _SHOWN = 5
 
@@ -25,9 +28,26 @@ def run_audit(args: argparse.Namespace) -> int:
         raise UserError(f"{folder}: holds no ledger.jsonl; name the folder of a run, such as runs/asr_demo")
     config = load_config(folder / "config.yaml")
     manifest = load_split(config.data, config.data.train)
-    audit = Ledger(folder / "ledger.jsonl").audit([utterance.id for utterance in manifest.utterances])
+    ids = [utterance.id for utterance in manifest.utterances]
+    audit = Ledger(folder / "ledger.jsonl").audit(ids, in_flight=_in_flight(folder, config, manifest))
     _report(audit, Console())
     return 0 if audit.exact else 1
+
+
+def _in_flight(folder: Path, config: RunConfig, manifest: Manifest) -> list[str]:
+    """Prompts that the newest checkpoint holds for the resumed run; with `staleness: 0` there are none."""
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    latest = checkpoints.latest()
+    if latest is None:
+        return []
+    file = checkpoints.folder(latest) / STATE_FILE
+    try:
+        windows = json.loads(file.read_text(encoding="utf-8")).get("in_flight", [])
+        places = [(int(epoch), int(position)) for window in windows for epoch, position in window]
+        source = PromptSource(manifest.utterances, config.seed, config.data.batch_prompts, config.data.shuffle)
+        return [prompt.id for prompt in source.at(places)]
+    except (json.JSONDecodeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({error})") from error
 
 
 def _report(audit: Audit, console: Console) -> None:

@@ -52,10 +52,18 @@ def _run(arguments: list[str]) -> int:
         from cluster.evaluate_manifest import run_evaluation
 
         return int(run_evaluation(args))
+    if args.command == "synthesize":
+        from cluster.synthesize import run as synthesize
+
+        return int(synthesize(args))
     if args.command == "prepare":
         from cluster.prepare import run
 
         return int(run(args))
+    if args.command in ("submit", "jobs", "stop"):
+        from cluster import jobs
+
+        return {"submit": jobs.run_submit, "jobs": jobs.run_jobs, "stop": jobs.run_stop}[args.command](args)
     if args.command == "audit":
         from cluster.audit import run_audit
 
@@ -116,10 +124,16 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
 
     evaluate = command(
         "evaluate",
-        "transcribe a manifest greedily and score it",
+        "score a model on a manifest",
         "examples:\n"
         "  speechrl evaluate --model runs/asr_demo/export --manifest test.jsonl --out hypotheses.jsonl\n"
-        "  speechrl evaluate --model my_model --manifest test.jsonl --config my_run.yaml engines.count=2",
+        "  speechrl evaluate --model my_model --manifest test.jsonl --config my_run.yaml engines.count=2\n"
+        "  speechrl evaluate --model runs/my_tts/export --manifest meta.lst --config my_tts.yaml\n"
+        "A model that hears transcribes greedily. A model that speaks needs a configuration with its codec and two\n"
+        "judges, and a manifest of texts and voices: our jsonl, or seed-tts-eval's meta.lst. Its scores: `wer` of the\n"
+        "whole corpus, `wer_mean` over utterances, cosine similarity to the voice, share of samples without an end.\n"
+        "evaluation.sampled=true adds one sample per utterance. Scores are written beside the hypotheses\n"
+        "(.summary.json), waveforms into a folder of the same name.",
     )
     evaluate.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder in Hugging Face form")
     evaluate.add_argument("--manifest", required=True, metavar="FILE", help="utterances with references")
@@ -127,11 +141,42 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
     evaluate.add_argument("--out", metavar="FILE", help="write the hypotheses here, one JSON object per line")
     evaluate.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=_OVERRIDES)
 
+    synthesize = command("synthesize", "speak a text in the voice of a recording", "")
+    if "synthesize" in arguments:
+        from cluster.synthesize import add_arguments as add_synthesis
+
+        add_synthesis(synthesize)
+
     prepare = command("prepare", "check a data set and write it as a manifest", "")
     if "prepare" in arguments:
         from cluster.prepare import add_arguments
 
         add_arguments(prepare)
+
+    submit = command(
+        "submit",
+        "train as a job of a Ray cluster",
+        "examples:\n"
+        "  speechrl submit configs/my_run.yaml runs_dir=/shared/runs --address http://head:8265 --wait\n"
+        "  speechrl submit /shared/my_run.yaml --no-upload --address http://head:8265\n"
+        "The current folder travels with the job. With token authentication, set RAY_AUTH_MODE=token and\n"
+        "RAY_AUTH_TOKEN.",
+    )
+    submit.add_argument("config", metavar="CONFIG", help="YAML file inside the folder that travels")
+    submit.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=_OVERRIDES)
+    jobs = command("jobs", "list the jobs of a Ray cluster", "examples:\n  speechrl jobs --address http://head:8265")
+    stop = command(
+        "stop",
+        "stop a job after its step, with a checkpoint",
+        "examples:\n"
+        "  speechrl stop raysubmit_LgvTX6u8NFqv1BVn --address http://head:8265\n"
+        "  speechrl stop --all\n"
+        "Submitting the same configuration again resumes it. The exit code is 1 when no checkpoint was saved.",
+    )
+    if {"submit", "jobs", "stop"} & set(arguments):
+        from cluster.jobs import add_arguments as add_job_arguments
+
+        add_job_arguments(submit, jobs, stop)
 
     audit = command(
         "audit",

@@ -14,7 +14,7 @@ import yaml
 
 from cluster.config_schema import bind, defaults, to_plain
 from cluster.config_source import read_source
-from learner.config import SAMPLED_OBJECTIVES, LearnerConfig
+from learner.config import SAMPLED_OBJECTIVES, LearnerConfig, Token2TextModelConfig
 from rewards.config import RewardConfig
 from rewards.registry import build_reward
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
@@ -24,7 +24,12 @@ from speech.errors import InputError, Problem, UserError
 
 @dataclass
 class ModelConfig:
-    path: str = field(metadata={"help": "Folder of the starting checkpoint, in Hugging Face form."})
+    path: str = field(
+        metadata={
+            "help": "Folder of the starting checkpoint, in Hugging Face form; with `objective: token2text` the "
+            "Token2Text model to start from, or `new` for one of the shape in `token2text`."
+        }
+    )
     family: str | None = field(
         default=None,
         metadata={"help": "Model family; null finds it by `model_type` in the checkpoint's `config.json`."},
@@ -34,7 +39,7 @@ class ModelConfig:
         metadata={"help": "Options of the family (docs/model-families.md), such as `force_language: en`."},
     )
     codec: str | None = field(
-        default=None, metadata={"help": "Folder of the codec whose tokens the model speaks; only for TTS."}
+        default=None, metadata={"help": "Folder of the codec whose tokens the model speaks or reads; only for TTS."}
     )
 
 
@@ -106,6 +111,13 @@ class EvaluationConfig:
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "Longest greedy response; null takes `sampling.max_new_tokens`.", "min": 1}
     )
+    sampled: bool = field(
+        default=False,
+        metadata={
+            "help": "Also evaluate one sample per utterance, drawn at `sampling.temperature` with fixed seeds: in "
+            "`sampled` beside the greedy figures."
+        },
+    )
     samples_shown: int = field(
         default=3, metadata={"help": "Transcripts shown at the end, before beside after.", "min": 0}
     )
@@ -117,13 +129,34 @@ class CheckpointConfig:
         default=20, metadata={"help": "Steps between checkpoints; the last step always has one.", "min": 1}
     )
     keep: int = field(default=2, metadata={"help": "Checkpoints kept, the newest first.", "min": 1})
+    keep_best: int = field(
+        default=1,
+        metadata={
+            "help": "Checkpoints kept besides, those of the lowest WER of `data.valid`; counts only steps at which it "
+            "was evaluated (`evaluation.every`).",
+            "min": 0,
+        },
+    )
+    asynchronous: bool = field(
+        default=True,
+        metadata={
+            "help": "Training goes on while a copy of the state is written, which takes host memory for one more set "
+            "of trained weights and moments; false waits."
+        },
+    )
+    timeout_s: float = field(
+        default=1800.0, metadata={"help": "Longest time for writing one checkpoint, in seconds.", "min": 1}
+    )
 
 
 @dataclass
 class RayConfig:
     address: str | None = field(
         default=None,
-        metadata={"help": "Cluster to join (`auto`, `ray://host:10001`); null starts Ray on this machine."},
+        metadata={
+            "help": "Cluster to join (`auto`, `ray://host:10001`); null takes RAY_ADDRESS, which Ray sets in its jobs, "
+            "or else starts Ray on this machine."
+        },
     )
     num_cpus: int | None = field(
         default=None, metadata={"help": "CPUs Ray may use when it starts here; null = all.", "min": 1}
@@ -153,16 +186,44 @@ class RunConfig:
         default="grpo",
         metadata={
             "help": "`grpo` samples and learns from rewards; `diffro` (TTS) learns from a differentiable reward on "
-            "what it samples; `combined` does both; `sft` learns the references by cross-entropy.",
-            "choices": ("grpo", "diffro", "combined", "sft"),
+            "what it samples; `combined` does both; `sft` learns the references by cross-entropy; `token2text` trains "
+            "the reward model of DiffRO.",
+            "choices": ("grpo", "diffro", "combined", "sft", "token2text"),
         },
     )
     runs_dir: str = field(default="runs", metadata={"help": "Folder for the results of all runs."})
+    staleness: int = field(
+        default=0,
+        metadata={
+            "help": "S, how many versions a sample may be behind the learner when it is trained; never more. 0 is "
+            "synchronous and on-policy; above 0 engines sample the next S steps while the learner learns.",
+            "min": 0,
+        },
+    )
+    update: str = field(
+        default="drain",
+        metadata={
+            "help": "What a publication does to running samples when `staleness` is above 0: `drain` lets them end "
+            "under their version first, `inflight` freezes them and lets them go on under the new one.",
+            "choices": ("drain", "inflight"),
+        },
+    )
+    placement: str = field(
+        default="disaggregated",
+        metadata={
+            "help": "`disaggregated`: every component has its own devices. `colocated`: engines, encoder and learner "
+            "take turns on the same GPUs and leave them when their turn is over; without GPUs nothing has to leave.",
+            "choices": ("disaggregated", "colocated"),
+        },
+    )
     sampling: SamplingConfig = field(default_factory=SamplingConfig, metadata={"help": "How groups are sampled."})
     engines: EngineConfig = field(default_factory=EngineConfig, metadata={"help": "The vLLM rollout engines."})
     encoder: EncoderConfig = field(default_factory=EncoderConfig, metadata={"help": "The audio-encoder actors."})
     rewards: RewardConfig = field(default_factory=RewardConfig, metadata={"help": "What samples are scored by."})
     learner: LearnerConfig = field(default_factory=LearnerConfig, metadata={"help": "The FSDP2 learner group."})
+    token2text: Token2TextModelConfig = field(
+        default_factory=Token2TextModelConfig, metadata={"help": "The reward model that `token2text` trains."}
+    )
     publish: PublishConfig = field(
         default_factory=PublishConfig, metadata={"help": "Weights on their way from the learner to the engines."}
     )
@@ -171,6 +232,13 @@ class RunConfig:
     )
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata={"help": "When state is saved."})
     ray: RayConfig = field(default_factory=RayConfig, metadata={"help": "The Ray cluster."})
+    watchdog_minutes: float = field(
+        default=10.0,
+        metadata={
+            "help": "Minutes without a new phase or step after which the run says what it waits for; 0 = never.",
+            "min": 0.0,
+        },
+    )
 
     @property
     def uses_diffro(self) -> bool:
@@ -230,6 +298,9 @@ def _across_sections(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("learner.loss.constant_length", "`constant` aggregation needs it: use sampling.max_new_tokens"))
     if config.sampling.min_new_tokens > config.sampling.max_new_tokens:
         found.append(("sampling.min_new_tokens", "is more than sampling.max_new_tokens"))
+    if config.objective == "token2text":
+        found += _token2text_problems(config)
+    found += _schedule_problems(config)
     if config.uses_diffro:
         found += _diffro_problems(config)
     if config.objective in SAMPLED_OBJECTIVES:
@@ -243,6 +314,37 @@ def _across_sections(config: RunConfig) -> list[tuple[str, str]]:
     return found
 
 
+def _schedule_problems(config: RunConfig) -> list[tuple[str, str]]:
+    found = _colocation_problems(config) if config.placement == "colocated" else []
+    if config.update == "inflight" and config.staleness == 0:
+        found.append(("update", "nothing is in flight at a publication with `staleness: 0`; leave it at `drain`"))
+    if config.staleness > 0:
+        if config.objective == "sft":
+            found.append(("staleness", "`objective: sft` samples nothing that could be stale; leave it at 0"))
+        if config.placement == "colocated":
+            found.append(("placement", "components that take turns cannot overlap; `colocated` needs `staleness: 0`"))
+        if config.objective in ("grpo", "combined") and config.learner.loss.importance_cap == 0:
+            message = (
+                "stale samples need importance weights: they were drawn by another policy than the one that learns. "
+                "Set a cap, such as 2"
+            )
+            found.append(("learner.loss.importance_cap", message))
+    return found
+
+
+def _colocation_problems(config: RunConfig) -> list[tuple[str, str]]:
+    engines, learner = config.engines, config.learner
+    found = []
+    if (engines.gpus_per_engine > 0) != (learner.gpus_per_rank > 0):
+        found.append(("placement", "`colocated` needs engines and learner both on GPUs, or both without"))
+    elif engines.gpus_per_engine > 0 and (engines.gpus_per_engine, engines.count) != (1, learner.ranks):
+        message = "`colocated` puts one engine and one learner rank on each GPU: engines.gpus_per_engine=1 and "
+        found.append(("placement", message + "engines.count equal to learner.ranks"))
+    elif engines.gpus_per_engine > 0 and engines.fewest != engines.most:
+        found.append(("placement", "`colocated` has one engine on each GPU; leave engines.min and engines.max at null"))
+    return found
+
+
 def _diffro_problems(config: RunConfig) -> list[tuple[str, str]]:
     found = []
     if not config.learner.diffro.reward_model:
@@ -251,6 +353,17 @@ def _diffro_problems(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("model.codec", "DiffRO is for models that speak: name the codec of their tokens"))
     if config.learner.loss.kl_coef > 0 and config.learner.diffro.kl_coef > 0:
         found.append(("learner.diffro.kl_coef", "one KL is enough: `learner.loss.kl_coef` is above 0 too"))
+    return found
+
+
+def _token2text_problems(config: RunConfig) -> list[tuple[str, str]]:
+    found = []
+    if config.model.codec is None:
+        found.append(("model.codec", "name the codec whose tokens the Token2Text model reads"))
+    if config.data.replay is not None:
+        found.append(("data.replay", "there is no replay with `objective: token2text`"))
+    if config.learner.updates_per_step != 1:
+        found.append(("learner.updates_per_step", "is always 1 with `objective: token2text`"))
     return found
 
 

@@ -81,13 +81,19 @@ class PromptSource:
         """The next `count` prompts, for instance to stand in for groups without variance."""
         prompts = []
         for _ in range(count):
-            prompts.append(self._prompt(self._position))
+            prompts.append(self._prompt(self._position, self._epoch, self._order))
             self._position += 1
             if self._position == len(self._order):
                 self._epoch += 1
                 self._position = 0
                 self._order = self._epoch_order(self._epoch)
         return prompts
+
+    def at(self, places: Iterable[tuple[int, int]]) -> list[Prompt]:
+        """The prompts at given (epoch, position), which were dealt out before; the position stays where it is."""
+        wanted = list(places)
+        orders = {epoch: self._epoch_order(epoch) for epoch in {epoch for epoch, _ in wanted}}
+        return [self._prompt(position, epoch, orders[epoch]) for epoch, position in wanted]
 
     def state(self) -> dict[str, Any]:
         """The position, as plain JSON values, for a checkpoint."""
@@ -109,14 +115,14 @@ class PromptSource:
         self._epoch, self._position = state["epoch"], state["position"]
         self._order = self._epoch_order(self._epoch)
 
-    def _prompt(self, position: int) -> Prompt:
-        utterance = self._utterances[self._order[position]]
+    def _prompt(self, position: int, epoch: int, order: Sequence[int]) -> Prompt:
+        utterance = self._utterances[order[position]]
         return Prompt(
-            id=f"{self._epoch}/{utterance.id}",
+            id=f"{epoch}/{utterance.id}",
             utterance=utterance,
-            epoch=self._epoch,
+            epoch=epoch,
             position=position,
-            seed=derived_seed("prompt", self._seed, self._epoch, utterance.id),
+            seed=derived_seed("prompt", self._seed, epoch, utterance.id),
         )
 
     def _epoch_order(self, epoch: int) -> list[int]:
@@ -194,19 +200,23 @@ class Ledger:
         """Forget what happened after `step`, because training resumes from there."""
         jsonl.rewind(self._path, step)
 
-    def audit(self, utterance_ids: Iterable[str], complete_epochs: int | None = None) -> Audit:
+    def audit(
+        self, utterance_ids: Iterable[str], complete_epochs: int | None = None, in_flight: Iterable[str] = ()
+    ) -> Audit:
         """Hold the ledger against the data.
 
         Args:
             utterance_ids: the utterances of one epoch.
             complete_epochs: how many epochs must be complete (`PromptSource.complete_epochs`); None takes those before
                 the last epoch in the ledger.
+            in_flight: prompts that the checkpoint holds, to be trained by the resumed run; they are not missing.
         """
         lines = jsonl.read(self._path)
         counts = Counter(str(line["prompt"]) for line in lines)
         known = set(utterance_ids)
         if complete_epochs is None:
             complete_epochs = max((_epoch_of(prompt) for prompt in counts), default=0)
+        waiting = set(in_flight)
         expected = (f"{epoch}/{utterance}" for epoch in range(complete_epochs) for utterance in known)
         return Audit(
             trained=sum(line["outcome"] == "trained" for line in lines),
@@ -214,7 +224,7 @@ class Ledger:
             reasons=dict(sorted(Counter(line["reason"] for line in lines if line["reason"] is not None).items())),
             complete_epochs=complete_epochs,
             duplicates=tuple(sorted(prompt for prompt, count in counts.items() if count > 1)),
-            missing=tuple(sorted(prompt for prompt in expected if prompt not in counts)),
+            missing=tuple(sorted(prompt for prompt in expected if prompt not in counts and prompt not in waiting)),
             unknown=tuple(sorted(prompt for prompt in counts if prompt.partition("/")[2] not in known)),
         )
 

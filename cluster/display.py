@@ -30,7 +30,7 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
 REWARD_PARTS = "reward_part/"
 """Prefix of the metrics that are mean reward parts."""
 
-_NOT_PHASES = ("time/step", "time/idle_fraction", "time/tokens_per_second")
+_NOT_PHASES = ("time/step", "time/idle_fraction", "time/switch_share", "time/tokens_per_second")
 
 
 class TrainingDisplay:
@@ -136,7 +136,7 @@ def _reward_parts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def _phases(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    names = [k for k in metrics if k.startswith("time/") and k not in _NOT_PHASES]
+    names = [k for k in metrics if k.startswith("time/") and not k.startswith(_NOT_PHASES)]
     return [(k.removeprefix("time/"), f"{metrics[k]:.1f}") for k in names]
 
 
@@ -168,12 +168,17 @@ def print_summary(
     table = _speech_table(title) if speech else _score_table(title)
     for label, score in scores:
         if score is not None:
-            table.add_row(label, *(_speech_cells(score) if speech else _score_cells(score)))
+            _add_rows(table, label, score, speech)
     if table.row_count:
         console.print(table)
     before, after = scores[0][1], scores[1][1]
-    if before is not None and after is not None and before["wer"] and after["wer"] is not None:
-        console.print(f"WER changed by {after['wer'] / before['wer'] - 1:+.1%} relative", highlight=False)
+    if before is not None and after is not None:
+        for label, old, new in (
+            ("WER", before, after),
+            ("WER of samples", before.get("sampled", {}), after.get("sampled", {})),
+        ):
+            if old.get("wer") and new.get("wer") is not None:
+                console.print(f"{label} changed by {new['wer'] / old['wer'] - 1:+.1%} relative", highlight=False)
     for example in examples:
         rows = [("reference", example.reference), ("before", example.before), ("after", example.after)]
         console.print()
@@ -209,11 +214,19 @@ def print_evaluation(
             table.add_row(escape(code), *_score_cells(score))
         table.add_section()
     label = "overall" if len(languages) != 1 else escape(next(iter(languages)))
-    table.add_row(label, *(_speech_cells(summary) if speech else _score_cells(summary)))
+    _add_rows(table, label, summary, speech)
     console.print(table)
     if skipped:
         console.print(f"{skipped:,} bad lines of the manifest were left out", highlight=False)
     console.print(f"hypotheses in [bold]{escape(str(hypotheses))}[/]", highlight=False, soft_wrap=True)
+
+
+def _add_rows(table: Table, label: str, score: Mapping[str, Any], speech: bool) -> None:
+    """The greedy figures, and below them those of one sample per utterance where there are some."""
+    cells = _speech_cells if speech else _score_cells
+    table.add_row(label, *cells(score))
+    if "sampled" in score:
+        table.add_row("  sampled", *cells(score["sampled"]))
 
 
 def _score_table(title: str) -> Table:
@@ -225,12 +238,16 @@ def _score_table(title: str) -> Table:
 
 _SPEECH_COLUMNS = (
     ("WER", "wer", "{:.2%}"),
-    ("second judge", "wer_second", "{:.2%}"),
-    ("similarity", "speaker_similarity", "{:.3f}"),
+    ("mean", "wer_mean", "{:.2%}"),
+    ("second", "wer_second", "{:.2%}"),
+    ("mean", "wer_second_mean", "{:.2%}"),
+    ("cosine", "speaker_similarity", "{:.3f}"),
     ("seconds", "duration_mean", "{:.2f}"),
     ("no stop", "no_stop_rate", "{:.1%}"),
-    ("utterances", "utterances", "{:,}"),
+    ("texts", "utterances", "{:,}"),
 )
+"""WER of the training judge, then of the second; `mean` is over utterances (seed-tts-eval), the figure before it of the
+whole corpus; `cosine` is speaker similarity."""
 
 
 def _speech_table(title: str) -> Table:

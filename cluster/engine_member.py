@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ GRACE_S = 15.0
 
 _incarnations = itertools.count(1)
 
-Kind = Literal["starting", "publishing", "generating", "heartbeat", "shutdown"]
+Kind = Literal["starting", "publishing", "generating", "sleeping", "waking", "heartbeat", "shutdown"]
 
 
 @dataclass(slots=True)
@@ -75,16 +75,27 @@ class Member:
         incarnation: number of the actor, never used twice.
         leaving: it will not be restarted.
         node: hex id of the node it runs on, once known.
+        asleep: it has left its GPU.
     """
 
-    def __init__(self, place: int, model: ModelRef, config: EngineConfig, own_version: int | None) -> None:
-        """`own_version`: see `EngineFleet.start`."""
+    def __init__(
+        self,
+        place: int,
+        model: ModelRef,
+        config: EngineConfig,
+        own_version: int | None,
+        options: Callable[[int], dict[str, Any]] = lambda place: {},
+        sleeps: bool = False,
+    ) -> None:
+        """`own_version`: see `EngineFleet.start`; `options` and `sleeps`: see `EngineFleet`."""
         self.place, self._model, self._config, self._own_version = place, model, config, own_version
+        self._options, self._sleeps = options(place), sleeps
         limits = HealthLimits(config.heartbeat_timeout_s / 2, config.heartbeat_timeout_s, config.max_failures)
         self.health = Health(limits)
         self.calls: list[Call] = []
         self.leaving = False
         self.node: str | None = None
+        self.asleep = False
         self.last_heartbeat = 0.0
         self.stats = EngineStats()
 
@@ -96,6 +107,11 @@ class Member:
         """Whether its actor runs, and ought to answer."""
         return self.health.state in LIVING and not self.owes("starting")
 
+    @property
+    def gone(self) -> bool:
+        """Whether its GPU is free of it."""
+        return self.asleep or (self.health.state not in LIVING and not self.owes("starting"))
+
     def owes(self, kind: Kind) -> list[Call]:
         """Calls of a kind that are not answered."""
         return [call for call in self.calls if call.kind == kind]
@@ -103,10 +119,10 @@ class Member:
     def spawn(self, now: float) -> None:
         """Start an actor in this place."""
         self.incarnation = next(_incarnations)
-        self.actor = EngineActor.options(**engine_options(self._config)).remote(  # type: ignore[attr-defined]
-            self._model.path, self._model.family, self._config, self._model.options
+        self.actor = EngineActor.options(**engine_options(self._config) | self._options).remote(  # type: ignore[attr-defined]
+            self._model.path, self._model.family, self._config, self._model.options, self._sleeps
         )
-        self.node = None
+        self.node, self.asleep = None, False
         self._ask("starting", self.actor.start.remote(self._own_version), now, self._config.startup_timeout_s)
 
     def publish(self, publication: Publication, now: float) -> None:
@@ -114,6 +130,10 @@ class Member:
             publication.version, list(publication.buckets), publication.probe, publication.in_flight
         )
         self._ask("publishing", call, now, publication.timeout, publication)
+        for running in self.owes("generating"):
+            # The engine lets it end or freezes it, and answers it only when the publication is verified.
+            assert running.deadline is not None
+            running.deadline += publication.timeout
 
     def generate(self, piece: Piece, arguments: tuple[Any, ...], now: float) -> None:
         call = self.actor.generate.remote(*arguments)
@@ -122,10 +142,24 @@ class Member:
     def heartbeat(self, now: float) -> None:
         """Ask for a sign of life, unless the last one is not answered, or other time-outs are in force."""
         due = now - self.last_heartbeat >= self._config.heartbeat_s
-        if due and self.living and not self.owes("heartbeat") and not self.owes("publishing"):
+        busy = any(self.owes(kind) for kind in ("heartbeat", "publishing", "sleeping", "waking"))
+        if due and self.living and not self.asleep and not busy:
             self.last_heartbeat = now
             self.health.asked(now)
             self.calls.append(Call("heartbeat", self.actor.health.remote(), None, 0.0))
+
+    def sleep(self, keep_weights: bool, now: float) -> None:
+        self.health.quiet()
+        # Running samples end first.
+        self._ask("sleeping", self.actor.sleep.remote(keep_weights), now, self._config.generate_timeout_s)
+
+    def wake(self, now: float) -> None:
+        self._ask("waking", self.actor.wake.remote(), now, self._config.update_timeout_s)
+
+    def cancel(self, call: Call) -> None:
+        """Stop a call that was not answered; its answer does not count."""
+        self.calls.remove(call)
+        ray.cancel(call.ref)
 
     def shutdown(self, now: float) -> None:
         self._ask("shutdown", self.actor.shutdown.remote(), now, 60.0)

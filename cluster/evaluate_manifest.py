@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from cluster import jsonl
 from cluster.config import load_config
 from cluster.data import load_split
 from cluster.display import print_evaluation
-from cluster.evaluate import evaluate, evaluation_sampling
-from cluster.evaluate_speech import evaluate_speech
+from cluster.evaluate_split import evaluate_split
 from cluster.system import System
 
 
 def run_evaluation(args: argparse.Namespace) -> int:
-    """Score one model on one manifest, print the table, write the hypotheses (and waveforms where the model speaks)."""
+    """Score one model on one manifest, print the table, write the hypotheses, the scores beside them
+    (`.summary.json`), and the waveforms of a model that speaks."""
     given = [f"model.path={args.model}", f"data.train={args.manifest}"]
     named = [] if args.config is not None else ["name=evaluation"]
     config = load_config(args.config, [*named, *args.overrides, *given])
@@ -27,14 +28,9 @@ def run_evaluation(args: argparse.Namespace) -> int:
         probe.touch()
         probe.unlink()
     with System(config, training=False) as system:
-        sampling = evaluation_sampling(config)
-        if system.listener is None:
-            evaluation = evaluate(manifest.utterances, system.encoders, system.fleet, sampling)
-        else:
-            waves = out.with_suffix("")
-            evaluation = evaluate_speech(
-                manifest.utterances, system.encoders, system.fleet, system.listener, sampling, waves
-            )
+        evaluation = evaluate_split(config, system, manifest.utterances, out.with_suffix(""))
     jsonl.replace(out, "".join(jsonl.dumps(line) + "\n" for line in evaluation.hypotheses))
+    summary = {"model": args.model, "manifest": args.manifest, **evaluation.summary}
+    jsonl.replace(out.with_suffix(".summary.json"), json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
     print_evaluation(evaluation.summary, skipped=len(manifest.skipped), hypotheses=out)
     return 0

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from cluster.engine_member import Member, Publication
-from cluster.generation import FleetError, Generation
+from cluster.generation import FleetError, Generation, WithdrawnError
 from cluster.health import State
 from cluster.prompt_pools import ModelRef
 from cluster.scaling import FleetClock, ScalingPolicy
@@ -28,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.5
 """How often the fleet is looked after while the controller does something else."""
-STATS_TIMEOUT_S = 10.0
+STATS_TIMEOUT_S = 60.0
 SHUTDOWN_TIMEOUT_S = 60.0
 
 
@@ -48,14 +50,27 @@ class EngineFleet:
 
     A thread of its own looks after them: it collects answers, notices the dead and the hung, restarts them, gives them
     the current weights and only then work. The same happens while somebody waits for a result.
+
+    `submit`, `publish` and `result` may be called from different threads at the same time.
     """
 
-    def __init__(self, model: ModelRef, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        model: ModelRef,
+        config: EngineConfig,
+        options: Callable[[int], dict[str, Any]] = lambda place: {},
+        sleeps: bool = False,
+    ) -> None:
+        """
+        Args:
+            options: more of Ray's options for the engine in each place, such as its bundle.
+            sleeps: engines leave their GPUs between their turns (`sleep`).
+        """
         self.config = config
-        self._engines = Supervisor(model, config)
+        self._engines = Supervisor(model, config, options, sleeps)
         self._policy = ScalingPolicy(config.fewest, config.most)
         self._clock = FleetClock()
-        self._waiting = 0
+        self._waiting = self._urgent = 0
         self._publications = 0
         # Guards all of the above, which the fleet's thread and the controller's share.
         self._lock = threading.RLock()
@@ -94,7 +109,7 @@ class EngineFleet:
                 piece.number: ([p for p, _ in share], [a.ref for _, a in share], sampling)
                 for piece, share in zip(pieces, shares, strict=True)
             }
-            generation = Generation(pieces, arguments, self._tick, self._wait_for)
+            generation = Generation(pieces, arguments, self._tick, self._wait_for, self._withdraw)
             self._engines.generations |= {piece.number: generation for piece in pieces}
             self._tick()
         return generation
@@ -103,7 +118,20 @@ class EngineFleet:
         self, prompts: Sequence[Prompt], audio: Sequence[EncodedRef], sampling: SamplingConfig, timeout: float | None
     ) -> list[Group]:
         """`submit`, and its result."""
-        return self.submit(prompts, audio, sampling).result(timeout)
+        with self.urgent():
+            return self.submit(prompts, audio, sampling).result(timeout)
+
+    @contextmanager
+    def urgent(self) -> Iterator[None]:
+        """Nothing else goes on until samples come. Such time speaks for more engines; a wait beside the learner does
+        not."""
+        with self._lock:
+            self._urgent += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._urgent -= 1
 
     def publish(
         self,
@@ -120,7 +148,7 @@ class EngineFleet:
 
         Args:
             timeout: of one engine's update, in seconds; None takes `engines.update_timeout_s`.
-            in_flight: see `RolloutEngine.update_weights`.
+            in_flight: running samples go on under the new weights; otherwise they end under the old ones first.
 
         Raises:
             PublicationError: two engines, of which one may be the other's successor, refused the weights and none
@@ -134,9 +162,28 @@ class EngineFleet:
             self._engines.publication = current
             for member in self._engines.members:
                 member.health.expect(current.number)
+            self._engines.away = None
             self._rescale()
         self._until(lambda: self._published(current), None, "publish")
         return max(current.gaps)
+
+    def sleep(self, timeout: float | None, keep_weights: bool = False) -> None:
+        """Leave the GPUs, until the next publication, or with `keep_weights` until `wake`.
+
+        Until then no engine is started or restarted either. One that cannot leave is killed.
+
+        Raises:
+            TimeoutError: saying what the fleet looks like.
+        """
+        with self._lock:
+            self._engines.away = "kept" if keep_weights else "discarded"
+        self._until(lambda: all(m.gone for m in self._engines.members), timeout, "engine sleep")
+
+    def wake(self, timeout: float | None) -> None:
+        """Come back with the weights that were kept. Raises TimeoutError."""
+        with self._lock:
+            self._engines.away = None
+        self._until(lambda: not any(m.asleep for m in self._engines.members), timeout, "engine wake-up")
 
     def abandon(self) -> None:
         """Forget all work that was ordered: training goes back to a checkpoint and orders it again."""
@@ -165,6 +212,11 @@ class EngineFleet:
             stale = states.count(State.STALE) + states.count(State.RESTARTING)
             return FleetCounts(healthy, stale, self._engines.restarts, self._engines.work.reissued)
 
+    def actors(self) -> dict[str, Any]:
+        """Handles of the engines that run, by name (`engine 0`)."""
+        with self._lock:
+            return {str(m): m.actor for m in self._engines.members if m.living}
+
     def members(self) -> list[Member]:
         """The engines as they are now, for those that watch or disturb them."""
         with self._lock:
@@ -192,7 +244,7 @@ class EngineFleet:
             now = time.monotonic()
             staying = [m for m in self._engines.members if not m.leaving]
             busy = sum(bool(m.owes("generating")) for m in staying)
-            self._clock.advance(now, len(staying), busy, self._waiting > 0)
+            self._clock.advance(now, len(staying), busy, self._waiting > 0 and self._urgent > 0)
             self._engines.tick(now)
 
     def _look_after(self) -> None:
@@ -203,6 +255,11 @@ class EngineFleet:
                 logger.exception("the fleet cannot be looked after")
                 with self._lock:
                     self._engines.fatal = self._engines.fatal or error
+
+    def _withdraw(self, generation: Generation) -> None:
+        with self._lock:
+            if not generation.complete:
+                self._engines.settle(generation, WithdrawnError("these samples were cancelled"))
 
     def _wait_for(self, generation: Generation, timeout: float | None) -> None:
         with self._lock:

@@ -13,6 +13,10 @@ class FleetError(Exception):
     """Engines failed so often that the run cannot go on; the message says which and why."""
 
 
+class WithdrawnError(Exception):
+    """Groups that nobody wanted any more."""
+
+
 class Generation:
     """Groups that were ordered. Made by `EngineFleet.submit`.
 
@@ -28,9 +32,11 @@ class Generation:
         arguments: dict[int, tuple[Any, ...]],
         look: Callable[[], None],
         wait: Callable[[Generation, float | None], None],
+        withdraw: Callable[[Generation], None],
     ) -> None:
-        """`look` lets the fleet collect what was answered, `wait` returns when this is complete."""
-        self._pieces, self._look, self._wait = pieces, look, wait
+        """`look` lets the fleet collect what was answered, `wait` returns when this is complete, `withdraw` stops the
+        engines that work on it."""
+        self._pieces, self._look, self._wait, self._withdraw = pieces, look, wait, withdraw
         self.arguments = arguments
         self.received: dict[int, list[Group]] = {}
         self.error: BaseException | None = None
@@ -49,6 +55,10 @@ class Generation:
         """Whether `result` would answer, or raise, at once."""
         self._look()
         return self.complete
+
+    def cancel(self) -> None:
+        """Stop sampling; `result` raises WithdrawnError from now on, unless the groups are there already."""
+        self._withdraw(self)
 
     def result(self, timeout: float | None) -> list[Group]:
         """Unscored groups, in the order of the prompts.

@@ -88,9 +88,7 @@ class Health:
                 a version again, with other weights.
         """
         self._expected = publication
-        self._asked = None  # an engine that loads weights may be slow to answer; the publication has its own time-out
-        if self.state is State.SUSPECT:
-            self.state = State.HEALTHY
+        self.quiet()  # an engine that loads weights may be slow to answer
         if self.state is State.HEALTHY and self._verified != publication:
             self.state = State.STALE
 
@@ -118,6 +116,12 @@ class Health:
         self._require(*LIVING)
         if self._asked is None:
             self._asked = now
+
+    def quiet(self) -> None:
+        """Its silence means nothing for a while: it is busy with something that has a time-out of its own."""
+        self._asked = None
+        if self.state is State.SUSPECT:
+            self.state = State.HEALTHY
 
     def answered(self) -> None:
         """The heartbeat came back."""

@@ -2,73 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import ray
-
+from cluster.admission import Admission
 from cluster.config import RunConfig
-from cluster.data import LedgerEntry, PromptSource
-from cluster.fleet import EngineFleet
+from cluster.data import PromptSource
 from cluster.phases import PhaseTimer
+from cluster.placement import takes_turns
 from cluster.publish import publish
+from cluster.rollouts import Rollouts, Window
+from cluster.step import Batch, Step
 from cluster.system import System
+from cluster.token2text_data import targets_of
 from learner.batch import Sample, TrainGroup
 from learner.config import SAMPLED_OBJECTIVES
-from learner.grouping import Selection, Target, select_groups
+from learner.grouping import Target, select_groups
 from learner.token2text import Token2TextConfig
 from rewards.history import LengthHistory
 from rollout.actors import EncodedRef
 from speech.families import ModelFamily
-from speech.records import Group, Prompt
+from speech.records import Prompt
 
 MAX_RESAMPLING_ROUNDS = 3
 """How often a step draws other prompts in place of groups without variance, before it trains on what it has."""
 
 
-@dataclass(slots=True)
-class Batch:
-    """What a step collected.
-
-    Attributes:
-        groups: scored groups, in the order they were sampled (empty in SFT).
-        selection: what to train on, what was rejected and why.
-        audio: encoded audio by the index that training groups use.
-        replay: supervised groups mixed in.
-    """
-
-    groups: list[Group] = field(default_factory=list)
-    selection: Selection = field(default_factory=Selection)
-    audio: list[EncodedRef] = field(default_factory=list)
-    replay: list[TrainGroup] = field(default_factory=list)
-
-    @property
-    def references(self) -> dict[int, ray.ObjectRef]:
-        return {index: item.ref for index, item in enumerate(self.audio)}
-
-
-@dataclass(slots=True)
-class Step:
-    """A finished step, as handed to the recorder."""
-
-    number: int
-    version: int
-    batch: Batch
-    metrics: dict[str, float]
-    sample_gaps: dict[int, list[float]]
-
-    @property
-    def ledger(self) -> list[LedgerEntry]:
-        selection = self.batch.selection
-        return [LedgerEntry(prompt, "trained") for prompt in selection.trained] + [
-            LedgerEntry(prompt, "rejected", reason) for prompt, reason in selection.rejected
-        ]
-
-
 class Trainer:
-    """Runs steps. What it must remember between steps is `version`, `step`, the two prompt sources and, for
-    the duration reward, the lengths of speech so far."""
+    """Runs steps. What it must remember between steps is `version`, `step`, the two prompt sources, the prompts of
+    windows in flight and, for the duration reward, the lengths of speech so far."""
 
     def __init__(
         self,
@@ -82,64 +46,99 @@ class Trainer:
         self.source, self.replay_source = source, replay_source
         self.learner = system.learner
         self.history = LengthHistory()
+        self.turns = takes_turns(config)
         self.sampled = config.objective in SAMPLED_OBJECTIVES
         reward_model = config.learner.diffro.reward_model if config.uses_diffro else None
         self.token2text = None if reward_model is None else Token2TextConfig.load(Path(reward_model))
+        self.windows: deque[Window] = deque()
+        """In flight, oldest first."""
+        self.waiting: deque[list[Prompt]] = deque()
+        """Prompts of windows that were in flight when the run was saved, to be sampled anew."""
         self.step = 0
         self.version = 0
 
     def run(self, after_step: Callable[[Step], bool]) -> None:
-        """Train until `config.steps`, or until `after_step` (record, evaluate, save) answers False."""
-        while self.step < self.config.steps:
-            self.step += 1
-            self.timer.start_step(self.step)
-            batch = self.collect() if self.sampled else self.collect_references()
-            with self.timer.phase("learn", self.config.learner.step_timeout_s):
-                result = self.learner.update(self.step, batch.selection.groups, batch.replay, batch.references)
-            metrics = dict(result.metrics)
-            if self.sampled:
-                metrics["publish/probe_gap"] = self.publish(self.version + 1)
-            if not after_step(Step(self.step, self.version, batch, metrics, result.sample_gaps)):
-                return
+        """Train until `config.steps`, or until `after_step` (record, evaluate, save) answers False.
+
+        Window w is trained by step w + 1 at version w. With `staleness: S` the windows up to w + S are sampled and
+        scored meanwhile; with S = 0 each waits for the publication before it.
+        """
+        self.admission = Admission(self.config.staleness, self.config.steps, self.step)
+        with Rollouts(self.config, self.system, self.timer) as self.rollouts:
+            while self.step < self.config.steps:
+                self.step += 1
+                self.timer.start_step(self.step)
+                batch = self.collect() if self.sampled else self.collect_references()
+                self.learner_turn()
+                with self.timer.phase("learn", self.config.learner.step_timeout_s):
+                    result = self.learner.update(self.step, batch.selection.groups, batch.replay, batch.references)
+                metrics = dict(result.metrics)
+                if self.sampled:
+                    metrics["publish/probe_gap"] = self.publish(self.version + 1)
+                if not after_step(Step(self.step, self.version, batch, metrics, result.sample_gaps)):
+                    return
 
     def collect(self) -> Batch:
-        """Sample and score groups until the batch is full, or as full as `zero_variance: resample` gets it."""
+        """The oldest window, scored; topped up as far as `zero_variance: resample` gets it."""
+        for number in self.admission.admit(self.version):
+            prompts = self.waiting.popleft() if self.waiting else self.source.next_batch()
+            self.windows.append(self.window(number, prompts))
+            self.rollouts.start(self.windows[-1])
+        with self.timer.phase("wait", waiting=True), self.system.fleet.urgent():
+            self.windows[0].scored.result()
+        window = self.windows.popleft()
+        self.admission.train(window.number, self.version)
         batch = Batch()
-        missing = self.config.data.batch_prompts
-        rounds = MAX_RESAMPLING_ROUNDS if self.config.learner.zero_variance == "resample" else 1
-        for _ in range(rounds):
-            batch.selection.extend(self.sample(self.source.take(missing), batch))
+        self.add(window, batch)
+        for _ in range(MAX_RESAMPLING_ROUNDS - 1 if self.config.learner.zero_variance == "resample" else 0):
             missing = self.config.data.batch_prompts - len(batch.selection.groups)
             if missing <= 0:
                 break
+            window = self.window(window.number, self.source.take(missing))
+            with self.system.fleet.urgent():
+                self.rollouts.run(window)
+            self.add(window, batch)
         if self.replay_source is not None:
             prompts = self.replay_source.next_batch()
             batch.replay = self.references(prompts, batch)
         return batch
 
-    def sample(self, prompts: list[Prompt], batch: Batch) -> Selection:
-        """One round: encode each utterance once, draw its group, score it, turn rewards into advantages."""
-        audio = self.encode(prompts)
-        with self.timer.phase("generate"):  # the fleet bounds each attempt and each restart
-            groups = self.fleet.generate(prompts, audio, self.config.sampling, None)
-        groups = [replace(g, past_lengths=self.history.lengths(g.prompt.utterance.id)) for g in groups]
-        with self.timer.phase("reward"):
-            groups = self.system.rewards.score(groups)
-        for group in groups:
-            self.history.add(group)
-        learner = self.config.learner
+    def in_flight(self) -> list[list[Prompt]]:
+        """The prompts that were dealt out and are still to be trained, window by window: with the sources' positions
+        they are the whole position in the data."""
+        return [window.prompts for window in self.windows] + list(self.waiting)
+
+    def window(self, number: int, prompts: list[Prompt]) -> Window:
+        return Window(number, prompts, [self.history.lengths(prompt.utterance.id) for prompt in prompts])
+
+    def add(self, window: Window, batch: Batch) -> None:
+        """Turn a scored window's rewards into advantages, and refuse what is too old to be trained."""
+        groups = window.scored.result()
         indices = range(len(batch.audio), len(batch.audio) + len(groups))
         batch.groups += groups
-        batch.audio += audio
+        batch.audio += window.audio
+        for group in groups:
+            self.history.add(group)
+        fresh = []
+        for index, group in zip(indices, groups, strict=True):
+            oldest = min(t.version_first for t in group.trajectories)
+            if self.admission.too_old(oldest, self.version):
+                reason = f"stale: {self.version - oldest} versions behind, with a bound of {self.config.staleness}"
+                batch.selection.rejected.append((group.prompt.id, reason))
+            else:
+                fresh.append((index, group))
+        learner = self.config.learner
         keep = learner.zero_variance == "keep"
-        return select_groups(groups, indices, learner.advantage, keep, self.targets(prompts))
+        chosen, kept = [group for _, group in fresh], [index for index, _ in fresh]
+        targets = self.targets([group.prompt for group in chosen])
+        batch.selection.extend(select_groups(chosen, kept, learner.advantage, keep, targets))
 
     def targets(self, prompts: Sequence[Prompt]) -> list[Target] | None:
         """What the reward model of DiffRO should find in the speech of each prompt; None without DiffRO."""
         if self.token2text is None:
             return None
         utterances = [prompt.utterance for prompt in prompts]
-        return [Target(self.token2text.text_ids(u.text, u.language)) for u in utterances]
+        return [targets_of(self.token2text, utterance) for utterance in utterances]
 
     def collect_references(self) -> Batch:
         """A supervised batch: each prompt's only "sample" is its reference."""
@@ -151,7 +150,7 @@ class Trainer:
 
     def references(self, prompts: Sequence[Prompt], batch: Batch) -> list[TrainGroup]:
         first = len(batch.audio)
-        batch.audio += self.encode(prompts)
+        batch.audio += self.rollouts.encode(prompts)
         return [
             TrainGroup(
                 batch.audio[first + i].layout,
@@ -166,20 +165,39 @@ class Trainer:
         family = self.system.family
         return tuple(family.target_ids(prompt.utterance)) if isinstance(family, ModelFamily) else encoded.target_ids
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedRef]:
-        with self.timer.phase("encode", self.config.engines.generate_timeout_s) as phase:
-            utterances = [prompt.utterance for prompt in prompts]
-            return self.system.encoders.encode(utterances, phase.remaining(), for_learner=True)
-
     def publish(self, version: int) -> float:
         """Give the engines the learner's weights as `version`; the largest |Δ log-prob| of the proof."""
-        with self.timer.phase("publish", self.config.publish.timeout_s) as phase:
-            system, settings = self.system, self.config.publish
+        self.learner_turn()
+        config, system = self.config, self.system
+        budget, in_flight = config.publish.timeout_s, config.update == "inflight"
+        if self.windows and not in_flight:
+            budget += config.engines.generate_timeout_s  # running samples end first
+        with self.timer.phase("publish", budget) as phase:
             vocabulary = len(system.family.tokenizer)
-            gap = publish(version, self.learner, self.fleet, system.encoders, settings, vocabulary, phase)
+            fleet, encoders = system.fleet, system.encoders
+            settings, over = config.publish, self.engine_turn
+            gap = publish(version, self.learner, fleet, encoders, settings, vocabulary, phase, in_flight, over)
         self.version = version
         return gap
 
-    @property
-    def fleet(self) -> EngineFleet:
-        return self.system.fleet
+    def learner_turn(self, keep_weights: bool = False) -> None:
+        """Engines leave the GPUs to the learner; where everyone has their own, nothing happens."""
+        if self.turns:
+            with self.timer.phase("switch", self.config.engines.generate_timeout_s) as phase:
+                self.system.fleet.sleep(phase.remaining(), keep_weights)
+                self.learner.turn(present=True)
+
+    def engine_turn(self) -> None:
+        """The learner leaves the GPUs; an engine comes back with the publication that follows."""
+        if self.turns:
+            with self.timer.phase("switch"):
+                self.learner.turn(present=False)
+
+    @contextmanager
+    def learner_at_hand(self) -> Iterator[None]:
+        """The learner may be asked for its state, between two turns of the engines."""
+        self.learner_turn(keep_weights=True)
+        yield
+        self.engine_turn()
+        if self.turns:
+            self.system.fleet.wake(self.config.engines.update_timeout_s)

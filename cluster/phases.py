@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from speech.spans import SpanRecorder
 
 
 class PhaseTimeout(TimeoutError):  # noqa: N818  (a time-out, as in the standard library's own naming)
@@ -53,8 +56,8 @@ class Phase:
 class PhaseTimer:
     """Times the phases of each step.
 
-    Phases may nest or overlap (as coroutines of one thread); each is charged its own time, and the idle fraction counts
-    overlapping work once.
+    Phases may nest or overlap, in one thread or several; each is charged its own time, to the step in which it ends,
+    and the idle fraction counts overlapping work once.
     """
 
     def __init__(
@@ -63,19 +66,36 @@ class PhaseTimer:
         """`on_phase` is told the name of each phase as it begins, for a display."""
         self._on_phase = on_phase
         self._clock = clock
+        self.spans = SpanRecorder()
+        self.step_started = time.time()
+        """Of the step, in seconds since the epoch."""
+        self._lock = threading.Lock()
         self._step: int | None = None
         self._step_seconds: defaultdict[str, float] = defaultdict(float)
         self._working = 0
         self._work_began = 0.0
         self._work = 0.0
         self._step_began = clock()
+        self._open: list[Phase] = []
+        self._begun = 0
+
+    @property
+    def progress(self) -> tuple[int | None, int]:
+        """Differs from what it was whenever a step or a phase has begun since."""
+        return self._step, self._begun
+
+    def open_phases(self) -> list[Phase]:
+        """Phases in progress, the outer before the inner. May be called from another thread."""
+        return list(self._open)
 
     def start_step(self, step: int) -> None:
         """Set the step's clock to zero. What lies between steps, an evaluation for instance, counts in no step."""
-        self._step = step
-        self._step_seconds.clear()
-        self._work = 0.0
-        self._step_began = self._work_began = self._clock()
+        with self._lock:
+            self._step = step
+            self._step_seconds.clear()
+            self._work = 0.0
+            self._step_began = self._work_began = self._clock()
+            self.step_started = time.time()
 
     @contextmanager
     def phase(self, name: str, timeout_s: float | None = None, waiting: bool = False) -> Iterator[Phase]:
@@ -96,10 +116,13 @@ class PhaseTimer:
         if self._on_phase is not None:
             self._on_phase(name)
         phase = Phase(name, timeout_s, self._clock)
+        self._begun += 1
+        self._open.append(phase)
         if not waiting:
             self._begin_work()
         try:
-            yield phase
+            with self.spans.span(name):
+                yield phase
         except PhaseTimeout as error:
             error.add_note(self._place(name))
             raise
@@ -111,30 +134,35 @@ class PhaseTimer:
             error.add_note(self._place(name))
             raise
         finally:
+            self._open.remove(phase)
             if not waiting:
                 self._end_work()
-            self._step_seconds[name] += phase.elapsed
+            with self._lock:
+                self._step_seconds[name] += phase.elapsed
 
     def finish_step(self) -> dict[str, float]:
         """The step's metrics: `time/<phase>` and `time/step` in seconds, and `time/idle_fraction`, the share of the
         step in which no phase was at work."""
-        now = self._clock()
-        wall = now - self._step_began
-        work = self._work + (now - self._work_began if self._working else 0.0)
-        metrics = {f"time/{name}": seconds for name, seconds in self._step_seconds.items()}
+        with self._lock:
+            now = self._clock()
+            wall = now - self._step_began
+            work = self._work + (now - self._work_began if self._working else 0.0)
+            metrics = {f"time/{name}": seconds for name, seconds in self._step_seconds.items()}
         metrics["time/step"] = wall
         metrics["time/idle_fraction"] = _idle(work, wall)
         return metrics
 
     def _begin_work(self) -> None:
-        if self._working == 0:
-            self._work_began = self._clock()
-        self._working += 1
+        with self._lock:
+            if self._working == 0:
+                self._work_began = self._clock()
+            self._working += 1
 
     def _end_work(self) -> None:
-        self._working -= 1
-        if self._working == 0:
-            self._work += self._clock() - self._work_began
+        with self._lock:
+            self._working -= 1
+            if self._working == 0:
+                self._work += self._clock() - self._work_began
 
     def _place(self, name: str) -> str:
         return f"in phase `{name}`" + ("" if self._step is None else f" of step {self._step}")

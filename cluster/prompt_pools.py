@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +44,19 @@ class PromptPool(ABC):
 
     what: str
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, options: Callable[[int], dict[str, Any]]) -> None:
+        """`options`: more of Ray's options for each actor, such as its bundle."""
+        self._options = options
         self.replaced = 0
         self._states: ray.ObjectRef | None = None
         self._lost_total = 0
-        self.actors = [self._spawn() for _ in range(count)]
+        self.actors = [self._spawn(i) for i in range(count)]
         self._ready = [actor.ready.remote() for actor in self.actors]
         self._totals = [0] * count
 
     @abstractmethod
-    def _spawn(self) -> Any:
-        """A new actor."""
+    def _spawn(self, index: int) -> Any:
+        """A new actor in this place."""
 
     @abstractmethod
     def _mode(self, for_learner: bool) -> str:
@@ -142,7 +144,7 @@ class PromptPool(ABC):
         self.replaced += 1
         self._lost_total += self._totals[index]
         self._totals[index] = 0
-        actor = self.actors[index] = self._spawn()
+        actor = self.actors[index] = self._spawn(index)
         self._ready[index] = actor.ready.remote()
         if self._states is not None:
             actor.update.remote(self._states)  # in order before whatever it is asked next
@@ -154,14 +156,20 @@ class EncoderPool(PromptPool):
 
     what = "encode"
 
-    def __init__(self, model: ModelRef, config: EncoderConfig, learner_mode: EncoderMode) -> None:
+    def __init__(
+        self,
+        model: ModelRef,
+        config: EncoderConfig,
+        learner_mode: EncoderMode,
+        options: Callable[[int], dict[str, Any]] = lambda index: {},
+    ) -> None:
         """`learner_mode`: what the encoded audio must hold for the learner."""
         self._model, self._config, self._learner_mode = model, config, learner_mode
-        super().__init__(config.count)
+        super().__init__(config.count, options)
 
-    def _spawn(self) -> Any:
+    def _spawn(self, index: int) -> Any:
         model, config = self._model, self._config
-        return EncoderActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
+        return EncoderActor.options(**encoder_options(config) | self._options(index)).remote(  # type: ignore[attr-defined]
             model.path, model.family, config, model.options
         )
 
@@ -174,14 +182,21 @@ class VoicePool(PromptPool):
 
     what = "encode voices"
 
-    def __init__(self, model: ModelRef, codec: str, config: EncoderConfig, learner_mode: VoiceMode) -> None:
+    def __init__(
+        self,
+        model: ModelRef,
+        codec: str,
+        config: EncoderConfig,
+        learner_mode: VoiceMode,
+        options: Callable[[int], dict[str, Any]] = lambda index: {},
+    ) -> None:
         """`learner_mode`: `target` also encodes each utterance's own recording, for SFT."""
         self._model, self._codec, self._config, self._learner_mode = model, codec, config, learner_mode
-        super().__init__(config.count)
+        super().__init__(config.count, options)
 
-    def _spawn(self) -> Any:
+    def _spawn(self, index: int) -> Any:
         model, config = self._model, self._config
-        return VoiceActor.options(**encoder_options(config)).remote(  # type: ignore[attr-defined]
+        return VoiceActor.options(**encoder_options(config) | self._options(index)).remote(  # type: ignore[attr-defined]
             model.path, model.family, self._codec, config, model.options
         )
 

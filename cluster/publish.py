@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from cluster.config import PublishConfig
 from cluster.fleet import EngineFleet
@@ -24,6 +25,8 @@ def publish(
     config: PublishConfig,
     vocabulary: int,
     phase: Phase,
+    in_flight: bool = False,
+    hand_over: Callable[[], None] = lambda: None,
 ) -> float:
     """Send the policy to the engines and prove that it arrived.
 
@@ -33,6 +36,8 @@ def publish(
     Args:
         vocabulary: token ids below this number may stand in the probe.
         phase: whose budget bounds each part of it; an engine that must be restarted is given its own time for that.
+        in_flight: see `EngineFleet.publish`.
+        hand_over: called when the learner has given everything and before an engine takes it.
 
     Returns:
         Largest |Δ log-prob| of the probe over all engines, in nats.
@@ -45,4 +50,5 @@ def publish(
     token_ids = random.Random(version).choices(range(vocabulary), k=config.probe_tokens)
     tolerance = config.probe_tolerance if config.probe_tolerance is not None else TOLERANCE[fleet.config.dtype]
     probe = Probe(tuple(token_ids), tuple(learner.probe_logprobs(token_ids)), tolerance)
-    return fleet.publish(version, buckets, probe, phase.remaining())
+    hand_over()
+    return fleet.publish(version, buckets, probe, phase.remaining(), in_flight)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cluster.loop import Batch, Step
+from cluster.step import Batch, Step
 from rewards.edits import EditCounts, word_edits
 from speech.records import Group
 
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from rollout.stats import EngineStats
 
 
-def step_metrics(step: Step, before: EngineStats, after: EngineStats, encoded: int, retried: int) -> dict[str, float]:
+def step_metrics(
+    step: Step, before: EngineStats, after: EngineStats, engines: int, encoded: int, retried: int
+) -> dict[str, float]:
     """Everything about a step but its times.
 
     Args:
         before, after: the fleet's totals around the step.
+        engines: how many there are.
         encoded: utterances that the encoders processed in the step.
         retried: groups whose scoring was tried again since the run started, after a time-out or a lost actor.
     """
@@ -34,6 +37,8 @@ def step_metrics(step: Step, before: EngineStats, after: EngineStats, encoded: i
         queries = after.prefix_queries - before.prefix_queries
         hits = after.prefix_hits - before.prefix_hits
         metrics["rollout/prefix_hit_rate"] = hits / queries if queries else 0.0
+    if after.wake_seconds:
+        metrics["time/wake"] = (after.wake_seconds - before.wake_seconds) / engines
     learner = dict(step.metrics)
     for name, key in (("learner/logprob_gap", "logprob_gap/mean"), ("learner/logprob_gap_max", "logprob_gap/max")):
         if name in learner:
@@ -65,14 +70,16 @@ def _rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
         EditCounts(),
     )
     # The version counted here is the one after this step's update.
-    staleness = Counter(max(0, version - 1 - t.version_first) for t in trajectories)
+    ages = [max(0, version - 1 - t.version_first) for t in trajectories]
     return {
         "rollout/trajectories": float(len(trajectories)),
         "rollout/tokens": float(sum(lengths)),
         "rollout/length_mean": statistics.fmean(lengths),
         "rollout/no_stop_share": sum(t.finish_reason != "stop" for t in trajectories) / len(trajectories),
         **({} if speech else {"rollout/wer": edits.rate}),
-        **{f"staleness/{age}": float(count) for age, count in sorted(staleness.items())},
+        "staleness/mean": statistics.fmean(ages),
+        "staleness/max": float(max(ages)),
+        **{f"staleness/{age}": float(count) for age, count in sorted(Counter(ages).items())},
     }
 
 
@@ -135,7 +142,7 @@ def summarise(
         "status": status,
         "steps": len(metrics),
         "seconds": seconds,
-        "version": int(metrics[-1]["version"]) if metrics else 0,
+        "version": int(metrics[-1].get("version", 0)) if metrics else 0,
         "before": before,
         "after": after,
         "reward_first": rewards[0] if rewards else None,

@@ -33,12 +33,14 @@ MAY_CHANGE = (
     "evaluation",
     "checkpoint",
     "publish",
+    "watchdog_minutes",
     "engines.min",
     "engines.max",
     "engines.heartbeat_s",
     "engines.max_failures",
     "engines.kv_cache_gb",
     "engines.gpu_memory_utilization",
+    "learner.ranks",
     "learner.micro_batch_tokens",
     "learner.logits_chunk",
     "learner.activation_checkpointing",
@@ -67,6 +69,7 @@ class RunFolder:
         self._metrics = self.path / "metrics.jsonl"
         self._rollouts = self.path / "rollouts"
         self._step = -1
+        self.damaged: list[str] = []
         self._lock: IO[str] | None = None
         self._tensorboard: SummaryWriter | None = None
 
@@ -74,7 +77,8 @@ class RunFolder:
         """Make the folder or return to it, take hold of it, and write `config.yaml`.
 
         Returns:
-            The step of the newest checkpoint, to resume from; None starts at the beginning. Call `rewind` next.
+            The step of the newest checkpoint that is as it was written, to resume from; None starts at the beginning.
+            Call `rewind` next. What was found damaged is in `damaged`, and set aside.
 
         Raises:
             UserError: the folder cannot be written, another process trains in it, or it holds results of a run with
@@ -89,11 +93,12 @@ class RunFolder:
                 for folder in (self._rollouts, self.checkpoints.path, self.path / "tensorboard"):
                     folder.mkdir(exist_ok=True)
             self.checkpoints.clean()
+            resume_from, self.damaged = self.checkpoints.verified()
             jsonl.replace(self.path / "config.yaml", dump_config(config))
         except BaseException:
             self.close()
             raise
-        return self.checkpoints.latest()
+        return resume_from
 
     def rewind(self, step: int | None) -> None:
         """Drop all that was recorded after `step` (None = everything), because training continues from there."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -39,10 +40,20 @@ class Supervisor:
         generations: the order that each unfinished piece of work belongs to.
         fatal: why the run cannot go on.
         restarts: engines that were replaced.
+        away: None while the GPUs are the engines'; otherwise all must leave, keep or discard their weights, and none is
+            started.
     """
 
-    def __init__(self, model: ModelRef, config: EngineConfig) -> None:
-        self._model, self._config = model, config
+    def __init__(
+        self,
+        model: ModelRef,
+        config: EngineConfig,
+        options: Callable[[int], dict[str, Any]] = lambda place: {},
+        sleeps: bool = False,
+    ) -> None:
+        """`options` and `sleeps`: see `EngineFleet`."""
+        self._model, self._config, self._options, self._sleeps = model, config, options, sleeps
+        self.away: Literal["kept", "discarded"] | None = None
         self.own_version: int | None = None
         self.members: list[Member] = []
         self.wanted = config.count
@@ -51,7 +62,6 @@ class Supervisor:
         self.generations: dict[int, Generation] = {}
         self.fatal: BaseException | None = None
         self.restarts = 0
-        self._places = 0
         self._gone = EngineStats()
         self._draining: set[str] = set()
         self._nodes_asked: float | None = None
@@ -65,12 +75,16 @@ class Supervisor:
         self._ask(now)
 
     def settle(self, generation: Generation, error: BaseException) -> None:
-        """Let a generation fail, and forget its pieces."""
+        """Let a generation fail, and stop the engines that have pieces of it."""
         generation.error = error
-        numbers = [number for number, of in self.generations.items() if of is generation]
+        numbers = {number for number, of in self.generations.items() if of is generation}
         self.work.forget(numbers)
         for number in numbers:
             del self.generations[number]
+        for member in self.members:
+            for call in member.owes("generating"):
+                if call.subject.number in numbers:
+                    member.cancel(call)
 
     def stats(self) -> EngineStats:
         """Totals over all engines since the start, as far as they were told."""
@@ -108,7 +122,10 @@ class Supervisor:
                 health.verified(0)
         elif call.kind == "publishing":
             call.subject.gaps.append(answer)
+            member.asleep = False  # an update brings an engine back
             health.verified(call.subject.number)
+        elif call.kind in ("sleeping", "waking"):
+            member.asleep = call.kind == "sleeping"
         elif call.kind == "heartbeat":
             health.answered()
         elif call.kind == "shutdown":
@@ -168,7 +185,7 @@ class Supervisor:
     def _replace(self, now: float) -> None:
         """Restart the dead, and let go of those that leave once they have nothing left to do."""
         for member in self.members:
-            if member.health.state is State.DEAD and not member.leaving and self.fatal is None:
+            if member.health.state is State.DEAD and not member.leaving and not self.away and self.fatal is None:
                 self._revive(member, now)
             if not member.leaving or member.health.state is State.RETIRED:
                 continue
@@ -206,9 +223,10 @@ class Supervisor:
 
     def _resize(self, now: float) -> None:
         staying = [m for m in self.members if not m.leaving]
-        for _ in range(self.wanted - len(staying)):
-            member = Member(self._places, self._model, self._config, self.own_version)
-            self._places += 1
+        for _ in range(0 if self.away else self.wanted - len(staying)):
+            taken = {m.place for m in self.members}
+            place = next(i for i in itertools.count() if i not in taken)
+            member = Member(place, self._model, self._config, self.own_version, self._options, self._sleeps)
             if self.publication is not None:
                 member.health.expect(self.publication.number)
             member.spawn(now)
@@ -218,18 +236,41 @@ class Supervisor:
 
     def _ask(self, now: float) -> None:
         for member in self.members:
-            current = self.publication
-            sent = any(call.subject is current for call in member.owes("publishing"))
-            if member.health.state is State.STALE and current is not None and not sent:
-                member.publish(current, now)
+            self._take_turns(member, now)
             member.heartbeat(now)
+        if not self.away:
+            self._give_out(now)
+
+    def _take_turns(self, member: Member, now: float) -> None:
+        """What the engine must do before it can serve: leave, come back, or take the current weights."""
+        current = self.publication
+        if not member.living or any(member.owes(kind) for kind in ("sleeping", "waking", "shutdown")):
+            return
+        if self.away:
+            if not member.asleep and not member.owes("publishing"):
+                member.sleep(self.away == "kept", now)
+        elif member.health.state is State.STALE and current is not None:
+            if not any(call.subject is current for call in member.owes("publishing")):
+                member.publish(current, now)
+        elif member.asleep:
+            member.wake(now)
+
+    def _give_out(self, now: float) -> None:
+        """Each waiting piece to the engine with least work. Engines that are being updated count, and their pieces wait
+        for them: otherwise the first that is updated would get everything."""
+        awaited: dict[Member, int] = {
+            m: self.work.load(m.incarnation)
+            for m in self.members
+            if m.health.serves or (m.health.state is State.STALE and m.owes("publishing"))
+        }
+        if not any(m.health.serves for m in awaited):
+            return
         for piece in self.work.waiting():
-            serving = [m for m in self.members if m.health.serves]
-            if not serving:
-                return
-            member = min(serving, key=lambda m: self.work.load(m.incarnation))
-            self.work.assign(piece, member.incarnation)
-            member.generate(piece, self.generations[piece.number].arguments[piece.number], now)
+            member = min(awaited, key=lambda m: awaited[m])
+            awaited[member] += piece.size
+            if member.health.serves and not member.asleep:
+                self.work.assign(piece, member.incarnation)
+                member.generate(piece, self.generations[piece.number].arguments[piece.number], now)
 
 
 def _sum(parts: Sequence[EngineStats]) -> EngineStats:

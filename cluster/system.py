@@ -14,8 +14,10 @@ import ray
 from cluster.config import RunConfig
 from cluster.fleet import EngineFleet
 from cluster.listener import Listener
+from cluster.placement import Placement, takes_turns
 from cluster.prompt_pools import EncoderPool, ModelRef, PromptPool, VoicePool
 from cluster.remote import get, last_line
+from cluster.timeline import gather
 from learner.actor import LearnerGroup, LearnerLostError
 from learner.config import SAMPLED_OBJECTIVES
 from learner.rank import RankSpec
@@ -28,6 +30,7 @@ from rollout.voices import VoiceMode
 from speech.codecs import load_codec
 from speech.errors import UserError
 from speech.families import LanguageModelFamily, SpeechFamily, load_family
+from speech.spans import Span
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +59,24 @@ class System:
         config = self.config
         start_ray(config, config.rewards.sound.threads if listens(config, self.training) else 0)
         try:
-            model = self._model
+            self._placement, turns = Placement(config), takes_turns(config)
+            timeout = config.engines.startup_timeout_s
             # Everything loads at the same time: an engine takes longest.
-            self._fleet = EngineFleet(model, config.engines)
-            self.encoders = self._encoders(model)
-            # Without a learner there is no publication to wait for: the checkpoint is what is to be evaluated.
-            self.fleet.start(None if self.training else 0)
+            self._fleet = EngineFleet(self._model, config.engines, self._placement.engine, turns)
+            self.encoders = self._encoders()
             waiting = self.encoders.start()
+            # Without a learner there is no publication to wait for: the checkpoint is what is to be evaluated.
+            version = None if self.training else 0
+            if not turns:
+                self.fleet.start(version)
             if self.training:
-                waiting += self._start_learner()
+                loading = self._start_learner()
+                waiting += loading
+                if turns:
+                    get(loading, "learner start", timeout)
+                    self.learner.turn(present=False)
+            if turns:  # not before the learner has left: an engine takes what it finds free
+                self.fleet.start(version)
             if self.training and config.objective in SAMPLED_OBJECTIVES:
                 self._rewards = RewardPool(config.rewards, codec_factory(config))
             if listens(config, self.training):
@@ -72,7 +84,7 @@ class System:
                 assert codec is not None
                 self.listener = Listener(config.rewards, codec)
                 waiting += self.listener.start()
-            get(waiting, "start", config.engines.startup_timeout_s)
+            get(waiting, "start", timeout)
             self.fleet.ready()
         except BaseException:
             self.close()
@@ -111,13 +123,25 @@ class System:
         assert self._rewards is not None
         return self._rewards
 
+    def spans(self) -> dict[str, list[Span]]:
+        """What each actor did since the last call, by a name such as `engine 0`."""
+        pools = {"encoder": self.encoders.actors, "learner": self.learner.actors}
+        actors = {f"{name} {i}": actor for name, pool in pools.items() for i, actor in enumerate(pool)}
+        found = gather(self.fleet.actors() | actors)
+        return found | ({} if self._rewards is None else self._rewards.spans())
+
+    def stop_learner(self) -> None:
+        """Kill the gang, and where GPUs are shared let the engines make room for the next one."""
+        self.learner.close()
+        if takes_turns(self.config):
+            self.fleet.sleep(self.config.engines.generate_timeout_s)
+
     def restart_learner(self) -> None:
-        """A new gang in place of one that lost a rank, with the weights that the run began with.
+        """A new gang in place of one that was stopped, with the weights that the run began with.
 
         Raises:
             LearnerLostError: the new one is lost too.
         """
-        self.learner.close()
         timeout = self.config.engines.startup_timeout_s
         try:
             get(self._start_learner(), "learner start", timeout)
@@ -126,20 +150,21 @@ class System:
 
     def _start_learner(self) -> list[ray.ObjectRef]:
         config = self.config
-        self._learner = LearnerGroup(self._rank_spec(self._model), actor_environment(config.learner.threads))
+        environment = actor_environment(config.learner.threads)
+        self._learner = LearnerGroup(self._rank_spec(), environment, self._placement.rank)
         return self._learner.start(config.engines.startup_timeout_s)
 
-    def _encoders(self, model: ModelRef) -> PromptPool:
-        config = self.config
+    def _encoders(self) -> PromptPool:
+        config, model, options = self.config, self._model, self._placement.encoder
         if config.model.codec is not None:
             mode: VoiceMode = "target" if config.objective == "sft" else "prompt"
-            return VoicePool(model, str(Path(config.model.codec).resolve()), config.encoder, mode)
+            return VoicePool(model, str(Path(config.model.codec).resolve()), config.encoder, mode, options)
         trained = config.learner.train
         parts: EncoderMode = "features" if "encoder" in trained else "states" if "adaptor" in trained else "embeddings"
-        return EncoderPool(model, config.encoder, parts)
+        return EncoderPool(model, config.encoder, parts, options)
 
-    def _rank_spec(self, model: ModelRef) -> RankSpec:
-        config = self.config
+    def _rank_spec(self) -> RankSpec:
+        config, model = self.config, self._model
         return RankSpec(
             model=model.path,
             family=model.family,
@@ -190,6 +215,13 @@ def codec_factory(config: RunConfig) -> CodecFactory | None:
     return None if config.model.codec is None else partial(load_codec, Path(config.model.codec).resolve())
 
 
+def surrounding_cluster() -> str | None:
+    """The cluster that this process was started in: Ray sets RAY_ADDRESS in its jobs. A Jobs server's http address,
+    which users set for `ray job`, is none."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return None if not address or "://" in address.removeprefix("ray://") else address
+
+
 def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
     """Join the configured cluster, or start Ray here with room for every actor of the run.
 
@@ -202,7 +234,7 @@ def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
     if ray.is_initialized():
         return
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = config.ray.address
+    address = config.ray.address or surrounding_cluster()
     if address is None:
         # On one machine the actors take turns, so each gets its place however few cores there are; thread counts,
         # not Ray's bookkeeping, say how much of the machine an actor uses in its turn.

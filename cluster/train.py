@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import json
-import shutil
-import signal
+import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from ray.exceptions import ObjectLostError
+from ray.exceptions import ObjectLostError, RayError
 
-from cluster import jsonl
-from cluster.checkpoints import STATE_FILE
+from cluster.checkpoints import SCORE, STATE_FILE
 from cluster.config import RunConfig
-from cluster.data import PromptSource, derived_seed, load_split
+from cluster.data import load_split
 from cluster.display import Example, TrainingDisplay, print_summary
-from cluster.evaluate import Evaluation, evaluate, evaluation_sampling, load_evaluation, store_evaluation
-from cluster.evaluate_speech import evaluate_speech
-from cluster.loop import Step, Trainer
+from cluster.evaluate import Evaluation, evaluation_sampling, load_evaluation, store_evaluation
+from cluster.evaluate_split import evaluate_split, flat_scores
+from cluster.interruption import interruption
+from cluster.jobs import SAVED
+from cluster.logs import RunLog
 from cluster.memory import PeakMemory
 from cluster.phases import PhaseTimer
+from cluster.position import go_to, new_trainer, position
 from cluster.record import aligned_gaps, fleet_metrics, sample_text, step_metrics, summarise
 from cluster.recovery import RestartBudget
 from cluster.runfolder import RunFolder
+from cluster.saving import CheckpointSaver
+from cluster.step import Step
 from cluster.system import System, run_family
+from cluster.telemetry import PREFIX, Exporter, Series
+from cluster.timeline import Timeline, idle_fractions
+from cluster.token2text_data import check_targets
+from cluster.watchdog import Watchdog
 from learner.actor import LearnerLostError
-from rollout.config import SamplingConfig
 from speech.audio import load_audio
 from speech.errors import UserError
 from speech.families import ModelFamily
 from speech.manifests import Manifest
+
+logger = logging.getLogger(__name__)
 
 VALIDATED = ("wer", "cer", "wer_second", "speaker_similarity", "duration_mean", "no_stop_rate")
 """What of an evaluation of `data.valid` goes into the metrics."""
@@ -45,7 +51,34 @@ def train(config: RunConfig) -> int:
     Raises:
         UserError: bad input or configuration; nothing has been trained then.
     """
-    manifests = {
+    if config.objective == "token2text":
+        from cluster.token2text_run import train_token2text  # which itself needs this module
+
+        return train_token2text(config)
+    manifests = load_manifests(config)
+    if config.uses_diffro:
+        check_targets(config, manifests["train"])
+    run_family(config)  # an incomplete model must not leave a run's folder behind
+    with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
+        resume_from = folder.open(config)
+        folder.rewind(resume_from or 0)
+        log = RunLog(folder.path / "log.jsonl", config.name)
+        with log, TrainingDisplay(config.name, config.steps) as display:
+            display.phase("starting Ray, engines and learner")
+            with System(config) as system:
+                run = _Run(config, system, manifests, folder, display, memory, log)
+                status = run.execute(resume_from)
+        print_summary(run.summary(status), run.examples(), folder.path)
+    return 130 if status == "interrupted" else 0
+
+
+def load_manifests(config: RunConfig) -> dict[str, Manifest]:
+    """The manifests that a run reads, by split.
+
+    Raises:
+        InputError: naming every bad line, unless `data.on_bad` is `skip`.
+    """
+    return {
         split: load_split(config.data, path)
         for split, path in (
             ("train", config.data.train),
@@ -55,40 +88,6 @@ def train(config: RunConfig) -> int:
         )
         if path is not None
     }
-    run_family(config)  # an incomplete model must not leave a run's folder behind
-    with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
-        resume_from = folder.open(config)
-        folder.rewind(resume_from or 0)
-        with TrainingDisplay(config.name, config.steps) as display:
-            display.phase("starting Ray, engines and learner")
-            with System(config) as system:
-                run = _Run(config, system, manifests, folder, display, memory)
-                status = run.execute(resume_from)
-        print_summary(run.summary(status), run.examples(), folder.path)
-    return 130 if status == "interrupted" else 0
-
-
-@contextmanager
-def interruption(display: TrainingDisplay) -> Iterator[list[bool]]:
-    """Ctrl-C (or SIGTERM) lets the running step end, so that it can be saved; the second one stops at once.
-
-    Yields:
-        A list that is non-empty once the user has asked to stop.
-    """
-    asked: list[bool] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(True)
-        display.message("stopping after this step; a checkpoint will be saved (Ctrl-C again: stop at once)")
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class _Run:
@@ -102,12 +101,16 @@ class _Run:
         folder: RunFolder,
         display: TrainingDisplay,
         memory: PeakMemory,
+        log: RunLog,
     ) -> None:
         self.config, self.system, self.manifests = config, system, manifests
-        self.folder, self.display, self.memory = folder, display, memory
+        self.folder, self.display, self.memory, self.log = folder, display, memory, log
+        self.exporter = Exporter(config.name)
         self.interrupted: list[bool] = []
         self.timer = PhaseTimer(on_phase=display.phase)
-        self.trainer = self._new_trainer()
+        self.timeline = Timeline(folder.path / "timeline.json")
+        self.saver = CheckpointSaver(folder.checkpoints, system.learner, config.checkpoint)
+        self.trainer = new_trainer(config, system, manifests, self.timer)
         self.budget = RestartBudget(config.learner.restarts)
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
@@ -117,21 +120,11 @@ class _Run:
         self.seconds_before = 0.0
         self.peak_before = 0
         self.started = time.monotonic()
+        for text in folder.damaged:
+            logger.warning("%s; an older checkpoint is used", text)
         for split, manifest in manifests.items():
             if manifest.skipped:
                 display.message(f"{split}: skipped {len(manifest.skipped)} bad lines of {manifest.path}")
-
-    def _new_trainer(self) -> Trainer:
-        """A trainer at the beginning of the run."""
-        config, manifests = self.config, self.manifests
-        source = PromptSource(
-            manifests["train"].utterances, config.seed, config.data.batch_prompts, config.data.shuffle
-        )
-        replay = None
-        if "replay" in manifests:
-            seed = derived_seed("replay", config.seed)
-            replay = PromptSource(manifests["replay"].utterances, seed, config.data.replay_batch)
-        return Trainer(config, self.system, source, replay, self.timer)
 
     def execute(self, resume_from: int | None) -> str:
         """Train to the end, or until the user stops; returns the run's status."""
@@ -140,16 +133,23 @@ class _Run:
         self.trainer.publish(self.trainer.version)
         if self.config.evaluation.before and "test" in self.manifests:
             self.before = self._evaluate_once("before")
-        self.encoded = self.system.encoders.encoded_total()
+        # The evaluation is no part of the first step, which a run that is resumed without a checkpoint does again.
+        self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
         self.started = time.monotonic()
         with interruption(self.display) as self.interrupted:
-            self._train()
+            try:
+                with Watchdog(self.timer, self.config.watchdog_minutes, self._stalled):
+                    self._train()
+            except Exception as error:
+                self._finish_checkpoint(error)
+                raise
         status = "interrupted" if self.interrupted and self.trainer.step < self.config.steps else "completed"
-        if self.folder.checkpoints.latest() != self.trainer.step and self.trainer.step > 0:
-            self._save()
         self.seconds_before += time.monotonic() - self.started
+        if status == "interrupted":
+            self.display.message(f"stopped after step {self.trainer.step}; {SAVED}")
         if status == "completed":
-            self._export()
+            # For `evaluate`, transformers or another run.
+            self.folder.checkpoints.export(self.folder.path / "export")
             if self.config.evaluation.after and "test" in self.manifests:
                 self.after = self._evaluate_once("after")
         self.memory.sample()
@@ -157,27 +157,40 @@ class _Run:
         return status
 
     def _train(self) -> None:
-        """Run the loop to its end; after a loss of the learner, or of its input, again from the last checkpoint."""
+        """Run the loop to its last checkpoint; after a loss of the learner, or of its input, again from the last one
+        that is whole."""
         lost: Exception | None = None
         while True:
             try:
                 if lost is not None:
                     self._fall_back()
-                return self.trainer.run(self._after_step)
+                self.trainer.run(self._after_step)
+                self.saver.wait()
+                if self.folder.checkpoints.latest() != self.trainer.step and self.trainer.step > 0:
+                    self._save()
+                    self.saver.wait()
+                return
             except (LearnerLostError, ObjectLostError) as error:
                 if not self.budget.lost(self.trainer.step):
                     raise
                 lost = error
-                self.display.message(f"step {self.trainer.step}: {error}; restarting the learner")
+                logger.warning("step %d: %s; restarting the learner", self.trainer.step, error)
 
     def _fall_back(self) -> None:
         """What the rerun of a killed command does, but for the processes that still live."""
-        step = self.folder.checkpoints.latest()
-        self.system.fleet.abandon()
-        self.system.restart_learner()
-        self.folder.rewind(step or 0)
+        with self.timer.phase("recover"):
+            self.system.fleet.abandon()
+            self.system.stop_learner()
+            self.saver.abandon()  # not before its writers are dead
+            step, damaged = self.folder.checkpoints.verified()
+            for text in damaged:
+                logger.warning("%s; an older checkpoint is used", text)
+            self.folder.rewind(step or 0)
+            self.system.restart_learner()
+        self.saver = CheckpointSaver(self.folder.checkpoints, self.system.learner, self.config.checkpoint)
         # A new one: nothing that the old one had under way may survive.
-        self.trainer = self._new_trainer()
+        self.trainer = new_trainer(self.config, self.system, self.manifests, self.timer)
+        self.log.at(0, 0)
         if step is not None:
             self._restore(step)
         self.trainer.publish(self.trainer.version)
@@ -211,14 +224,14 @@ class _Run:
 
     def _after_step(self, step: Step) -> bool:
         """Record, evaluate, save; False ends the training."""
+        self.saver.poll()
         stats = self.system.fleet.stats()
         encoded = self.system.encoders.encoded_total()
         retried = self.system.rewards.counts.retried if step.batch.groups else 0
-        metrics = step_metrics(step, self.engine_stats, stats, encoded - self.encoded, retried)
-        self.engine_stats, self.encoded = stats, encoded
-        counts = self.system.fleet.counts()
+        counts, engines = self.system.fleet.counts(), len(self.system.fleet.members())
+        metrics = step_metrics(step, self.engine_stats, stats, engines, encoded - self.encoded, retried)
         metrics |= fleet_metrics(self.fleet_counts, counts)
-        self.fleet_counts = counts
+        self.engine_stats, self.encoded, self.fleet_counts = stats, encoded, counts
         checkpoint = self.config.checkpoint
         last = step.number == self.config.steps
         if (
@@ -229,38 +242,44 @@ class _Run:
             metrics |= self._validate()
             # The evaluation's share is no part of the next step's.
             self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
-        metrics |= self.timer.finish_step()
+        metrics |= self.timer.finish_step() | self._timeline(step)
+        if "time/switch" in metrics:
+            metrics["time/switch_share"] = (metrics["time/switch"] + metrics.get("time/wake", 0.0)) / metrics[
+                "time/step"
+            ]
         metrics["time/tokens_per_second"] = metrics.get("rollout/tokens", 0.0) / max(metrics["time/step"], 1e-9)
         if step.batch.groups:
             self.folder.rollouts(step.number, step.batch.groups, aligned_gaps(step.batch, step.sample_gaps))
         self.folder.ledger.append(step.number, step.ledger)
         self.folder.metrics(step.number, metrics)
         self.display.update(step.number, metrics)
+        self.exporter.step(step.number, metrics)
+        self.log.at(step.number, self.trainer.version)
+        logger.info("step finished in %.1f s", metrics["time/step"])
         if last or self.interrupted or step.number % checkpoint.every == 0:
-            self._save(step)
+            self._save(step, metrics.get("valid/wer"))
         return not self.interrupted
+
+    def _timeline(self, step: Step) -> dict[str, float]:
+        """Add the step to the timeline; the components' idle fractions in it."""
+        now, spans = time.time(), self.system.spans()
+        self.timeline.append(step.number, {"controller": self.timer.spans.take(), **spans})
+        return idle_fractions(spans, self.timer.step_started, now)
 
     def _validate(self) -> dict[str, float]:
         with self.timer.phase("evaluate"):
             if self.config.objective == "sft":
                 self.trainer.publish(self.trainer.version + 1)
             result = self._evaluate("valid")
-        scores = {name: value for name, value in result.summary.items() if name in VALIDATED and value is not None}
+        scores = flat_scores(result.summary, VALIDATED)
         if "wer" in scores:
             self.display.message(f"step {self.trainer.step}: valid WER {scores['wer']:.2%}")
         return {f"valid/{name}": value for name, value in scores.items()}
 
     def _evaluate(self, split: str, waves: Path | None = None) -> Evaluation:
-        system, utterances = self.system, self.manifests[split].utterances
-        if system.listener is None:
-            return evaluate(utterances, system.encoders, system.fleet, self._greedy)
-        return evaluate_speech(utterances, system.encoders, system.fleet, system.listener, self._greedy, waves)
+        return evaluate_split(self.config, self.system, self.manifests[split].utterances, waves)
 
-    @property
-    def _greedy(self) -> SamplingConfig:
-        return evaluation_sampling(self.config)
-
-    def _evaluate_once(self, when: str) -> Evaluation:
+    def _evaluate_once(self, when: str) -> Evaluation | None:
         """Evaluate the test split before or after training, or read what an earlier execution found."""
         self.display.phase(f"evaluating the test split {when} training")
         path = self.folder.path / f"evaluation-{when}.json"
@@ -268,55 +287,50 @@ class _Run:
             "model": str(Path(self.config.model.path).resolve()),
             "manifest": self.manifests["test"].path,
             "utterances": len(self.manifests["test"].utterances),
-            "max_new_tokens": self._greedy.max_new_tokens,
+            "max_new_tokens": evaluation_sampling(self.config).max_new_tokens,
         }
+        if self.config.evaluation.sampled:
+            conditions["sampled"] = self.config.sampling.temperature
         found = load_evaluation(path, conditions) if when == "before" else None
         if found is not None:
             return found
+        if when == "before" and self.trainer.step > 0:
+            self.display.message("the test split was not evaluated like this before the first step; `before` is empty")
+            return None
         if when == "after" and self.config.objective == "sft":
             self.trainer.publish(self.trainer.version + 1)
         result = self._evaluate("test", waves=self.folder.path / "audio" / when)
         store_evaluation(path, result, conditions)
         return result
 
-    def _save(self, step: Step | None = None) -> None:
-        """Write a checkpoint: learner shards, export, data position, version. It counts once it is renamed."""
-        trainer, checkpoints = self.trainer, self.folder.checkpoints
-        with self.timer.phase("checkpoint"):
-            staged = checkpoints.stage(trainer.step)
-            trainer.learner.save(str(staged.resolve()))
-            state = {
-                "step": trainer.step,
-                "version": trainer.version,
-                "source": trainer.source.state(),
-                "replay": None if trainer.replay_source is None else trainer.replay_source.state(),
-                "lengths": trainer.history.state_dict(),
-                "seconds": self.seconds_before + time.monotonic() - self.started,
-                "peak_memory_bytes": max(self.peak_before, self.memory.peak_bytes),
-            }
-            jsonl.replace(staged / STATE_FILE, json.dumps(state, indent=2) + "\n")
-            checkpoints.commit(trainer.step)
-            checkpoints.prune(self.config.checkpoint.keep)
+    def _save(self, step: Step | None = None, score: float | None = None) -> None:
+        """Take a checkpoint: learner shards, export, data position, version. `score` is the validation's WER."""
+        trainer = self.trainer
+        state = {
+            SCORE: score,
+            **position(trainer),
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+            "peak_memory_bytes": max(self.peak_before, self.memory.peak_bytes),
+        }
+        with self.timer.phase("checkpoint"), trainer.learner_at_hand():
+            self.saver.save(trainer.step, state)
         if step is not None and step.batch.groups:
             self._show_sample(step)
 
-    def _export(self) -> None:
-        """`export/`: the trained model, for `evaluate`, transformers or another run."""
-        latest = self.folder.checkpoints.latest()
-        if latest is None:
-            return
-        final = self.folder.path / "export"
-        staged, old = final.with_name("export.tmp"), final.with_name("export.old")
-        with jsonl.writing(final):
-            for folder in (staged, old):
-                if folder.exists():
-                    shutil.rmtree(folder)
-            shutil.copytree(self.folder.checkpoints.folder(latest) / "hf", staged)
-            if final.exists():
-                final.rename(old)
-            staged.rename(final)
-            if old.exists():
-                shutil.rmtree(old)
+    def _finish_checkpoint(self, error: Exception) -> None:
+        """What is being written may be whole although the training has failed; it spares the resumed run some steps."""
+        try:
+            self.saver.wait()
+        except (UserError, TimeoutError, RayError, LearnerLostError) as second:
+            error.add_note(f"the checkpoint that was being written is lost too: {second}")
+
+    def _stalled(self, report: str | None) -> None:
+        """Called by the watchdog's thread; None once things move again."""
+        self.exporter.gauge(Series(f"{PREFIX}stalled", float(report is not None)))
+        if report is None:
+            logger.warning("the run moves again")
+        else:
+            logger.warning("%s", report, extra={"phase": ",".join(p.name for p in self.timer.open_phases())})
 
     def _show_sample(self, step: Step) -> None:
         """One prompt with its samples to TensorBoard, sound included."""
@@ -331,14 +345,13 @@ class _Run:
         folder = self.folder.checkpoints.folder(step)
         try:
             state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-            self.trainer.source.restore(state["source"])
-            if self.trainer.replay_source is not None:
-                self.trainer.replay_source.restore(state["replay"])
-            self.trainer.history.load_state_dict(state["lengths"])
-            self.trainer.step, self.trainer.version = int(state["step"]), int(state["version"])
+            go_to(self.trainer, state)
             self.seconds_before, self.peak_before = float(state["seconds"]), int(state["peak_memory_bytes"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{folder / STATE_FILE}: damaged ({error}); remove {folder} to resume earlier") from error
+        self.trainer.learner_turn()
         self.trainer.learner.load(str(folder.resolve()))
         self.display.start_at(step)
+        self.log.at(step, self.trainer.version)
+        logger.info("resuming from the checkpoint of step %d", step)
         self.display.message(f"resuming from the checkpoint of step {step}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -14,9 +14,10 @@ from learner.batch import TrainGroup
 from learner.diffro import uses_diffro
 from learner.plan import RankShare, audio_of, plan_updates
 from learner.rank import LearnerRank, RankSpec, StepResult
-from learner.token2text_plan import SpeechText, Token2TextShare, plan_token2text
+from learner.token2text_plan import Reading, SpeechText, Token2TextShare, plan_reading, plan_token2text
 from learner.token2text_rank import Token2TextRank, Token2TextSpec
 from speech.errors import UserError
+from speech.spans import Span, SpanRecorder
 from speech.weights import WeightBucket
 
 GRACE_S = 10.0
@@ -33,6 +34,11 @@ class _Shell:
     def __init__(self, spec: Any, rank: int, world_size: int) -> None:
         self.spec, self.rank_index, self.world_size = spec, rank, world_size
         self.rank: Any = None
+        self.recorder = SpanRecorder()
+
+    def spans(self) -> list[Span]:
+        """What it did since the last call."""
+        return self.recorder.take()
 
     def address(self) -> str:
         """`host:port` that is free on this node, for rank 0 to host the rendezvous."""
@@ -41,7 +47,8 @@ class _Shell:
             return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def save(self, folder: str) -> None:
-        self._rank.save(folder)
+        with self.recorder.span("save"):
+            self._rank.save(folder)
 
     def load(self, folder: str) -> None:
         self._rank.load(folder)
@@ -60,20 +67,35 @@ class LearnerActor(_Shell):
     def start(self, address: str) -> None:
         self.rank = LearnerRank(self.spec, self.rank_index, self.world_size, f"tcp://{address}")
 
+    def save_in_background(self, folder: str) -> None:
+        self._rank.save(folder, background=True)
+
+    def saved(self) -> bool:
+        return bool(self._rank.saved())
+
     def update(self, step: int, shares: list[RankShare], audio: dict[int, ray.ObjectRef]) -> StepResult:
         wanted = audio_of(shares)
         encoded = dict(zip(wanted, ray.get([audio[i] for i in wanted]), strict=True))
-        return self._rank.update(step, shares, encoded)
+        with self.recorder.span("update"):
+            return self._rank.update(step, shares, encoded)
 
     def publish(self, dtype: str, bucket_bytes: int) -> Iterator[WeightBucket]:
         """The weights bucket by bucket, from rank 0; to be called with `num_returns="streaming"`."""
-        yield from self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes)
+        with self.recorder.span("publish"):
+            yield from self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes)
 
     def front_states(self) -> dict[str, dict[str, torch.Tensor]]:
-        return self._rank.front_states()
+        with self.recorder.span("publish"):
+            return self._rank.front_states()
+
+    def turn(self, present: bool) -> None:
+        """Come onto the device, or leave it; nothing happens on CPU."""
+        with self.recorder.span("enter" if present else "leave"):
+            self._rank.resident.enter() if present else self._rank.resident.leave()
 
     def probe_logprobs(self, token_ids: list[int]) -> list[float]:
-        return self._rank.probe_logprobs(token_ids)
+        with self.recorder.span("probe"):
+            return self._rank.probe_logprobs(token_ids)
 
 
 @ray.remote
@@ -86,6 +108,9 @@ class Token2TextActor(_Shell):
     def update(self, step: int, share: Token2TextShare) -> dict[str, float]:
         return self._rank.update(step, share)
 
+    def read(self, items: list[SpeechText], spare: SpeechText) -> list[Reading]:
+        return self._rank.read(items, spare)
+
 
 class _ActorGang:
     """Ranks as actors, seen from the controller. Every call reaches all of them, as their collectives demand."""
@@ -93,19 +118,25 @@ class _ActorGang:
     actor: Any
     """The remote class of a rank."""
 
-    def __init__(self, spec: Any, environment: dict[str, str]) -> None:
+    def __init__(
+        self, spec: Any, environment: dict[str, str], options: Callable[[int], dict[str, Any]] = lambda rank: {}
+    ) -> None:
         """Create the actors; `start` is separate so that engines can load at the same time.
 
         Args:
             environment: environment variables of each rank (thread counts).
+            options: more of Ray's options for each rank, such as its place.
         """
         config = spec.config
         self.spec = spec
         self.actors = [
             self.actor.options(
-                num_cpus=0 if config.gpus_per_rank else 1,
-                num_gpus=config.gpus_per_rank,
-                runtime_env={"env_vars": environment},
+                **{
+                    "num_cpus": 0 if config.gpus_per_rank else 1,
+                    "num_gpus": config.gpus_per_rank,
+                    "runtime_env": {"env_vars": environment},
+                }
+                | options(rank)
             ).remote(spec, rank, config.ranks)
             for rank in range(config.ranks)
         ]
@@ -208,6 +239,18 @@ class LearnerGroup(_ActorGang):
         ]
         return self._get(calls, "update")[0]
 
+    def save_in_background(self, folder: str) -> None:
+        """Copy the state on every rank and begin to write it; `saved` says when it is written."""
+        self._all("save_in_background", folder)
+
+    def saved(self) -> bool:
+        """Whether all ranks have written their part of the last checkpoint; does not wait for them.
+
+        Raises:
+            UserError: the disk refused.
+        """
+        return all(self._all("saved"))
+
     def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
         """References to the buckets. The caller owns them, so that engines can fetch them when the rank is gone."""
         streams = [actor.publish.options(num_returns="streaming").remote(dtype, bucket_bytes) for actor in self.actors]
@@ -216,6 +259,10 @@ class LearnerGroup(_ActorGang):
 
     def front_states(self) -> dict[str, dict[str, torch.Tensor]]:
         return self._all("front_states")[0]
+
+    def turn(self, present: bool) -> None:
+        """Come onto the devices that others use too, or leave them."""
+        self._all("turn", present)
 
     def probe_logprobs(self, token_ids: list[int]) -> list[float]:
         return self._all("probe_logprobs", token_ids)[0]
@@ -233,3 +280,15 @@ class Token2TextGroup(_ActorGang):
         shares = plan_token2text(items, spec.config.ranks, spec.training.mixup, spec.seed, step)
         calls = [actor.update.remote(step, share) for actor, share in zip(self.actors, shares, strict=True)]
         return self._get(calls, "update")[0]
+
+    def read(self, items: Sequence[SpeechText]) -> list[Reading]:
+        """Judge utterances without learning from them; one reading each, in order."""
+        plan = plan_reading(items, self.spec.config.ranks)
+        spare = min(items, key=lambda item: len(item.tokens))
+        calls = [
+            actor.read.remote([items[i] for i in share], spare) for actor, share in zip(self.actors, plan, strict=True)
+        ]
+        readings: dict[int, Reading] = {}
+        for share, part in zip(plan, self._get(calls, "read"), strict=True):
+            readings.update(zip(share, part, strict=True))
+        return [readings[i] for i in range(len(items))]

@@ -89,6 +89,46 @@ class Token2TextTrainingConfig:
 
 
 @dataclass
+class Token2TextModelConfig:
+    """What `objective: token2text` trains: a new model of this shape, or one to go on from (`model.path`)."""
+
+    hidden: int = field(default=128, metadata={"help": "Width; a multiple of `heads`.", "min": 1})
+    layers: int = field(default=3, metadata={"help": "Layers of attention, convolution and feed-forward.", "min": 1})
+    heads: int = field(default=4, metadata={"help": "Attention heads.", "min": 1})
+    kernel: int = field(default=9, metadata={"help": "Tokens that a convolution sees; odd.", "min": 1})
+    labels_per_token: int = field(
+        default=1,
+        metadata={
+            "help": "CTC frames per speech token. A text needs a frame per character: raise it where the codec has "
+            "fewer tokens a second than speech has characters.",
+            "min": 1,
+        },
+    )
+    characters: str | None = field(
+        default=None,
+        metadata={"help": "Characters of normalised texts, in one string; null takes those of `data.train`."},
+    )
+    attributes: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Attributes to judge beside the text: names in the manifest's `attributes`, or its keys `speaker` "
+            "and `language`. Their classes are those that occur in `data.train`."
+        },
+    )
+    training: Token2TextTrainingConfig = field(
+        default_factory=Token2TextTrainingConfig, metadata={"help": "Loss and robustness."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads or self.kernel % 2 == 0:
+            raise ValueError("`hidden` must be a multiple of `heads`, and `kernel` odd")
+        if self.characters is not None and not 0 < len(self.characters) == len(set(self.characters)):
+            raise ValueError("`characters` must be different characters, at least one")
+        if len(set(self.attributes)) < len(self.attributes):
+            raise ValueError("`attributes` names one twice")
+
+
+@dataclass
 class LearnerConfig:
     ranks: int = field(default=1, metadata={"help": "Ray actors in the FSDP2 gang.", "min": 1})
     threads: int = field(default=2, metadata={"help": "CPU threads of each rank.", "min": 1})

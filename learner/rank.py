@@ -12,6 +12,7 @@ import torch.distributed as dist
 from learner import checkpoint
 from learner.batch import PackedBatch, Sample, TrainGroup
 from learner.config import LearnerConfig
+from learner.device import Resident
 from learner.diffro import DiffRO
 from learner.metrics import StepMetrics
 from learner.objectives import (
@@ -99,6 +100,10 @@ class LearnerRank:
         self.reference = self._load(frozen=True) if needs_reference(spec) else None
         self.diffro = DiffRO.build(spec, self.device)
         self.optimiser = adamw(self.policy, config)
+        self.writer = checkpoint.Writer()
+        reward_model = None if self.diffro is None else self.diffro.reward_model
+        held = [module for module in (self.policy, self.reference, reward_model) if module is not None]
+        self.resident = Resident(self.device, held, self.optimiser)
 
     def _load(self, ctc: bool = False, frozen: bool = False) -> Policy:
         config = self.spec.config
@@ -216,24 +221,58 @@ class LearnerRank:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
-    def save(self, folder: str) -> None:
-        """Write policy and optimiser shards (DCP) and a Hugging Face export below `folder`."""
-        checkpoint.save(Path(folder) / "dcp", self.policy, self.optimiser)
-        self.export(str(Path(folder) / "hf"))
+    def save(self, folder: str, background: bool = False) -> None:
+        """Write policy and optimiser shards (DCP) and a Hugging Face export below `folder`.
+
+        Args:
+            background: return as soon as the state is copied; `saved` says when it is on the disk.
+
+        Raises:
+            UserError: the disk refuses, now or at the checkpoint before.
+        """
+        states = self._full_states()
+
+        def export() -> None:
+            if self.rank == 0:
+                self.family.export(Path(folder) / "hf", states)
+
+        self.writer.begin(Path(folder) / "dcp", self.policy, self.optimiser, export)
+        if not background:
+            self.writer.wait()
+            dist.barrier()
+
+    def saved(self) -> bool:
+        """Whether the checkpoint of `save` is written, as far as this rank goes. No collective; does not wait.
+
+        Raises:
+            UserError: the disk refused.
+        """
+        return self.writer.done()
 
     def load(self, folder: str) -> None:
         checkpoint.load(Path(folder) / "dcp", self.policy, self.optimiser)
 
     def export(self, folder: str) -> None:
         """Write the whole model in its family's own Hugging Face form (rank 0 writes)."""
-        states: dict[str, dict[str, torch.Tensor]] = {}
-        for part in (*PARTS, "ctc"):
-            module = getattr(self.policy, part)
-            if module is not None:
-                states[part] = {name: full_tensor(p.detach()).cpu() for name, p in module.named_parameters()}
+        states = self._full_states()
         if self.rank == 0:
             self.family.export(Path(folder), states)
         dist.barrier()
 
+    def _full_states(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Copies of the model's tensors in host memory, on rank 0; the others only take part in the gathering."""
+        states: dict[str, dict[str, torch.Tensor]] = {}
+        for part in (*PARTS, "ctc"):
+            module = getattr(self.policy, part)
+            if module is None:
+                continue
+            states[part] = {}
+            for name, parameter in module.named_parameters():
+                tensor = full_tensor(parameter.detach())
+                if self.rank == 0:
+                    states[part][name] = tensor.to("cpu", copy=True)
+        return states
+
     def close(self) -> None:
+        self.writer.close()
         dist.destroy_process_group()

@@ -28,6 +28,21 @@ class SpeechText:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What a model reads in an utterance.
+
+    Attributes:
+        nll: −log P(text), in nats; infinite where the text does not fit into the frames.
+        labels: the greedy CTC reading.
+        attributes: likeliest class of each attribute.
+    """
+
+    nll: float
+    labels: tuple[int, ...]
+    attributes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MixedItem:
     """An utterance, and the one that mixup lays over it.
 
@@ -89,6 +104,12 @@ def plan_token2text(
     mixed = [MixedItem(item, items[p], float(s)) for item, p, s in zip(items, partners, shares, strict=True)]
     labels, order = sum(item.labels for item in mixed), sorted(mixed, key=lambda item: -item.length)
     return [Token2TextShare(tuple(order[rank::ranks]), labels, len(items), order[-1]) for rank in range(ranks)]
+
+
+def plan_reading(items: Sequence[SpeechText], ranks: int) -> list[list[int]]:
+    """Which utterances each rank reads, by index, longest first."""
+    order = sorted(range(len(items)), key=lambda i: -len(items[i].tokens))
+    return [order[rank::ranks] for rank in range(ranks)]
 
 
 def split_items(items: Sequence[MixedItem], token_budget: int) -> list[list[MixedItem]]:

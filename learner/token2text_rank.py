@@ -16,7 +16,7 @@ from learner.losses import Metrics
 from learner.metrics import StepMetrics
 from learner.optimisation import Gang, adamw, apply_update, full_tensor, scheduled_rate
 from learner.token2text import UNKNOWN, Mixture, Token2Text, Token2TextConfig, Token2TextOutput, attribute_nll
-from learner.token2text_plan import MixedItem, Token2TextShare, split_items
+from learner.token2text_plan import MixedItem, Reading, SpeechText, Token2TextShare, split_items
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,32 @@ class Token2TextRank:
             self._backward([share.spare], share, 0.0)
         metrics.grad_norm = apply_update(self.model, self.optimiser, self.spec.config, rate)
         return {**metrics.result(), "learner/lr": rate}
+
+    @torch.no_grad()
+    def read(self, items: Sequence[SpeechText], spare: SpeechText) -> list[Reading]:
+        """Judge utterances without learning from them.
+
+        Args:
+            items: this rank's part, longest first; possibly empty.
+            spare: what a rank with fewer batches computes instead.
+
+        Returns:
+            One reading each, in order.
+        """
+        batches = split_items([MixedItem(item, item, 1.0) for item in items], self.spec.config.micro_batch_tokens)
+        missing = self.gang.most(len(batches)) - len(batches)
+        readings: list[Reading] = []
+        for batch in batches:
+            output = self._forward(batch, None)
+            nlls = -output.text_log_likelihood([mixed.item.text_ids for mixed in batch])
+            classes = [logits.argmax(1).tolist() for logits in output.attributes]
+            readings += [
+                Reading(nll, labels, tuple(row[i] for row in classes))
+                for i, (nll, labels) in enumerate(zip(nlls.tolist(), output.greedy_labels(), strict=True))
+            ]
+        for _ in range(missing):
+            self._forward([MixedItem(spare, spare, 1.0)], None)
+        return readings
 
     def _backward(self, items: Sequence[MixedItem], share: Token2TextShare, weight: float) -> dict[str, Metrics]:
         """Accumulate the gradient of a micro-batch; with `adversarial`, half of it at the worst nearby embeddings.

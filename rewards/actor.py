@@ -20,6 +20,7 @@ from rewards.models import SoundModels
 from rewards.sound_pipeline import CodecFactory, SoundPipeline
 from speech.errors import UserError
 from speech.records import Group, Reward
+from speech.spans import KEPT, Span
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +68,14 @@ class _Job:
     attempt: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Worker:
     actor: Any
     pending: Any  # the reference that this worker owes: its start, or its job
     deadline: float
     job: _Job | None = None
     idle: bool = False
+    assigned: float = 0.0  # when it got its job, in seconds since the epoch
 
 
 @dataclass(slots=True)
@@ -125,6 +127,7 @@ class RewardPool:
         self._codec = codec
         self._lock = threading.Lock()
         self._failed_starts = 0
+        self._spans: deque[tuple[int, Span]] = deque(maxlen=KEPT)
         self._workers = [self._start() for _ in range(config.workers)]
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
@@ -143,6 +146,14 @@ class RewardPool:
     def actors(self) -> list[Any]:
         """Handles of the actors now in use."""
         return [worker.actor for worker in self._workers]
+
+    def spans(self) -> dict[str, list[Span]]:
+        """What each actor did since the last call, from a job's dispatch to its answer, by `rewards <place>`."""
+        taken: dict[str, list[Span]] = {f"rewards {place}": [] for place in range(len(self._workers))}
+        while self._spans:
+            place, span = self._spans.popleft()
+            taken[f"rewards {place}"].append(span)
+        return taken
 
     def close(self) -> None:
         """Ends the actors. The pool cannot be used afterwards."""
@@ -181,7 +192,7 @@ class RewardPool:
     def _assign(self, worker: _Worker, job: _Job, groups: Sequence[Group]) -> None:
         worker.pending = worker.actor.score.remote([groups[place] for place in job.places])
         worker.deadline = time.monotonic() + self._config.timeout_s
-        worker.job, worker.idle = job, False
+        worker.job, worker.idle, worker.assigned = job, False, time.time()
 
     def _collect(self, worker: _Worker, jobs: deque[_Job], groups: Sequence[Group], results: dict[int, Group]) -> None:
         try:
@@ -191,6 +202,7 @@ class RewardPool:
             self._fail(worker, f"{kind}: {str(error).strip().splitlines()[-1]}", jobs, groups, results)
             return
         if worker.job is not None:
+            self._note(worker, "score")
             results.update(zip(worker.job.places, scored.groups, strict=True))
             self.counts.seconds.update(scored.seconds)
         worker.job, worker.idle = None, True
@@ -212,6 +224,7 @@ class RewardPool:
         self.counts.replaced += 1
         if job is None:
             return
+        self._note(worker, "failed")
         if job.attempt < self._config.retries:
             self.counts.retried += len(job.places)
             jobs.extend(_Job([place], job.attempt + 1) for place in job.places)
@@ -220,6 +233,9 @@ class RewardPool:
             lost = Reward(total=None, invalid=f"{reason} (attempt {job.attempt + 1})")
             group = groups[place]
             results[place] = dataclasses.replace(group, rewards=(lost,) * len(group.trajectories))
+
+    def _note(self, worker: _Worker, name: str) -> None:
+        self._spans.append((self._workers.index(worker), Span(name, worker.assigned, time.time())))
 
     def _count(self, results: Mapping[int, Group]) -> None:
         for group in results.values():

@@ -29,7 +29,13 @@ class JudgeConfig:
             "choices": ("", "demo", "transformers", "funasr", "faster_whisper"),
         },
     )
-    path: str = field(default="", metadata={"help": "folder of the model, or its name on the hub"})
+    path: str = field(
+        default="",
+        metadata={
+            "help": "folder of the model, its name on the hub, or `package:name/folder`, a folder inside the installed "
+            "Python package `name`"
+        },
+    )
     languages: list[str] = field(
         default_factory=list, metadata={"help": "languages it knows; empty takes what the model itself states"}
     )

@@ -17,6 +17,7 @@ from ray import ObjectRef
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
 from speech.errors import UserError
 from speech.records import Group, Prompt, PromptLayout, Utterance
+from speech.spans import Span, SpanRecorder
 from speech.weights import Probe
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def encoder_options(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-@ray.remote
+# Questions are answered while the encoder works.
+@ray.remote(concurrency_groups={"control": 1})
 class EncoderActor:
     """`UtteranceEncoder` in a process of its own."""
 
@@ -145,6 +147,7 @@ class EncoderActor:
         loaded = load_family(model, family, options)
         if not isinstance(loaded, ModelFamily):
             raise UserError(f"model family {loaded.name!r} has no audio encoder: it speaks")
+        self._spans = SpanRecorder()
         self._encoder = UtteranceEncoder(
             loaded,
             config,
@@ -165,17 +168,24 @@ class EncoderActor:
         Raises:
             InputError: naming every utterance that could not be read.
         """
-        encoded = self._encoder.encode(self._encoder.load(utterances), utterances, mode)
+        with self._spans.span("encode"):
+            encoded = self._encoder.encode(self._encoder.load(utterances), utterances, mode)
         return [[EncodedSummary(item.seconds, item.layout) for item in encoded], *encoded]
 
     def update(self, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         self._encoder.update(states)
 
+    @ray.method(concurrency_group="control")
     def encoded_total(self) -> int:
         return self._encoder.encoded_total
 
+    @ray.method(concurrency_group="control")
+    def spans(self) -> list[Span]:
+        """What it did since the last call."""
+        return self._spans.take()
 
-@ray.remote
+
+@ray.remote(concurrency_groups={"control": 1})
 class VoiceActor:
     """`VoiceEncoder` in a process of its own: what stands in the place of an `EncoderActor` for TTS."""
 
@@ -199,6 +209,7 @@ class VoiceActor:
         loaded = load_family(model, family, options)
         if not isinstance(loaded, SpeechFamily):
             raise UserError(f"model family {loaded.name!r} does not speak")
+        self._spans = SpanRecorder()
         self._voices = VoiceEncoder(loaded, load_codec(codec, loaded.codec), config, load_audio)
 
     def ready(self) -> str:
@@ -211,14 +222,48 @@ class VoiceActor:
         Raises:
             InputError: naming every utterance that cannot be spoken.
         """
-        items = self._voices.encode(utterances, mode)
+        with self._spans.span("encode"):
+            items = self._voices.encode(utterances, mode)
         return [
             [EncodedSummary(item.encoded.seconds, item.encoded.layout, item.target_ids) for item in items],
             *(item.encoded for item in items),
         ]
 
+    @ray.method(concurrency_group="control")
     def encoded_total(self) -> int:
         return self._voices.encoded_total
+
+    @ray.method(concurrency_group="control")
+    def spans(self) -> list[Span]:
+        """What it did since the last call."""
+        return self._spans.take()
+
+
+@ray.remote
+class CodecActor:
+    """`RecordingEncoder` in a process of its own: a codec without a model that speaks its tokens."""
+
+    def __init__(self, codec: str, config: EncoderConfig) -> None:
+        """`codec` is the codec's folder."""
+        import torch
+
+        from rollout.recordings import RecordingEncoder
+        from speech.audio import load_audio
+        from speech.codecs import load_codec
+
+        torch.set_num_threads(config.threads)
+        self._recordings = RecordingEncoder(load_codec(codec), config, load_audio)
+
+    def size(self) -> int:
+        """Number of the codec's tokens; returns once the codec is loaded."""
+        return self._recordings.codec.size
+
+    def tokenise(self, utterances: Sequence[Utterance]) -> list[tuple[int, ...]]:
+        """See `RecordingEncoder.tokenise`."""
+        return self._recordings.tokenise(utterances)
+
+    def encoded_total(self) -> int:
+        return self._recordings.encoded_total
 
 
 @ray.remote
@@ -226,13 +271,19 @@ class EngineActor:
     """`RolloutEngine` in a process of its own; its methods are coroutines, so that one call does not block another."""
 
     def __init__(
-        self, model: str, family: str | None, config: EngineConfig, options: Mapping[str, Any] | None = None
+        self,
+        model: str,
+        family: str | None,
+        config: EngineConfig,
+        options: Mapping[str, Any] | None = None,
+        sleeps: bool = False,
     ) -> None:
         from rollout.engine import RolloutEngine
         from speech.families import load_family
 
         logging.getLogger("vllm").setLevel(logging.WARNING)
-        self._engine = RolloutEngine(load_family(model, family, options), config)
+        self._engine = RolloutEngine(load_family(model, family, options), config, sleeps)
+        self._spans = SpanRecorder()
 
     async def start(self, version: int | None = 0) -> str:
         """As `RolloutEngine.start`; returns the hex id of the node that it runs on."""
@@ -243,14 +294,25 @@ class EngineActor:
         self, prompts: Sequence[Prompt], audio: Sequence[ObjectRef], sampling: SamplingConfig
     ) -> list[Group]:
         """As `RolloutEngine.generate`, with references to `EncodedAudio` in the place of the values."""
-        return await self._engine.generate(prompts, await asyncio.gather(*audio), sampling)
+        encoded = await asyncio.gather(*audio)
+        with self._spans.span("generate"):
+            return await self._engine.generate(prompts, encoded, sampling)
 
     async def update_weights(
         self, version: int, buckets: Sequence[ObjectRef], probe: Probe, in_flight: bool = False
     ) -> float:
         """As `RolloutEngine.update_weights`; fetches one bucket at a time, in the thread that stages them."""
         fetched = (ray.get(bucket) for bucket in buckets)
-        return await self._engine.update_weights(version, fetched, probe, in_flight=in_flight)
+        with self._spans.span("update"):
+            return await self._engine.update_weights(version, fetched, probe, in_flight=in_flight)
+
+    async def sleep(self, keep_weights: bool = False) -> None:
+        with self._spans.span("sleep"):
+            await self._engine.sleep(keep_weights)
+
+    async def wake(self) -> None:
+        with self._spans.span("wake"):
+            await self._engine.wake()
 
     async def probe(self, token_ids: Sequence[int]) -> list[float]:
         return await self._engine.probe(token_ids)
@@ -260,6 +322,10 @@ class EngineActor:
 
     async def stats(self) -> EngineStats:
         return self._engine.stats()
+
+    async def spans(self) -> list[Span]:
+        """What it did since the last call."""
+        return self._spans.take()
 
     async def shutdown(self) -> None:
         self._engine.shutdown()

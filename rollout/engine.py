@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from rollout.prefix_cache import CounterFactory
 from rollout.publication import compare, load
 from rollout.staging import checkpoint_shapes, remove_orphans, staged
 from rollout.stats import EngineHealth, EngineStats
+from rollout.turns import Turns
 from speech.families.base import LanguageModelFamily
 from speech.records import EncodedAudio, Group, Prompt
 from speech.weights import Probe, WeightBucket
@@ -48,8 +49,11 @@ class RolloutEngine:
     give that up, as must any asynchronous mode.
     """
 
-    def __init__(self, family: LanguageModelFamily, config: EngineConfig) -> None:
+    def __init__(self, family: LanguageModelFamily, config: EngineConfig, sleeps: bool = False) -> None:
         """Nothing is loaded before `start`.
+
+        Args:
+            sleeps: the engine shares its GPU and leaves it by `sleep`.
 
         Raises:
             UserError: settings that do not go together.
@@ -57,6 +61,7 @@ class RolloutEngine:
         check(config)
         self._family = family
         self._config = config
+        self._turns = Turns(sleeps and config.gpus_per_engine > 0)
         self._stats = EngineStats()
         self._engine: AsyncLLM | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -87,7 +92,7 @@ class RolloutEngine:
             # vLLM masks the end tokens of this file during min_new_tokens, next to the family's own stop tokens.
             (folder / "generation_config.json").write_text("{}\n", encoding="utf-8")
             self._shapes = checkpoint_shapes(folder)
-            args = engine_args(folder, self._config)
+            args = engine_args(folder, self._config, self._turns.shared)
             build = asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[CounterFactory(self._stats)])
             self._engine = await within(self._config.startup_timeout_s, "starting the engine", build)
         self._version = version
@@ -220,10 +225,37 @@ class RolloutEngine:
                 # clear_cache=False: the caches are dropped once the new weights are in.
                 pause = engine.pause_generation(mode=mode, clear_cache=False)
                 await self._rpc(self._config.generate_timeout_s, "pausing for the update", pause)
+                await self._wake("waking the weights", self._turns.wake_weights)
                 await load(engine, version, weights, self._config.update_timeout_s)
             finally:
+                await self._wake("waking up", self._turns.wake)
                 await self._rpc(CONTROL_TIMEOUT_S, "resuming after the update", engine.resume_generation())
         return compare(probe, await self.probe(probe.token_ids))
+
+    async def sleep(self, keep_weights: bool = False) -> None:
+        """Leave the GPU once running samples have ended; without a GPU to share, nothing happens.
+
+        Args:
+            keep_weights: in host memory, so that `wake` suffices to sample again. Otherwise they are given up, and the
+                engine refuses to sample until the next publication.
+        """
+        async with self._control:
+            if not keep_weights and self._turns.shared:
+                self._stale = "its weights left the GPU; it awaits the next publication"
+            leave = self._turns.sleep(self._live(), keep_weights)
+            await self._rpc(self._config.generate_timeout_s, "going to sleep", leave)
+
+    async def wake(self) -> None:
+        """Come back after `sleep(keep_weights=True)`."""
+        async with self._control:
+            await self._wake("waking up", self._turns.wake)
+
+    async def _wake(self, phase: str, wake: Callable[[AsyncLLM], Awaitable[None]]) -> None:
+        if not self._turns.shared:
+            return
+        started = time.monotonic()
+        await self._rpc(self._config.update_timeout_s, phase, wake(self._live()))
+        self._stats.wake_seconds += time.monotonic() - started
 
     async def probe(self, token_ids: Sequence[int]) -> list[float]:
         """log P(token_ids[i] | token_ids[:i]) for i ≥ 1 at temperature 1, through the path that serves prompts."""

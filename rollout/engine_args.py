@@ -30,12 +30,17 @@ def check(config: EngineConfig) -> None:
         )
 
 
-def engine_args(folder: Path, config: EngineConfig) -> AsyncEngineArgs:
-    """Arguments of `AsyncLLM` for the language model in a folder."""
+def engine_args(folder: Path, config: EngineConfig, sleeps: bool = False) -> AsyncEngineArgs:
+    """Arguments of `AsyncLLM` for the language model in a folder.
+
+    Args:
+        sleeps: allocate so that weights and key-value cache can leave the GPU; means nothing on CPU.
+    """
     if config.gpus_per_engine:
         placement: dict[str, Any] = {
             "tensor_parallel_size": config.gpus_per_engine,
             "gpu_memory_utilization": config.gpu_memory_utilization,
+            "enable_sleep_mode": sleeps,
         }
     else:
         placement = {

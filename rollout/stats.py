@@ -14,6 +14,7 @@ class EngineStats:
         generate_seconds: wall time inside `generate`, overlapping calls each counted.
         prefix_queries, prefix_hits: prompt positions looked up in the prefix cache, and found there.
         updates, update_seconds: verified publications and their wall time.
+        wake_seconds: wall time of coming back onto a shared GPU, which is mostly part of a publication.
     """
 
     prompts: int = 0
@@ -24,6 +25,7 @@ class EngineStats:
     prefix_hits: int = 0
     updates: int = 0
     update_seconds: float = 0.0
+    wake_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ class Utterance:
         keywords: words or names that must be transcribed (reward R3).
         prompt_audio: absolute path of the prompt voice in which the text is to be spoken (TTS), or None.
         prompt_text: what is said in the prompt voice; empty when the manifest does not say.
+        attributes: class of each attribute of the speech that the manifest names (`{"gender": "f"}`), for the
+            Token2Text reward model.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Utterance:
     keywords: tuple[str, ...] = ()
     prompt_audio: str | None = None
     prompt_text: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,12 @@ MAY_IMPORT = {
 SHELLS = {"rollout/actors.py", "rewards/actor.py", "learner/actor.py"}
 """The only modules outside `cluster` that may import Ray: thin actors around plain classes."""
 PURE = {
-    "cluster/data.py",
-    "cluster/phases.py",
+    "cluster/admission.py",
     "cluster/config.py",
     "cluster/config_schema.py",
+    "cluster/data.py",
     "cluster/health.py",
+    "cluster/phases.py",
     "cluster/recovery.py",
     "cluster/scaling.py",
     "cluster/work.py",

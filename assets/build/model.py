@@ -1,13 +1,12 @@
-"""The demo model: random initialisation, then our own SFT: `python -m assets.build.model {init,collect}`.
+"""The demo model that hears, untrained: `python -m assets.build.model`.
 
-`init` writes an untrained checkpoint, `speechrl train configs/asr_demo_sft.yaml` trains it, and `collect` copies the
-result into `assets/asr_demo`. `make assets` runs all three.
+`speechrl train configs/asr_demo_sft.yaml` trains it, and `assets.build.collect` copies the result into
+`assets/asr_demo`. `make assets` runs all three.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from speech.families.demo import TOKENIZER_FILES, save_demo_model
 from speech.families.demo_model import DemoSpeechConfig, DemoSpeechLM
 
 INIT = Path("build/asr_demo_init")
-FINAL = Path("assets/asr_demo")
-RUN = Path("runs/asr_demo_sft")
 
 
 def initialise(tokenizer_folder: Path, out: Path, seed: int) -> int:
@@ -56,33 +53,13 @@ def initialise(tokenizer_folder: Path, out: Path, seed: int) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def collect(run: Path, out: Path) -> None:
-    """Copy the run's export, and its curve, to where the demo expects them."""
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(run / "export", out)
-    points = []
-    for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
-        if "valid/wer" in line or line["step"] % 50 == 0:
-            shown = ("step", "learner/nll", "learner/ctc", "valid/wer")
-            points.append({k: line[k] for k in shown if k in line})
-    text = "".join(json.dumps(point) + "\n" for point in points)
-    (out / "sft_curve.jsonl").write_text(text, encoding="utf-8")
-    print(text, end="")
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m assets.build.model", description=__doc__)
-    parser.add_argument("action", choices=("init", "collect"))
     parser.add_argument("--tokenizer", type=Path, default=Path("assets/tokenizer"))
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    if arguments.action == "init":
-        print(f"{INIT}: {initialise(arguments.tokenizer, INIT, arguments.seed):,} parameters")
-    else:
-        collect(RUN, FINAL)
-        print(f"{FINAL}: from {RUN}")
+    print(f"{INIT}: {initialise(arguments.tokenizer, INIT, arguments.seed):,} parameters")
 
 
 if __name__ == "__main__":

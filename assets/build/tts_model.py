@@ -1,6 +1,6 @@
-"""The demo TTS model, untrained: `python -m assets.build.tts_model --codec NAME --codec-size N`.
+"""The demo model that speaks, untrained: `python -m assets.build.tts_model`.
 
-A small Qwen3 whose vocabulary is text, markers and speech tokens. `speechrl train` with the objective `sft` trains it.
+A small Qwen3 whose vocabulary is text, markers and speech tokens. `speechrl train configs/tts_demo_sft.yaml` trains it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 
 from assets.build.tokenizer import END, PAD
+from speech.codecs import load_codec
 from speech.families.demo_tts import SECTION, SPEECH_END, SPEECH_START, TEXT_START, VOICE_START
 
 INIT = Path("build/tts_demo_init")
@@ -103,19 +104,19 @@ def initialise_demo_tts(
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m assets.build.tts_model", description=__doc__)
-    parser.add_argument("--codec", required=True, help="registry name of the codec")
-    parser.add_argument("--codec-size", type=int, required=True, help="number of its tokens")
-    parser.add_argument("--tokenizer", type=Path, help="text tokenizer to extend (default: one token a byte)")
+    parser.add_argument("--codec", type=Path, default=Path("assets/tts_codec"), help="its folder (%(default)s)")
+    parser.add_argument("--tokenizer", type=Path, default=Path("assets/tokenizer"), help="to extend (%(default)s)")
     parser.add_argument("--out", type=Path, default=INIT, help="folder (default: %(default)s)")
-    parser.add_argument("--max-voice-tokens", type=int, default=100, help="longest prompt voice (%(default)s)")
+    parser.add_argument("--max-voice-tokens", type=int, default=50, help="longest prompt voice (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    codec = load_codec(arguments.codec)
     count = initialise_demo_tts(
         arguments.tokenizer,
         arguments.out,
-        arguments.codec_size,
+        codec.size,
         arguments.seed,
-        codec=arguments.codec,
+        codec=codec.name,
         max_voice_tokens=arguments.max_voice_tokens,
     )
     print(f"{arguments.out}: {count:,} parameters")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 from rewards.config import JudgeConfig, SoundConfig
 from rewards.judges.base import Judge, Transcript
+from rewards.locations import model_path
 from speech.errors import UserError
 
 # Modules are named and not imported: each pulls in a library that only its own users need.
@@ -29,7 +31,7 @@ def build_judge(config: JudgeConfig, threads: int = 1) -> Judge:
     check_judge(config)
     module, _, name = JUDGES[config.kind].partition(":")
     judge: type[Judge] = getattr(importlib.import_module(module), name)
-    return judge(config, threads)
+    return judge(replace(config, path=model_path(config.path, "rewards.sound judge path")), threads)
 
 
 def check_judge(config: JudgeConfig, key: str = "judge") -> None:
@@ -44,6 +46,7 @@ def check_judge(config: JudgeConfig, key: str = "judge") -> None:
         raise UserError(f"rewards.sound.{key}.kind: unknown judge {config.kind!r}; known are {', '.join(JUDGES)}")
     if not config.path:
         raise UserError(f"rewards.sound.{key}.path is empty: where is the model of judge {config.kind!r}?")
+    model_path(config.path, f"rewards.sound.{key}.path")
 
 
 def check_second_judge(config: SoundConfig) -> None:
@@ -63,5 +66,5 @@ def check_second_judge(config: SoundConfig) -> None:
 
 def _model(config: JudgeConfig) -> str:
     """What tells two models apart: the folder, or the name on the hub."""
-    path = Path(config.path)
+    path = Path(model_path(config.path, "rewards.sound judge path"))
     return str(path.resolve()) if path.exists() else config.path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,8 +15,12 @@ from speech.errors import Problem
 from speech.records import Utterance
 from speech.text import language_code
 
-KEYS = ("id", "audio", "text", "language", "speaker", "start", "duration", "keywords", "prompt_audio", "prompt_text")
+KEYS = ("id", "audio", "text", "language", "speaker", "start", "duration", "keywords", "prompt_audio", "prompt_text",
+        "attributes")  # fmt: skip
 """Keys of our own jsonl, in the order in which they are written. They are the fields of `Utterance`."""
+
+OWN_FIELDS = ("speaker", "language")
+"""Keys of a line that are attributes of its speech already; `attributes` names the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,7 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
     start = take("start", _not_negative, default=0.0)
     duration = take("duration", _positive)
     keywords = take("keywords", _words, default=())
+    attributes = take("attributes", _classes, default={})
     if audio is None:
         for key in ("start", "duration"):
             if values.get(key) is not None:
@@ -107,6 +113,7 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
         keywords=tuple(keywords),
         prompt_audio=None if prompt_audio is None else str((entry.folder / prompt_audio).absolute()),
         prompt_text=prompt_text.strip(),
+        attributes=dict(attributes),
     )
 
 
@@ -146,6 +153,19 @@ def _words(value: Any) -> str | None:
         return f"must be a list of strings, is {_kind(value)}"
     if not all(isinstance(word, str) and word.strip() for word in value):
         return "must be a list of non-empty strings"
+    return None
+
+
+def _classes(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return f"must be an object of names and classes, is {_kind(value)}"
+    for name, label in value.items():
+        if not name.strip():
+            return "has an attribute without a name"
+        if name in OWN_FIELDS:
+            return f"{name!r} is a key of the line itself"
+        if not isinstance(label, str) or not label.strip():
+            return f"the class of {name!r} must be a non-empty string, is {json.dumps(label, ensure_ascii=False)}"
     return None
 
 

@@ -24,12 +24,14 @@ class Manifest:
         skipped: what was wrong with the lines left out (`on_bad="skip"`); a line may have several problems.
         path: as the user wrote it.
         format: a key of `FORMATS`.
+        places: file and 1-based line of each utterance, for messages.
     """
 
     utterances: tuple[Utterance, ...]
     skipped: tuple[Problem, ...]
     path: str
     format: str
+    places: tuple[tuple[str, int], ...] = ()
 
 
 def load_manifest(
@@ -89,7 +91,8 @@ def load_manifest(
         good, found = _within_limits(good, limits)
     problems.extend(found)
     # A reader may find fault with a line (an unknown key) that is otherwise usable.
-    utterances = tuple(utterance for entry, utterance in good if (entry.file, entry.line) not in bad_lines)
+    good = [item for item in good if (item[0].file, item[0].line) not in bad_lines]
+    utterances = tuple(utterance for _, utterance in good)
 
     problems.sort(key=lambda problem: (problem.file, problem.line or 0))
     if problems and on_bad == "error":
@@ -97,7 +100,7 @@ def load_manifest(
         raise InputError(f"{path}: {_count(len(problems), 'problem')} in {_count(lines, 'line')}", problems)
     if not utterances:
         raise InputError(f"{path}: no usable utterance", problems)
-    return Manifest(utterances, tuple(problems), str(path), format)
+    return Manifest(utterances, tuple(problems), str(path), format, tuple((e.file, e.line) for e, _ in good))
 
 
 def _without_duplicates(good: list[tuple[Entry, Utterance]]) -> tuple[list[tuple[Entry, Utterance]], list[Problem]]:

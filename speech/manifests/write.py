@@ -49,4 +49,6 @@ def _fields(utterance: Utterance, folder: Path) -> dict[str, object]:
     if utterance.duration is not None:
         # A microsecond is finer than a sample at any rate in use.
         values["duration"] = round(utterance.duration, 6)
-    return {key: value for key, value in values.items() if key in ("id", "text") or value not in (None, 0.0, (), "")}
+    return {
+        key: value for key, value in values.items() if key in ("id", "text") or value not in (None, 0.0, (), "", {})
+    }

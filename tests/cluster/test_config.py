@@ -69,7 +69,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
     assert sorted(problems(path, "sampling.gruop_size=4"), key=lambda p: p.split(": ")[1]) == sorted(
         [
             f"{path}:6: seed: expected a whole number, got 'many'",
-            f"{path}:7: objective: expected one of `grpo`, `diffro`, `combined`, `sft`, got 'gpro'; "
+            f"{path}:7: objective: expected one of `grpo`, `diffro`, `combined`, `sft`, `token2text`, got 'gpro'; "
             "did you mean `grpo`?",
             f"{path}:9: learner.kl_coef: unknown key; did you mean `learner.loss.kl_coef`?",
             f"{path}:10: learner.shared_prefix: expected true or false, got 1",
@@ -120,6 +120,40 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
     found = problems(write(tmp_path, REQUIRED), override)
     assert len(found) == 1
     assert message in found[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("staleness=1",), "learner.loss.importance_cap: stale samples need importance weights"),
+        (("update=inflight",), "update: nothing is in flight at a publication with `staleness: 0`"),
+        (("staleness=-1",), "staleness: must be at least 0, got -1"),
+        (("staleness=1", "objective=sft"), "staleness: `objective: sft` samples nothing that could be stale"),
+        (
+            ("staleness=1", "placement=colocated", "learner.loss.importance_cap=2"),
+            "placement: components that take turns cannot overlap; `colocated` needs `staleness: 0`",
+        ),
+        (
+            ("placement=colocated", "engines.gpus_per_engine=1"),
+            "placement: `colocated` needs engines and learner both on GPUs, or both without",
+        ),
+        (
+            ("placement=colocated", "engines.gpus_per_engine=1", "learner.gpus_per_rank=1", "learner.ranks=2"),
+            "placement: `colocated` puts one engine and one learner rank on each GPU",
+        ),
+    ],
+)
+def test_schedules_that_make_no_sense(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    found = problems(write(tmp_path, REQUIRED), *overrides)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_schedules_that_make_sense(tmp_path: Path) -> None:
+    path = write(tmp_path, REQUIRED)
+    config = load_config(path, ["staleness=2", "update=inflight", "learner.loss.importance_cap=2"])
+    assert (config.staleness, config.update, config.placement) == (2, "inflight", "disaggregated")
+    assert load_config(path, ["placement=colocated"]).placement == "colocated"
 
 
 @pytest.mark.parametrize(

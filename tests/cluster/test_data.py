@@ -53,6 +53,18 @@ def test_restore_continues_the_same(size: int, batch: int, seed: int, before: in
     assert [again.next_batch() for _ in range(6)] == [source.next_batch() for _ in range(6)]
 
 
+def test_prompts_that_were_dealt_are_found_again_by_their_places() -> None:
+    source = PromptSource(utterances(5), 3, 4)
+    dealt = source.take(13)
+    state = source.state()
+    places = [(p.epoch, p.position) for p in dealt]
+    assert source.at(places[3:9]) == dealt[3:9]
+    assert source.at(reversed(places)) == dealt[::-1]
+    assert source.state() == state and source.at([]) == []
+    with pytest.raises(IndexError):
+        source.at([(0, 5)])
+
+
 def test_epochs_and_seeds_have_their_own_orders() -> None:
     first = PromptSource(utterances(50), 1, 50)
     other = PromptSource(utterances(50), 2, 50)
@@ -91,7 +103,7 @@ def test_refuses_what_cannot_be_dealt() -> None:
         PromptSource(utterances(2) * 2, 0, 2)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(size=st.integers(1, 12), batch=BATCHES, every=st.integers(1, 4), kills=st.lists(st.integers(1, 6), max_size=4))
 def test_killed_runs_account_for_every_prompt(
     tmp_path_factory: pytest.TempPathFactory, size: int, batch: int, every: int, kills: list[int]
@@ -144,6 +156,7 @@ def test_audit_finds_what_is_wrong(tmp_path: Path) -> None:
         unknown=("1/x",),
     )
     assert not audit.exact
+    assert ledger.audit(["a", "b/c", "d"], in_flight=["0/d"]).missing == ()
     ledger.rewind(1)
     assert ledger.audit(["a", "b/c"], 1).exact
 

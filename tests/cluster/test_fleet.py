@@ -15,7 +15,7 @@ import ray
 
 from cluster import engine_member
 from cluster.fleet import EngineFleet
-from cluster.generation import FleetError
+from cluster.generation import FleetError, WithdrawnError
 from cluster.health import State
 from cluster.prompt_pools import ModelRef
 from rollout.actors import EncodedRef
@@ -36,10 +36,11 @@ class StandIn:
     """Behaves as an `EngineActor`. A prompt `die` kills it and `hang` stops it, each the first time only, told by a
     file in the folder that stands for the model's; `always-die` every time. A bucket may be a refusal."""
 
-    def __init__(self, folder: str, family: str | None, config: EngineConfig, options: Any) -> None:
+    def __init__(self, folder: str, family: str | None, config: EngineConfig, options: Any, sleeps: bool) -> None:
         if config.dtype == "bfloat16":
             raise UserError("no bfloat16 here")
         self.folder, self.version, self.generated = Path(folder), None, 0
+        self.asleep = False
 
     def first(self, name: str) -> bool:
         marker = self.folder / name
@@ -55,12 +56,12 @@ class StandIn:
         (word,) = await asyncio.gather(*buckets)
         if word == "corrupt" or (word == "corrupt once" and self.first(f"refused-{version}")):
             raise PublicationError("a digest differs")
-        self.version = version
+        self.version, self.asleep = version, False
         return 1e-6
 
     async def generate(self, prompts: Sequence[Prompt], audio: Sequence[Any], sampling: SamplingConfig) -> list[str]:
-        if self.version is None:
-            raise StaleEngineError("it awaits its first publication")
+        if self.version is None or self.asleep:
+            raise StaleEngineError("it awaits a publication")
         ids = [prompt.id for prompt in prompts]
         if "long" in ids:
             raise UserError("too long")
@@ -68,9 +69,19 @@ class StandIn:
             os._exit(1)
         if "hang" in ids and self.first("hung"):
             time.sleep(600)
-        await asyncio.sleep(0.3 if "slow" in ids else 0)
+        try:
+            await asyncio.sleep(600 if "endless" in ids else 0.3 if "slow" in ids else 0)
+        except asyncio.CancelledError:
+            (self.folder / "cancelled").touch()
+            raise
         self.generated += len(prompts)
         return [f"{name}@{self.version}" for name in ids]
+
+    async def sleep(self, keep_weights: bool) -> None:
+        self.asleep = True
+
+    async def wake(self) -> None:
+        self.asleep = False
 
     async def health(self) -> None:
         pass
@@ -146,6 +157,7 @@ def test_dead_and_hung_engines_are_replaced_and_refitted(start: Start) -> None:
     both_serve(fleet)
 
 
+@pytest.mark.slow
 def test_an_only_engine_that_dies_is_waited_for(start: Start) -> None:
     fleet = start()
     publish(fleet, 1)
@@ -153,6 +165,7 @@ def test_an_only_engine_that_dies_is_waited_for(start: Start) -> None:
     assert fleet.stats().prompts == 2 and fleet.counts().reissued == 2
 
 
+@pytest.mark.slow
 def test_work_that_kills_every_engine_ends_with_its_name(start: Start) -> None:
     fleet = start(count=2, max_failures=2)
     publish(fleet, 1)
@@ -168,11 +181,45 @@ def test_an_error_of_the_work_is_not_the_engines(start: Start) -> None:
     assert generate(fleet, "a") == ["a@1"] and fleet.counts().restarts == 0
 
 
+def test_cancelled_work_stops_and_costs_no_engine(start: Start, tmp_path: Path) -> None:
+    fleet = start()
+    publish(fleet, 1)
+    endless = fleet.submit(*order("endless"), SAMPLING)
+    while not fleet.members()[0].owes("generating"):
+        time.sleep(0.02)
+    time.sleep(0.5)  # it has begun
+    endless.cancel()
+    with pytest.raises(WithdrawnError):
+        endless.result(5.0)
+    assert generate(fleet, "a") == ["a@1"] and fleet.counts().restarts == fleet.counts().reissued == 0
+    assert (tmp_path / "cancelled").exists(), "the engine stopped as well"
+
+
+@pytest.mark.slow
+def test_engines_leave_for_the_learner_and_are_not_restarted_before_it_has_gone(start: Start) -> None:
+    fleet = start(count=2)
+    publish(fleet, 1)
+    fleet.sleep(60.0, keep_weights=True)
+    early = fleet.submit(*order("a", "b"), SAMPLING)
+    time.sleep(0.5)
+    assert not early.done()
+    fleet.wake(60.0)
+    assert early.result(60.0) == ["a@1", "b@1"]
+    fleet.sleep(60.0)
+    ray.kill(fleet.members()[0].actor)
+    time.sleep(1.0)
+    assert fleet.counts().restarts == 0 and all(member.asleep for member in fleet.members())
+    publish(fleet, 2)
+    assert generate(fleet, "a", "b") == ["a@2", "b@2"] and fleet.counts().restarts == 1
+    both_serve(fleet)
+
+
 def test_a_constructor_that_raises_is_called_once(start: Start) -> None:
     with pytest.raises(ray.exceptions.RayActorError, match="no bfloat16 here"):
         start(dtype="bfloat16")
 
 
+@pytest.mark.slow
 def test_a_refused_publication_is_repeated_on_a_new_engine_and_then_believed(start: Start) -> None:
     fleet = start()
     publish(fleet, 1)
@@ -182,6 +229,7 @@ def test_a_refused_publication_is_repeated_on_a_new_engine_and_then_believed(sta
         publish(fleet, 3, "corrupt")
 
 
+@pytest.mark.slow
 def test_the_fleet_grows_while_it_is_waited_for_and_shrinks_when_idle(start: Start) -> None:
     fleet = start(count=1, max=3)
     for version in range(1, 40):
@@ -199,6 +247,7 @@ def test_the_fleet_grows_while_it_is_waited_for_and_shrinks_when_idle(start: Sta
     assert len(fleet.members()) == 1
 
 
+@pytest.mark.slow
 def test_an_engine_on_a_node_that_will_go_drains_first(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = start(count=2)
     publish(fleet, 1)

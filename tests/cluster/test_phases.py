@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from cluster.phases import PhaseTimeout, PhaseTimer
@@ -101,3 +103,30 @@ def test_errors_keep_their_type_and_are_timed() -> None:
 def test_no_budget_is_no_limit() -> None:
     with PhaseTimer().phase("generate") as phase:
         assert phase.remaining() is None
+
+
+def test_phases_of_other_threads_count_in_the_step_in_which_they_end() -> None:
+    clock = Clock()
+    timer = PhaseTimer(clock=clock)
+    begun, end = threading.Event(), threading.Event()
+
+    def sample() -> None:
+        with timer.phase("generate"):
+            begun.set()
+            assert end.wait(10)
+
+    thread = threading.Thread(target=sample)
+    timer.start_step(1)
+    thread.start()
+    assert begun.wait(10)
+    with timer.phase("learn"):
+        clock.now += 2.0
+    first = timer.finish_step()
+    assert first == {"time/learn": 2.0, "time/step": 2.0, "time/idle_fraction": 0.0}
+    timer.start_step(2)
+    clock.now += 3.0
+    end.set()
+    thread.join()
+    clock.now += 1.0
+    assert timer.finish_step() == {"time/generate": 5.0, "time/step": 4.0, "time/idle_fraction": 0.25}
+    assert {span.name for span in timer.spans.take()} == {"learn", "generate"}

@@ -79,6 +79,7 @@ def test_a_lost_encoder_is_replaced_with_the_weights_of_the_last_update(pool: En
     assert len(pool.encode(utterances("a"), 60.0)) == 1
 
 
+@pytest.mark.slow
 def test_a_hung_encoder_is_replaced_and_a_deadly_utterance_named(pool: EncoderPool) -> None:
     assert len(pool.encode(utterances("hang", "b"), 5.0)) == 2 and pool.replaced == 1
     with pytest.raises(RuntimeError, match="3 actors failed on utterances from 'u0'"):

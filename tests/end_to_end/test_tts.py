@@ -78,7 +78,7 @@ def test_grpo_on_what_a_judge_hears(tmp_path: Path, codec: Path, manifest: Path)
     }
     sampling = {"group_size": 3, "temperature": 1.0, "max_new_tokens": 20, "min_new_tokens": 4}
     config = settings(tmp_path, codec, manifest, rewards=rewards, sampling=sampling)
-    run("train", str(config), f"data.test={manifest}")
+    run("train", str(config), f"data.test={manifest}", "evaluation.sampled=true")
     metrics = records(tmp_path / "runs" / "tiny" / "metrics.jsonl")
     assert len(metrics) == 2
     for line in metrics:
@@ -91,9 +91,30 @@ def test_grpo_on_what_a_judge_hears(tmp_path: Path, codec: Path, manifest: Path)
         assert score["utterances"] == 8 and score["failed"] == 0
         assert score["wer"] > 0 and score["wer_second"] > 0 and 0 <= score["no_stop_rate"] <= 1
         assert score["duration_mean"] > 0 and -1 <= score["speaker_similarity"] <= 1
-        assert len(list((tmp_path / "runs" / "tiny" / "audio" / when).rglob("*.wav"))) == 8
+        assert score["sampled"].keys() == score.keys() - {"sampled"}
+        assert score["sampled"]["utterances"] == 8 and score["sampled"]["duration_mean"] != score["duration_mean"]
+        folder = tmp_path / "runs" / "tiny" / "audio" / when
+        assert len(list((folder / "sampled").rglob("*.wav"))) == 8 and len(list(folder.rglob("*.wav"))) == 16
     for path in sorted((tmp_path / "runs" / "tiny" / "rollouts").glob("*.jsonl")):
         assert records(path)
+    evaluate_a_meta_lst(tmp_path, config, manifest)
+
+
+def evaluate_a_meta_lst(folder: Path, config: Path, manifest: Path) -> None:
+    """The exported model on a list in the form of seed-tts-eval."""
+    lines = records(manifest)[:3]
+    (folder / "meta.lst").write_text(
+        "".join(f"{line['id']}|words|{line['prompt_audio']}|{line['text']}\n" for line in lines), encoding="utf-8"
+    )
+    run("evaluate", "--model", str(folder / "runs" / "tiny" / "export"), "--manifest", str(folder / "meta.lst"),
+        "--config", str(config), "--out", str(folder / "heard.jsonl"))  # fmt: skip
+    heard = records(folder / "heard.jsonl")
+    assert [line["id"] for line in heard] == [line["id"] for line in lines]
+    scores = json.loads((folder / "heard.summary.json").read_text(encoding="utf-8"))
+    assert scores["wer_mean"] == pytest.approx(sum(line["wer"] for line in heard) / 3)
+    assert scores["speaker_similarity"] == pytest.approx(sum(line["speaker_similarity"] for line in heard) / 3)
+    assert 0 <= scores["no_stop_rate"] <= 1 and scores["manifest"].endswith("meta.lst")
+    assert all(Path(line["wave"]).is_file() for line in heard)
 
 
 def test_sft_learns_the_tokens_of_recordings(tmp_path: Path, codec: Path, manifest: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from learner.config import LearnerConfig, Token2TextTrainingConfig
 from learner.token2text import Token2Text, Token2TextConfig
-from learner.token2text_plan import SpeechText, plan_token2text, split_items
+from learner.token2text_plan import SpeechText, plan_reading, plan_token2text, split_items
 from learner.token2text_rank import Token2TextRank, Token2TextSpec
 
 CONFIG = Token2TextConfig(
@@ -82,14 +82,21 @@ def test_it_learns_to_read_speech_tokens(robust: bool, tmp_path: Path) -> None:
         (share,) = plan_token2text(corpus(24, seed=step), 1, learner.spec.training.mixup, 0, step)
         metrics = learner.update(step, share)
     learner.save(str(tmp_path / "checkpoint"))
+    items = corpus(50, seed=10_000)
+    order = plan_reading(items, 1)[0]
+    readings = dict(zip(order, learner.read([items[i] for i in order], items[0]), strict=True))
     learner.close()
     assert metrics["attributes/pitch/correct"] > 0.7 and metrics["learner/nll"] < 1.0
     model = Token2Text.load(tmp_path / "checkpoint" / "hf")
-    items = corpus(50, seed=10_000)
     with torch.no_grad():
         outputs = [model(torch.tensor([item.tokens]), torch.tensor([len(item.tokens)])) for item in items]
     read = [output.greedy_labels()[0] == item.text_ids for output, item in zip(outputs, items, strict=True)]
     assert sum(read) >= 45
+    for i, output in enumerate(outputs):  # one by one as in padded batches
+        assert readings[i].labels == output.greedy_labels()[0]
+        assert readings[i].attributes == (int(output.attributes[0].argmax()),)
+        nll = -float(output.text_log_likelihood([items[i].text_ids]))
+        assert readings[i].nll == pytest.approx(nll, rel=1e-4, abs=1e-4)
     pitch = [int(output.attributes[0].argmax()) for output in outputs]
     assert sum(p == item.attributes[0] for p, item in zip(pitch, items, strict=True) if item.attributes[0] >= 0) >= 38
     assert CONFIG.text(outputs[0].greedy_labels()[0]) == CONFIG.text(items[0].text_ids)
@@ -112,6 +119,26 @@ def test_resume_continues(tmp_path: Path) -> None:
     for name, parameter in resumed.model.named_parameters():
         assert torch.equal(parameter.full_tensor(), expected[name]), name  # type: ignore[operator]
     resumed.close()
+
+
+def read_on_ranks(rank: int, world: int, meeting: str, out: str) -> None:
+    items = corpus(7)
+    learner = Token2TextRank(spec(micro_batch_tokens=12), rank, world, f"file://{meeting}")
+    share = [items[i] for i in plan_reading(items, world)[rank]]
+    torch.save(learner.read(share, items[0]), f"{out}-{rank}")
+    learner.close()
+
+
+def test_ranks_of_unequal_load_read_the_same(tmp_path: Path) -> None:
+    read_on_ranks(0, 1, str(tmp_path / "a"), str(tmp_path / "one"))
+    mp.spawn(read_on_ranks, (3, str(tmp_path / "b"), str(tmp_path / "three")), nprocs=3)
+    items = corpus(7)
+    (whole,) = plan_reading(items, 1)
+    expected = dict(zip(whole, torch.load(tmp_path / "one-0", weights_only=False), strict=True))
+    for rank, share in enumerate(plan_reading(items, 3)):
+        for i, reading in zip(share, torch.load(tmp_path / f"three-{rank}", weights_only=False), strict=True):
+            assert (reading.labels, reading.attributes) == (expected[i].labels, expected[i].attributes)
+            assert reading.nll == pytest.approx(expected[i].nll, rel=1e-4, abs=1e-4)
 
 
 @settings(deadline=None, max_examples=50)

@@ -7,6 +7,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from rewards.config import JudgeConfig
+from rewards.judges import JUDGES, Judge, Transcript
 from rewards.registry import PartScore
 from speech.records import Group
 
@@ -52,3 +56,20 @@ def dies_once(group: Group, *, marker: str) -> list[PartScore]:
         Path(marker).touch()
         os._exit(1)
     return length(group)
+
+
+class HangingJudge(Judge):
+    """Answers at once, but never about a sound longer than half a second."""
+
+    def __init__(self, config: JudgeConfig, threads: int) -> None:
+        super().__init__(config, threads)
+
+    def transcribe(
+        self, waves: Sequence[np.ndarray], sample_rate: int, language: str, references: Sequence[str] | None = None
+    ) -> list[Transcript]:
+        if max(map(len, waves)) > sample_rate / 2:
+            time.sleep(600)
+        return [Transcript("word") for _ in waves]
+
+
+JUDGES["hanging"] = f"{__name__}:HangingJudge"  # in every process that loads a reward of this module

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import ray
 
 from rewards.actor import RewardPool
 from rewards.compose import RewardComposition
-from rewards.config import RewardConfig, RewardItem
+from rewards.config import JudgeConfig, RewardConfig, RewardItem, SoundConfig
 from speech.errors import UserError
 from speech.records import Group
+from tests.rewards.sound_fixtures import sound_group, tape_codec
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 MakeGroup = Callable[..., Group]
@@ -70,3 +72,22 @@ def test_a_typo_is_found_before_any_actor_starts() -> None:
         RewardPool(RewardConfig([RewardItem("acuracy")]))
     with pytest.raises(UserError, match="workers is at least 1"):
         RewardPool(RewardConfig(workers=0))
+
+
+def test_a_judge_that_hangs_costs_its_own_group_only() -> None:
+    import misbehaving_rewards  # noqa: F401  (registers the judge here too)
+
+    rewards = RewardConfig(
+        [RewardItem(USER + "length"), RewardItem("tts_accuracy")],
+        sound=SoundConfig(judge=JudgeConfig("hanging", "nowhere")),
+        timeout_s=3.0,
+    )
+    pool = RewardPool(rewards, partial(tape_codec, 1))
+    groups = [sound_group([range(count)] * 2, text="word", name=str(count)) for count in (20, 40, 10)]
+    try:
+        scored = pool.score(groups)
+        assert [all(r.valid for r in group.rewards) for group in scored] == [True, False, True]
+        assert [r.parts["tts_accuracy"] for r in scored[0].rewards] == [1.0, 1.0]
+        assert all("time-out" in (r.invalid or "") and r.total is None for r in scored[1].rewards)
+    finally:
+        pool.close()

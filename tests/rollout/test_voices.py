@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from rollout import voices
+from rollout import recordings
 from rollout.config import EncoderConfig
 from rollout.voices import VoiceEncoder
 from speech.audio import load_audio
@@ -109,7 +109,7 @@ def test_each_distinct_voice_is_encoded_once_and_in_batches(
 def test_the_cache_forgets_the_least_recently_used(
     encoder: VoiceEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(voices, "CACHE_TOKENS", 25)
+    monkeypatch.setattr(recordings, "CACHE_TOKENS", 25)
     a, b, c = (utterance(name, write(tmp_path / f"{name}.wav", 0.5)) for name in "abc")
     encoder.encode([a, b])
     encoder.encode([a])

@@ -94,6 +94,35 @@ def test_what_is_written_is_read_again(folder):
     assert '"audio": ""' not in text
 
 
+def test_attributes(folder):
+    path = write_lines(
+        folder / "m.jsonl",
+        {"id": "1", "text": "x", "audio": "a.wav", "attributes": {"gender": "f", "rate": "fast"}},
+        {"id": "2", "text": "x", "audio": "a.wav"},
+    )
+    manifest = load_manifest(path)
+    assert [u.attributes for u in manifest.utterances] == [{"gender": "f", "rate": "fast"}, {}]
+    assert manifest.places == ((str(path), 1), (str(path), 2))
+    write_manifest(folder / "out.jsonl", manifest.utterances)
+    assert load_manifest(folder / "out.jsonl").utterances == manifest.utterances
+    assert "attributes" not in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()[1]
+
+
+def test_problems_of_attributes(folder):
+    bad = ({"gender": 1}, ["f"], {"gender": " "}, {"speaker": "a"}, {"": "f"})
+    path = write_lines(
+        folder / "m.jsonl",
+        *({"id": str(i), "text": "x", "audio": "a.wav", "attributes": value} for i, value in enumerate(bad)),
+    )
+    assert problems_of(path) == [
+        "1: attributes: the class of 'gender' must be a non-empty string, is 1",
+        "2: attributes: must be an object of names and classes, is a list",
+        "3: attributes: the class of 'gender' must be a non-empty string, is \" \"",
+        "4: attributes: 'speaker' is a key of the line itself",
+        "5: attributes: has an attribute without a name",
+    ]
+
+
 def test_other_lists_are_still_refused(tmp_path):
     with pytest.raises(InputError, match="looks like plain text"):
         load_manifest(meta(tmp_path, "u1|only two"))

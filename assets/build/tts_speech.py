@@ -1,0 +1,175 @@
+"""Speech for the TTS demo: `python -m assets.build.tts_speech [--out assets/tts_speech]`.
+
+Clean speech of four pseudo-speakers. Two things come out of it:
+
+- `assets/tts_speech`, shipped: the texts of `train`, `valid` and `test` (household sentences, which nobody recorded)
+  and a few recordings of each voice as their prompts;
+- `build/tts_speech`, not shipped: recordings to learn from. `sft.jsonl` is for the model that speaks and for the reward
+  model, `judge.jsonl` for the training judge, which must read what the codec makes of speech as well as the original.
+
+No text of `valid` and `test` is said anywhere else, and no prompt of theirs is one of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import statistics
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from rich.progress import track
+
+from assets.build import acoustics, grammar, opus
+from assets.build.acoustics import SAMPLE_RATE, Waveform
+from assets.build.codec import TTS_VOICES
+from assets.build.engines import Engines
+from assets.build.speech import LEVEL_DBFS, generator, write_manifest
+from assets.build.voices import NeuralVoice
+from speech.codecs import load_codec
+
+CORPUS, RECORDINGS = Path("assets/tts_speech"), Path("build/tts_speech")
+GENERAL, HOUSEHOLD = 4000, 2000  # recorded sentences
+TRAIN, VALID, TEST = 800, 60, 120  # texts to be spoken
+PROMPTS = {"train": 6, "valid": 2, "test": 4}  # recordings of each voice
+EDGE_S = 0.12  # silence at both ends
+BATCH = 32
+PROMPT_COMPRESSION = 0.9  # prompts are few, so they are stored at a higher rate than the ASR corpus
+GENDERS = {voice.name: voice.name.removeprefix("tts-")[0] for voice in TTS_VOICES}
+
+
+@dataclass
+class Texts:
+    """Who says what; no text occurs twice."""
+
+    recorded: list[str] = field(default_factory=list)
+    prompts: dict[str, list[str]] = field(default_factory=dict)
+    splits: dict[str, list[str]] = field(default_factory=dict)
+
+
+def write_texts(seed: int) -> Texts:
+    """Sentences for every part, from the seed alone."""
+    rng = random.Random(f"{seed} tts")
+    household = partial(grammar.english, templates=grammar.HOUSEHOLD_TEMPLATES, random_share=0.0)
+    said = len(TTS_VOICES) * sum(PROMPTS.values())
+    first = [s.text for s in grammar.distinct(HOUSEHOLD + TRAIN + VALID + TEST, household, rng)]
+    second = [s.text for s in grammar.distinct(GENERAL + said, grammar.english, rng, set(first))]
+    rng.shuffle(first)  # short sentences, of which there are few, are written early
+    rng.shuffle(second)
+    texts = Texts()
+    for name, count in (("test", TEST), ("valid", VALID), ("train", TRAIN)):
+        texts.splits[name], first = first[:count], first[count:]
+    for name, count in PROMPTS.items():
+        count *= len(TTS_VOICES)
+        texts.prompts[name], second = second[:count], second[count:]
+    texts.recorded = first + second
+    rng.shuffle(texts.recorded)
+    return texts
+
+
+def say(engines: Engines, voice: NeuralVoice, text: str, seed: int, identity: str) -> Waveform:
+    """Clean speech at one level with a little silence at its ends."""
+    wave = engines.speak(voice, text, generator(seed, identity))
+    return np.pad(acoustics.set_level(wave, LEVEL_DBFS), round(EDGE_S * SAMPLE_RATE)).astype(np.float32)
+
+
+def build_corpus(out: Path, texts: Texts, engines: Engines, seed: int) -> None:
+    """What is shipped: prompts as Opus files, and manifests of texts."""
+    partial_ = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial_, ignore_errors=True)
+    (partial_ / "audio").mkdir(parents=True)
+    for split, sentences in texts.splits.items():
+        prompts: list[list[dict[str, Any]]] = []
+        for index, text in enumerate(texts.prompts[split]):
+            voice, name = TTS_VOICES[index % len(TTS_VOICES)], f"{split}-{index:03d}"
+            path = Path("audio") / f"{name}.opus"
+            wave = say(engines, voice, text, seed, f"prompt {name}")
+            opus.write(partial_ / path, wave, zlib.crc32(name.encode()), PROMPT_COMPRESSION)
+            if index < len(TTS_VOICES):
+                prompts.append([])
+            prompts[index % len(TTS_VOICES)].append({"prompt_audio": path.as_posix(), "prompt_text": text})
+        lines = []
+        for index, text in enumerate(sentences):
+            place = index % len(TTS_VOICES)
+            prompt = prompts[place][index // len(TTS_VOICES) % len(prompts[place])]
+            attributes = {"voice": TTS_VOICES[place].name, "gender": GENDERS[TTS_VOICES[place].name]}
+            lines.append({"id": f"tts-{split}-{index:03d}", "text": text, "language": "en", **prompt})
+            lines[-1] |= {"speaker": TTS_VOICES[place].name, "attributes": attributes}
+        write_manifest(partial_ / f"{split}.jsonl", lines)
+    shutil.rmtree(out, ignore_errors=True)
+    partial_.rename(out)
+
+
+def build_recordings(out: Path, codec_folder: Path, texts: Sequence[str], engines: Engines, seed: int) -> None:
+    """What is learned from: each text as spoken, and as the codec gives it back."""
+    partial_ = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial_, ignore_errors=True)
+    for folder in ("audio", "decoded"):
+        (partial_ / folder).mkdir(parents=True)
+    codec = load_codec(codec_folder)
+    lines: list[dict[str, Any]] = []
+    rates: list[float] = []
+    for start in track(range(0, len(texts), BATCH), "recordings"):
+        part = [(i, texts[i], TTS_VOICES[i % len(TTS_VOICES)]) for i in range(start, min(start + BATCH, len(texts)))]
+        waves = [say(engines, voice, text, seed, f"recording {i}") for i, text, voice in part]
+        tokens = codec.encode(waves)
+        for (i, text, voice), wave, decoded in zip(part, waves, codec.decode(tokens, [[]] * len(part)), strict=True):
+            name = f"tts-{i:05d}.flac"
+            soundfile.write(partial_ / "audio" / name, wave, SAMPLE_RATE)
+            soundfile.write(partial_ / "decoded" / name, decoded, SAMPLE_RATE)
+            rates.append(len(text) / (len(wave) / SAMPLE_RATE))
+            lines.append(
+                {"id": f"tts-{i:05d}", "audio": f"audio/{name}", "text": text, "language": "en", "speaker": voice.name}
+            )
+    median = statistics.median(rates)
+    rng = random.Random(f"{seed} tts prompts")
+    by_voice = {v.name: [line for line in lines if line["speaker"] == v.name] for v in TTS_VOICES}
+    learned = []
+    for line, rate in zip(lines, rates, strict=True):
+        other = rng.choice([o for o in by_voice[line["speaker"]][:200] if o is not line])
+        rated = "fast" if rate > median else "slow"
+        attributes = {"voice": line["speaker"], "gender": GENDERS[line["speaker"]], "rate": rated}
+        prompt = {"prompt_audio": other["audio"], "prompt_text": other["text"]}
+        learned.append(line | prompt | {"attributes": attributes})
+    held = len(learned) // 50
+    write_manifest(partial_ / "valid.jsonl", learned[:held])
+    write_manifest(partial_ / "sft.jsonl", learned[held:])
+    judged = [
+        {k: v for k, v in line.items() if k not in ("prompt_audio", "prompt_text", "attributes")}
+        | {"id": f"{line['id']}-{folder}", "audio": line["audio"].replace("audio", folder)}
+        for line in learned
+        for folder in ("audio", "decoded")
+    ]
+    write_manifest(partial_ / "judge-valid.jsonl", [line for line in judged[: 2 * held] if "decoded" in line["id"]])
+    write_manifest(partial_ / "judge.jsonl", judged[2 * held :])
+    shutil.rmtree(out, ignore_errors=True)
+    partial_.rename(out)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m assets.build.tts_speech", description=__doc__)
+    parser.add_argument("--out", type=Path, default=CORPUS, help="what is shipped (default: %(default)s)")
+    parser.add_argument("--recordings", type=Path, default=RECORDINGS, help="the rest (default: %(default)s)")
+    parser.add_argument("--codec", type=Path, default=Path("assets/tts_codec"))
+    parser.add_argument("--seed", type=int, default=1, help="of everything random (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="recordings, for a quick trial")
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    texts, engines = write_texts(arguments.seed), Engines()
+    build_corpus(arguments.out, texts, engines, arguments.seed)
+    recorded = texts.recorded[: arguments.limit]
+    build_recordings(arguments.recordings, arguments.codec, recorded, engines, arguments.seed)
+    print(f"{arguments.out}, {arguments.recordings}: {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Synchronous against overlapped training, side by side: trajectories per second of the ASR demo, as a Markdown table.
+
+    python benchmarks/overlap.py                              # S = 0 and S = 1 in turn, 3 times 30 steps each
+    python benchmarks/overlap.py --variants 0:2 1:2 1:1 2:1 --repeats 5 --steps 60
+    python benchmarks/overlap.py --wer --steps 180 --seeds 1 2 3
+
+A variant is STALENESS:THREADS, with that many threads for each of engine, learner and encoder: what overlaps on few
+cores takes them from one another. The variants are run in turn (A B C A B C …), so that other work on the machine hits
+them alike, and all with the same importance cap. The first steps of a run are left out. With `--wer` the test split is
+evaluated after training, and every repeat has a seed of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("engine", "learner")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one run. `idle` is by component, the mean over steps; `wer` is None without an evaluation."""
+
+    trajectories_per_second: float
+    staleness: float
+    idle: dict[str, float]
+    wer: float | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", default=str(ROOT / "configs" / "asr_demo.yaml"))
+    parser.add_argument("--variants", nargs="+", default=["0:2", "1:2", "1:1"], metavar="S:THREADS")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--warm-up", type=int, default=5, help="steps left out of the figures")
+    parser.add_argument("--seeds", type=int, nargs="+", help="one per repeat; default 1, 2, …")
+    parser.add_argument("--wer", action="store_true", help="evaluate after training")
+    parser.add_argument("--override", nargs="*", default=[], metavar="KEY=VALUE", help="more configuration, for all")
+    args = parser.parse_args()
+    if args.steps <= args.warm_up:
+        parser.error("--steps must be more than --warm-up")
+    seeds = args.seeds or list(range(1, args.repeats + 1))
+    results: dict[str, list[Result]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds:
+            for variant in args.variants:
+                results[variant].append(run(args, variant, seed, Path(folder)))
+                print(f"S:threads {variant}, seed {seed}: {results[variant][-1]}", file=sys.stderr, flush=True)
+    print(f"{args.steps} steps, the first {args.warm_up} left out; {len(seeds)} run(s) each, in turn.\n")
+    print("| S | threads | trajectories/s, median (lowest–highest) | staleness | idle: engine / learner | test WER |")
+    print("|--:|--:|--:|--:|---|---|")
+    for variant, runs in results.items():
+        staleness, threads = variant.split(":")
+        rates = [result.trajectories_per_second for result in runs]
+        speed = f"{statistics.median(rates):.1f} ({min(rates):.1f}–{max(rates):.1f})"
+        idle = " / ".join(f"{statistics.fmean(r.idle[part] for r in runs):.0%}" for part in PARTS)
+        wer = ", ".join(f"{result.wer:.2%}" for result in runs if result.wer is not None) or "–"
+        age = statistics.fmean(result.staleness for result in runs)
+        print(f"| {staleness} | {threads} | {speed} | {age:.2f} | {idle} | {wer} |")
+
+
+def run(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> Result:
+    staleness, threads = (int(part) for part in variant.split(":"))
+    name = f"s{staleness}-t{threads}-{seed}"
+    settings = {
+        "name": name,
+        "runs_dir": folder,
+        "seed": seed,
+        "steps": args.steps,
+        "staleness": staleness,
+        "engines.threads": threads,
+        "learner.threads": threads,
+        "encoder.threads": threads,
+        "learner.loss.importance_cap": 2,
+        "evaluation.before": "false",
+        "evaluation.after": str(args.wer).lower(),
+        "checkpoint.every": args.steps,
+    }
+    command = [sys.executable, "-m", "cluster.cli", "train", args.config]
+    command += [f"{key}={value}" for key, value in settings.items()] + args.override
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=environment)
+    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = lines[args.warm_up :]
+    after = json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))["after"]
+    used = ("rollout/trajectories", "time/step", "staleness/mean", *(f"time/idle_fraction/{part}" for part in PARTS))
+    columns = {key: [line[key] for line in lines] for key in used}
+    return Result(
+        trajectories_per_second=sum(columns["rollout/trajectories"]) / sum(columns["time/step"]),
+        staleness=statistics.fmean(columns["staleness/mean"]),
+        idle={part: statistics.fmean(columns[f"time/idle_fraction/{part}"]) for part in PARTS},
+        wer=None if after is None else after["wer"],
+    )
+
+
+if __name__ == "__main__":
+    main()

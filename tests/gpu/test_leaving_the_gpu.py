@@ -1,0 +1,49 @@
+"""A learner rank that leaves its GPU between updates learns what one that stays learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from learner.plan import plan_updates
+from learner.rank import LearnerRank
+from tests.demo_checkpoint import write_demo_checkpoint
+from tests.learner.test_rank import make_batch, make_spec
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def updates(model: Path, meeting: Path, leaves: bool) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """Weights after three updates, and the device's memory in use while the rank was away."""
+    rank = LearnerRank(make_spec(model, gpus_per_rank=1.0), 0, 1, f"file://{meeting}")
+    groups, audio = make_batch()
+    away = []
+    try:
+        for step in range(1, 4):
+            rank.update(step, plan_updates(groups, [], 1, 1)[0], audio)
+            if leaves:
+                rank.resident.leave()
+                rank.resident.leave()
+                away.append(torch.cuda.memory_allocated())
+                rank.resident.enter()
+        (bucket,) = rank.weight_buckets(torch.float32, 2**30)
+        return bucket.tensors, away
+    finally:
+        dist.destroy_process_group()
+
+
+def test_leaving_the_gpu_changes_nothing_and_frees_it(tmp_path: Path) -> None:
+    model = write_demo_checkpoint(tmp_path / "model", scale=2.0)
+    stayed, _ = updates(model, tmp_path / "meet-0", leaves=False)
+    torch.cuda.empty_cache()
+    left, away = updates(model, tmp_path / "meet-1", leaves=True)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in stayed.values())
+    assert max(away) < size, "weights, moments and gradients would be four times this"
+    for name, tensor in stayed.items():
+        torch.testing.assert_close(left[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
