@@ -214,3 +214,10 @@ def test_reference_page_is_current() -> None:
     page = Path(__file__).parents[2] / "docs" / "configuration.md"
     text: Any = page.read_text(encoding="utf-8") if page.exists() else None
     assert text == reference_markdown(), f"docs/configuration.md is out of date; regenerate it: {REGENERATE}"
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_shipped_configurations_are_valid(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    assert load_config(path, ["seed=5"]).seed == 5
