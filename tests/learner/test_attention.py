@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from packed_cases import (
+
+from learner import attention
+from learner.batch import Block, TrainGroup
+from learner.packing import pack
+from tests.learner.packed_cases import (
     MODELS,
     VOCAB,
     gradients,
@@ -14,10 +18,6 @@ from packed_cases import (
     random_group,
     tiny_model,
 )
-
-from learner import attention
-from learner.batch import Block, TrainGroup
-from learner.packing import pack
 
 # Lengths that differ, are equal, are 1, and groups of one sample.
 GROUPS = [

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from packed_cases import gradients, largest_difference, packed_logprobs, random_group, tiny_model
 
 from learner import attention
 from learner.batch import BatchTotals, TrainGroup
@@ -25,6 +24,7 @@ from learner.losses import (
 )
 from learner.packing import balance_ranks, pack, split_micro_batches, totals
 from speech.errors import UserError
+from tests.learner.packed_cases import gradients, largest_difference, packed_logprobs, random_group, tiny_model
 
 LENGTHS = (4, 1, 7, 3, 5)
 

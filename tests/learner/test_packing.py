@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from packed_cases import random_group
 
 from learner.batch import BatchTotals, Sample, TrainGroup
 from learner.packing import balance_ranks, pack, row_length, split_micro_batches, totals
 from speech.records import PromptLayout
+from tests.learner.packed_cases import random_group
 
 
 @st.composite

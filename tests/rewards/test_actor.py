@@ -17,7 +17,7 @@ from tests.rewards.sound_fixtures import sound_group, tape_codec
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 MakeGroup = Callable[..., Group]
-USER = "misbehaving_rewards:"
+USER = "tests.rewards.misbehaving_rewards:"
 
 
 def config(name: str, **settings: Any) -> RewardConfig:

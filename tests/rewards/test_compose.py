@@ -14,7 +14,7 @@ from speech.records import Group
 
 MakeGroup = Callable[..., Group]
 TEXTS = st.lists(st.text(alphabet="ab 打", max_size=10), min_size=1, max_size=8)
-USER = "misbehaving_rewards:"
+USER = "tests.rewards.misbehaving_rewards:"
 
 
 def compose(*items: tuple[str, float], normalise: bool = False) -> RewardComposition:

@@ -30,10 +30,10 @@ def test_built_in_rewards() -> None:
         ("keyword", {"vocabulary": [1]}, "vocabulary is of type str, not 1"),
         ("no_stop", {"weight": 1}, "reward 'no_stop' has no option 'weight'"),
         ("no_such_module:f", {}, "cannot import 'no_such_module'"),
-        ("misbehaving_rewards:lenght", {}, "has no 'lenght'; did you mean 'length'?"),
-        ("misbehaving_rewards:not_a_reward", {}, "is a int, not a function or class"),
-        ("misbehaving_rewards:length", {"scal": 2}, "no option 'scal'; did you mean 'scale'?"),
-        ("misbehaving_rewards:dies_once", {}, "needs the option 'marker'"),
+        ("tests.rewards.misbehaving_rewards:lenght", {}, "has no 'lenght'; did you mean 'length'?"),
+        ("tests.rewards.misbehaving_rewards:not_a_reward", {}, "is a int, not a function or class"),
+        ("tests.rewards.misbehaving_rewards:length", {"scal": 2}, "no option 'scal'; did you mean 'scale'?"),
+        ("tests.rewards.misbehaving_rewards:dies_once", {}, "needs the option 'marker'"),
     ],
 )
 def test_mistakes_are_named(name: str, options: dict[str, Any], message: str) -> None:
@@ -42,7 +42,7 @@ def test_mistakes_are_named(name: str, options: dict[str, Any], message: str) ->
 
 
 def test_a_users_function_takes_options(make_group: Any) -> None:
-    scores = build_reward("misbehaving_rewards:length", {"scale": 2})(make_group("a", ["abc", ""]))
+    scores = build_reward("tests.rewards.misbehaving_rewards:length", {"scale": 2})(make_group("a", ["abc", ""]))
     assert [score.value for score in scores] == [6.0, 0.0]
 
 

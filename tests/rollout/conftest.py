@@ -12,7 +12,8 @@ from rollout.config import EngineConfig
 os.environ.update(engine_environment(EngineConfig(threads=1)), VLLM_ALLOW_INSECURE_SERIALIZATION="1")
 
 import pytest
-from engine_driver import Driver, start_driver
+
+from tests.rollout.engine_driver import Driver, start_driver
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tiny_lm import CONFIG, TinyFamily, buckets_of, make_prompts, probe_of, reference_logprobs, tiny_model
 from transformers import PreTrainedModel
 
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import RolloutEngine
+from tests.rollout.tiny_lm import CONFIG, TinyFamily, buckets_of, make_prompts, probe_of, reference_logprobs, tiny_model
 
 Result = TypeVar("Result")
 

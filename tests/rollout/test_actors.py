@@ -14,7 +14,6 @@ import pytest
 import ray
 import soundfile
 import torch
-from tiny_lm import CONFIG, SAMPLE_RATE, SAMPLING, buckets_of, probe_of, reference_logprobs, tiny_model
 from transformers import PreTrainedModel
 
 from rollout.actors import EncodedRef, EncoderActor, Encoding, EngineActor, encoder_options, engine_options
@@ -22,6 +21,7 @@ from rollout.config import EncoderConfig
 from rollout.errors import EngineLostError, PublicationError, StaleEngineError
 from rollout.stats import EngineHealth, EngineStats
 from speech.records import Group, Prompt, Utterance
+from tests.rollout.tiny_lm import CONFIG, SAMPLE_RATE, SAMPLING, buckets_of, probe_of, reference_logprobs, tiny_model
 
 
 @dataclass

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_lm import FRAME, SAMPLE_RATE, TinyFamily
 
 from rollout.config import EncoderConfig
 from rollout.encoder import UtteranceEncoder, length_batches
 from speech.errors import InputError, Problem
 from speech.records import EncodedAudio, Utterance
+from tests.rollout.tiny_lm import FRAME, SAMPLE_RATE, TinyFamily
 
 LENGTHS = [0.5, 0.2, 1.0, 0.2, 0.7]
 

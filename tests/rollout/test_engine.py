@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from engine_driver import Driver
-from tiny_lm import OWN_EOS, SAMPLING, STOP_IDS, make_prompts
 
 from speech.errors import UserError
 from speech.records import Group
+from tests.rollout.engine_driver import Driver
+from tests.rollout.tiny_lm import OWN_EOS, SAMPLING, STOP_IDS, make_prompts
 
 
 def drawn(groups: list[Group]) -> list[tuple[Any, ...]]:

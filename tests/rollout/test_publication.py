@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from engine_driver import Driver
-from tiny_lm import (
+
+from rollout.errors import PublicationError, StaleEngineError
+from rollout.staging import PREFIX, SHARED_MEMORY
+from speech.records import Group, Trajectory
+from speech.weights import Probe, WeightBucket
+from tests.rollout.engine_driver import Driver
+from tests.rollout.tiny_lm import (
     SAMPLING,
     buckets_of,
     make_prompts,
@@ -17,11 +22,6 @@ from tiny_lm import (
     reference_logprobs,
     tiny_model,
 )
-
-from rollout.errors import PublicationError, StaleEngineError
-from rollout.staging import PREFIX, SHARED_MEMORY
-from speech.records import Group, Trajectory
-from speech.weights import Probe, WeightBucket
 
 LONG = replace(SAMPLING, max_new_tokens=150, min_new_tokens=150)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_lm import SAMPLING, make_prompts
 from vllm.logprobs import FlatLogprobs, Logprob
 from vllm.outputs import CompletionOutput, RequestOutput, WeightVersionSpan
 
@@ -15,6 +14,7 @@ from rollout.requests import group, mixed_prompt, sampling_params
 from speech.errors import UserError
 from speech.families.demo_tts import DemoTTSFamily
 from speech.records import EncodedAudio, PromptLayout
+from tests.rollout.tiny_lm import SAMPLING, make_prompts
 from tests.speech.tts_checkpoints import write_demo_tts
 
 STOPS, ALLOWED = (30,), tuple(range(10, 31))

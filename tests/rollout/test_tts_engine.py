@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_lm import CONFIG
 
 from rollout.config import SamplingConfig
 from rollout.engine import RolloutEngine
@@ -17,6 +16,7 @@ from speech.families.causal import CausalSpeechFamily
 from speech.families.cosyvoice2 import CosyVoice2Family
 from speech.families.demo_tts import DemoTTSFamily
 from speech.records import EncodedAudio, Group, Prompt, Trajectory, Utterance
+from tests.rollout.tiny_lm import CONFIG
 from tests.speech.tts_checkpoints import write_cosyvoice2, write_demo_tts
 
 pytestmark = pytest.mark.slow
