@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,10 +10,9 @@ import pytest
 
 from speech.records import FinishReason, Group, Prompt, PromptLayout, Trajectory, Utterance
 
-# Ray's workers must find `misbehaving_rewards` as well, and of the driver's import path they inherit only this.
-_HERE = str(Path(__file__).parent)
-sys.path.insert(0, _HERE)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_HERE, os.environ.get("PYTHONPATH")]))
+# Ray's workers must find `tests.rewards.misbehaving_rewards` as well, and of the driver's import path they inherit only this.
+_ROOT = str(Path(__file__).parents[2])
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
 
 MakeGroup = Callable[..., Group]
 

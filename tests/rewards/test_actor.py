@@ -75,7 +75,7 @@ def test_a_typo_is_found_before_any_actor_starts() -> None:
 
 
 def test_a_judge_that_hangs_costs_its_own_group_only() -> None:
-    import misbehaving_rewards  # noqa: F401  (registers the judge here too)
+    import tests.rewards.misbehaving_rewards  # noqa: F401  (registers the judge here too)
 
     rewards = RewardConfig(
         [RewardItem(USER + "length"), RewardItem("tts_accuracy")],
