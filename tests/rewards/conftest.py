@@ -10,7 +10,7 @@ import pytest
 
 from speech.records import FinishReason, Group, Prompt, PromptLayout, Trajectory, Utterance
 
-# Ray's workers must find `tests.rewards.misbehaving_rewards` as well, and of the driver's import path they inherit only this.
+# Workers must find `tests.rewards.misbehaving_rewards` too, and of the driver's import path they inherit only this.
 _ROOT = str(Path(__file__).parents[2])
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
 
