@@ -44,7 +44,7 @@ class Utterance:
     keywords: tuple[str, ...] = ()
     prompt_audio: str | None = None
     prompt_text: str = ""
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,11 +23,13 @@ MAX_LOG_AMPLITUDE = 3.0
 
 
 @cache
+@torch.inference_mode(False)  # what is kept here must serve training too, whoever asks first
 def _window() -> torch.Tensor:
     return torch.hann_window(FFT)
 
 
 @cache
+@torch.inference_mode(False)
 def _bands() -> torch.Tensor:
     """(bins, BANDS), each column summing to one: the mean power of a band."""
     filters = torch.from_numpy(
@@ -41,12 +43,14 @@ def _bands() -> torch.Tensor:
 
 
 @cache
+@torch.inference_mode(False)
 def _centres() -> torch.Tensor:
     mel = np.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), BANDS + 2)[1:-1]
     return torch.from_numpy(700 * (10 ** (mel / 2595) - 1)).float()
 
 
 @cache
+@torch.inference_mode(False)
 def _to_bins() -> torch.Tensor:
     """(BANDS, bins): linear interpolation between the centres of the bands."""
     bins = torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)
@@ -100,6 +104,7 @@ def pulses(hz: torch.Tensor) -> torch.Tensor:
 
 
 @cache
+@torch.inference_mode(False)
 def _noise(samples: int) -> torch.Tensor:
     return torch.randn(samples, generator=torch.Generator().manual_seed(0))
 

@@ -189,20 +189,17 @@ def test_model_and_codec_must_belong_together(
 def test_the_actor_stores_what_engine_and_controller_need(
     family: DemoTTSFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The class behind the actor, with the codec's registry and Ray's store in the test's own hands."""
-    import ray
-
+    """The class behind the actor, with the codec's registry in the test's own hands."""
     import speech.codecs
     from rollout.actors import VoiceActor
 
     monkeypatch.setattr(speech.codecs, "load_codec", lambda path, name: LoudnessCodec(Path(path)))
-    monkeypatch.setattr(ray, "put", lambda value: value)
     actor = VoiceActor.__ray_metadata__.modified_class(str(family.path), None, str(tmp_path), EncoderConfig())
     spoken = utterance("u", write(tmp_path / "a.wav", 0.62), audio=write(tmp_path / "b.wav", 0.77))
-    (item,) = actor.encode([spoken], "target")
-    assert item.layout == item.ref.layout and item.seconds == 0.5
-    assert item.ref.voice_tokens == (12,) * 10
-    assert family.speech_tokens(item.target_ids) == [15] * 10
+    [summary], encoded = actor.encode([spoken], "target")
+    assert summary.layout == encoded.layout and summary.seconds == encoded.seconds == 0.5
+    assert encoded.voice_tokens == (12,) * 10
+    assert family.speech_tokens(summary.target_ids) == [15] * 10
     assert actor.encoded_total() == 2
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +221,18 @@ def test_damaged_weights(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="does not fit"):
         load_codec(tmp_path)
+
+
+def test_decoding_first_does_not_spoil_training() -> None:
+    """What the vocoder keeps between calls is made by whoever asks first, and that may be in inference mode."""
+    script = (
+        "import torch\n"
+        "from speech.codecs.vocoder import BANDS, synthesise\n"
+        "hz, levels = torch.full((1, 8), 120.0), torch.zeros(1, 8, BANDS)\n"
+        "with torch.inference_mode():\n"
+        "    synthesise(hz, levels, levels)\n"
+        "levels.requires_grad_()\n"
+        "synthesise(hz, levels, levels).sum().backward()\n"
+        "assert levels.grad is not None\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
