@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import ObjectLostError, RayError
+from ray.exceptions import ObjectLostError
 
-from cluster.checkpoints import SCORE, STATE_FILE
+from cluster.checkpoints import SCORE
 from cluster.config import RunConfig
-from cluster.data import load_split
-from cluster.display import Example, TrainingDisplay, print_summary
-from cluster.evaluate import Evaluation, evaluation_sampling, load_evaluation, store_evaluation
+from cluster.display import TrainingDisplay, print_summary
+from cluster.evaluate import Evaluation, evaluation_sampling
 from cluster.evaluate_split import evaluate_split, flat_scores
 from cluster.interruption import interruption
-from cluster.jobs import SAVED
 from cluster.logs import RunLog
 from cluster.memory import PeakMemory
-from cluster.phases import PhaseTimer
 from cluster.position import go_to, new_trainer, position
-from cluster.record import aligned_gaps, fleet_metrics, sample_text, step_metrics, summarise
+from cluster.record import aligned_gaps, fleet_metrics, sample_text, step_metrics
 from cluster.recovery import RestartBudget
+from cluster.run import Run, load_manifests
 from cluster.runfolder import RunFolder
 from cluster.saving import CheckpointSaver
 from cluster.step import Step
@@ -32,10 +30,10 @@ from cluster.system import System, run_family
 from cluster.telemetry import PREFIX, Exporter, Series
 from cluster.timeline import Timeline, idle_fractions
 from cluster.token2text_data import check_targets
+from cluster.token2text_run import train_token2text
 from cluster.watchdog import Watchdog
 from learner.actor import LearnerLostError
 from speech.audio import load_audio
-from speech.errors import UserError
 from speech.families import ModelFamily
 from speech.manifests import Manifest
 
@@ -52,8 +50,6 @@ def train(config: RunConfig) -> int:
         UserError: bad input or configuration; nothing has been trained then.
     """
     if config.objective == "token2text":
-        from cluster.token2text_run import train_token2text  # which itself needs this module
-
         return train_token2text(config)
     manifests = load_manifests(config)
     if config.uses_diffro:
@@ -72,26 +68,8 @@ def train(config: RunConfig) -> int:
     return 130 if status == "interrupted" else 0
 
 
-def load_manifests(config: RunConfig) -> dict[str, Manifest]:
-    """The manifests that a run reads, by split.
-
-    Raises:
-        InputError: naming every bad line, unless `data.on_bad` is `skip`.
-    """
-    return {
-        split: load_split(config.data, path)
-        for split, path in (
-            ("train", config.data.train),
-            ("valid", config.data.valid if config.evaluation.every else None),
-            ("test", config.data.test),
-            ("replay", config.data.replay),
-        )
-        if path is not None
-    }
-
-
-class _Run:
-    """One execution of `train`, with everything that its parts need."""
+class _Run(Run):
+    """The training of a policy."""
 
     def __init__(
         self,
@@ -103,36 +81,25 @@ class _Run:
         memory: PeakMemory,
         log: RunLog,
     ) -> None:
-        self.config, self.system, self.manifests = config, system, manifests
-        self.folder, self.display, self.memory, self.log = folder, display, memory, log
+        super().__init__(config, manifests, folder, display, memory, system.learner)
+        self.system, self.log = system, log
         self.exporter = Exporter(config.name)
-        self.interrupted: list[bool] = []
-        self.timer = PhaseTimer(on_phase=display.phase)
         self.timeline = Timeline(folder.path / "timeline.json")
-        self.saver = CheckpointSaver(folder.checkpoints, system.learner, config.checkpoint)
         self.trainer = new_trainer(config, system, manifests, self.timer)
         self.budget = RestartBudget(config.learner.restarts)
-        self.before: Evaluation | None = None
-        self.after: Evaluation | None = None
         self.engine_stats, self.fleet_counts = system.fleet.stats(), system.fleet.counts()
         self.encoded = 0
-        # What earlier executions of this run took counts too.
-        self.seconds_before = 0.0
-        self.peak_before = 0
-        self.started = time.monotonic()
-        for text in folder.damaged:
-            logger.warning("%s; an older checkpoint is used", text)
-        for split, manifest in manifests.items():
-            if manifest.skipped:
-                display.message(f"{split}: skipped {len(manifest.skipped)} bad lines of {manifest.path}")
+
+    @property
+    def step(self) -> int:
+        return self.trainer.step
 
     def execute(self, resume_from: int | None) -> str:
         """Train to the end, or until the user stops; returns the run's status."""
         if resume_from is not None:
             self._restore(resume_from)
         self.trainer.publish(self.trainer.version)
-        if self.config.evaluation.before and "test" in self.manifests:
-            self.before = self._evaluate_once("before")
+        self.evaluate_before()
         # The evaluation is no part of the first step, which a run that is resumed without a checkpoint does again.
         self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
         self.started = time.monotonic()
@@ -141,20 +108,9 @@ class _Run:
                 with Watchdog(self.timer, self.config.watchdog_minutes, self._stalled):
                     self._train()
             except Exception as error:
-                self._finish_checkpoint(error)
+                self.finish_checkpoint(error)
                 raise
-        status = "interrupted" if self.interrupted and self.trainer.step < self.config.steps else "completed"
-        self.seconds_before += time.monotonic() - self.started
-        if status == "interrupted":
-            self.display.message(f"stopped after step {self.trainer.step}; {SAVED}")
-        if status == "completed":
-            # For `evaluate`, transformers or another run.
-            self.folder.checkpoints.export(self.folder.path / "export")
-            if self.config.evaluation.after and "test" in self.manifests:
-                self.after = self._evaluate_once("after")
-        self.memory.sample()
-        self.folder.summary(self.summary(status))
-        return status
+        return self.finish()
 
     def _train(self) -> None:
         """Run the loop to its last checkpoint; after a loss of the learner, or of its input, again from the last one
@@ -197,31 +153,6 @@ class _Run:
         self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
         self.started = time.monotonic()
 
-    def summary(self, status: str) -> dict[str, Any]:
-        """What `summary.json` holds."""
-        return summarise(
-            status=status,
-            metrics=self.folder.read_metrics(),
-            seconds=self.seconds_before,
-            before=None if self.before is None else self.before.summary,
-            after=None if self.after is None else self.after.summary,
-            peak_bytes=max(self.peak_before, self.memory.peak_bytes),
-            skipped={split: len(manifest.skipped) for split, manifest in self.manifests.items()},
-        )
-
-    def examples(self) -> list[Example]:
-        """Some transcripts of the test split, before beside after; utterances that changed come first."""
-        before = self.before.by_id() if self.before is not None else {}
-        after = self.after.by_id() if self.after is not None else {}
-        if "test" not in self.manifests or not (before or after):
-            return []
-        utterances = [u for u in self.manifests["test"].utterances if u.id in before or u.id in after]
-        utterances.sort(key=lambda u: before.get(u.id) == after.get(u.id))
-        return [
-            Example(u.text, before.get(u.id), after.get(u.id))
-            for u in utterances[: self.config.evaluation.samples_shown]
-        ]
-
     def _after_step(self, step: Step) -> bool:
         """Record, evaluate, save; False ends the training."""
         self.saver.poll()
@@ -232,13 +163,7 @@ class _Run:
         metrics = step_metrics(step, self.engine_stats, stats, engines, encoded - self.encoded, retried)
         metrics |= fleet_metrics(self.fleet_counts, counts)
         self.engine_stats, self.encoded, self.fleet_counts = stats, encoded, counts
-        checkpoint = self.config.checkpoint
-        last = step.number == self.config.steps
-        if (
-            self.config.evaluation.every
-            and "valid" in self.manifests
-            and step.number % self.config.evaluation.every == 0
-        ):
+        if self.is_due():
             metrics |= self._validate()
             # The evaluation's share is no part of the next step's.
             self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
@@ -256,7 +181,7 @@ class _Run:
         self.exporter.step(step.number, metrics)
         self.log.at(step.number, self.trainer.version)
         logger.info("step finished in %.1f s", metrics["time/step"])
-        if last or self.interrupted or step.number % checkpoint.every == 0:
+        if self.saves():
             self._save(step, metrics.get("valid/wer"))
         return not self.interrupted
 
@@ -279,10 +204,12 @@ class _Run:
     def _evaluate(self, split: str, waves: Path | None = None) -> Evaluation:
         return evaluate_split(self.config, self.system, self.manifests[split].utterances, waves)
 
-    def _evaluate_once(self, when: str) -> Evaluation | None:
-        """Evaluate the test split before or after training, or read what an earlier execution found."""
-        self.display.phase(f"evaluating the test split {when} training")
-        path = self.folder.path / f"evaluation-{when}.json"
+    def evaluate_test(self, when: str) -> Evaluation:
+        if when == "after" and self.config.objective == "sft":
+            self.trainer.publish(self.trainer.version + 1)
+        return self._evaluate("test", waves=self.folder.path / "audio" / when)
+
+    def conditions(self) -> dict[str, Any]:
         conditions = {
             "model": str(Path(self.config.model.path).resolve()),
             "manifest": self.manifests["test"].path,
@@ -291,38 +218,16 @@ class _Run:
         }
         if self.config.evaluation.sampled:
             conditions["sampled"] = self.config.sampling.temperature
-        found = load_evaluation(path, conditions) if when == "before" else None
-        if found is not None:
-            return found
-        if when == "before" and self.trainer.step > 0:
-            self.display.message("the test split was not evaluated like this before the first step; `before` is empty")
-            return None
-        if when == "after" and self.config.objective == "sft":
-            self.trainer.publish(self.trainer.version + 1)
-        result = self._evaluate("test", waves=self.folder.path / "audio" / when)
-        store_evaluation(path, result, conditions)
-        return result
+        return conditions
 
     def _save(self, step: Step | None = None, score: float | None = None) -> None:
         """Take a checkpoint: learner shards, export, data position, version. `score` is the validation's WER."""
         trainer = self.trainer
-        state = {
-            SCORE: score,
-            **position(trainer),
-            "seconds": self.seconds_before + time.monotonic() - self.started,
-            "peak_memory_bytes": max(self.peak_before, self.memory.peak_bytes),
-        }
+        state = {SCORE: score, **position(trainer), **self.clocks()}
         with self.timer.phase("checkpoint"), trainer.learner_at_hand():
             self.saver.save(trainer.step, state)
         if step is not None and step.batch.groups:
             self._show_sample(step)
-
-    def _finish_checkpoint(self, error: Exception) -> None:
-        """What is being written may be whole although the training has failed; it spares the resumed run some steps."""
-        try:
-            self.saver.wait()
-        except (UserError, TimeoutError, RayError, LearnerLostError) as second:
-            error.add_note(f"the checkpoint that was being written is lost too: {second}")
 
     def _stalled(self, report: str | None) -> None:
         """Called by the watchdog's thread; None once things move again."""
@@ -342,15 +247,9 @@ class _Run:
             self.folder.audio("samples", wave, family.sample_rate, step.number)
 
     def _restore(self, step: int) -> None:
-        folder = self.folder.checkpoints.folder(step)
-        try:
-            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-            go_to(self.trainer, state)
-            self.seconds_before, self.peak_before = float(state["seconds"]), int(state["peak_memory_bytes"])
-        except (json.JSONDecodeError, LookupError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / STATE_FILE}: damaged ({error}); remove {folder} to resume earlier") from error
+        self.read_state(step, partial(go_to, self.trainer))
         self.trainer.learner_turn()
-        self.trainer.learner.load(str(folder.resolve()))
+        self.trainer.learner.load(str(self.folder.checkpoints.folder(step).resolve()))
         self.display.start_at(step)
         self.log.at(step, self.trainer.version)
         logger.info("resuming from the checkpoint of step %d", step)

@@ -46,9 +46,12 @@ class _Shell:
             probe.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
-    def save(self, folder: str) -> None:
+    def save_in_background(self, folder: str) -> None:
         with self.recorder.span("save"):
-            self._rank.save(folder)
+            self._rank.save(folder, background=True)
+
+    def saved(self) -> bool:
+        return bool(self._rank.saved())
 
     def load(self, folder: str) -> None:
         self._rank.load(folder)
@@ -66,12 +69,6 @@ class LearnerActor(_Shell):
 
     def start(self, address: str) -> None:
         self.rank = LearnerRank(self.spec, self.rank_index, self.world_size, f"tcp://{address}")
-
-    def save_in_background(self, folder: str) -> None:
-        self._rank.save(folder, background=True)
-
-    def saved(self) -> bool:
-        return bool(self._rank.saved())
 
     def update(self, step: int, shares: list[RankShare], audio: dict[int, ray.ObjectRef]) -> StepResult:
         wanted = audio_of(shares)
@@ -150,8 +147,17 @@ class _ActorGang:
         (address,) = self._get([self.actors[0].address.remote()], "start", timeout)
         return [actor.start.remote(address) for actor in self.actors]
 
-    def save(self, folder: str) -> None:
-        self._all("save", folder)
+    def save_in_background(self, folder: str) -> None:
+        """Copy the state on every rank and begin to write it; `saved` says when it is written."""
+        self._all("save_in_background", folder)
+
+    def saved(self) -> bool:
+        """Whether all ranks have written their part of the last checkpoint; does not wait for them.
+
+        Raises:
+            UserError: the disk refused.
+        """
+        return all(self._all("saved"))
 
     def load(self, folder: str) -> None:
         self._all("load", folder)
@@ -238,18 +244,6 @@ class LearnerGroup(_ActorGang):
             for actor, share in zip(self.actors, shares, strict=True)
         ]
         return self._get(calls, "update")[0]
-
-    def save_in_background(self, folder: str) -> None:
-        """Copy the state on every rank and begin to write it; `saved` says when it is written."""
-        self._all("save_in_background", folder)
-
-    def saved(self) -> bool:
-        """Whether all ranks have written their part of the last checkpoint; does not wait for them.
-
-        Raises:
-            UserError: the disk refused.
-        """
-        return all(self._all("saved"))
 
     def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
         """References to the buckets. The caller owns them, so that engines can fetch them when the rank is gone."""

@@ -145,18 +145,8 @@ def _chain(error: BaseException | None) -> str:
     return ", because of ".join(texts)
 
 
-def save(folder: Path, policy: nn.Module, optimiser: Optimizer) -> None:
-    """Write sharded weights and optimiser state, and wait. A collective; the caller makes the result appear at once.
-
-    Raises:
-        UserError: the disk refuses.
-    """
-    weights, moments = get_state_dict(policy, optimiser, options=StateDictOptions(ignore_frozen_params=True))
-    _write(folder, {"policy": weights, "optimiser": moments}, dist.group.WORLD, None)
-
-
 def load(folder: Path, policy: nn.Module, optimiser: Optimizer) -> None:
-    """Read what `save` or a `Writer` wrote, resharding if the number of ranks changed. A collective.
+    """Read what a `Writer` wrote, resharding if the number of ranks changed. A collective.
 
     Raises:
         UserError: the files are damaged, or hold what no checkpoint of ours does.

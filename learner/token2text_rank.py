@@ -57,6 +57,7 @@ class Token2TextRank:
             fully_shard(layer, mesh=self.gang.mesh, mp_policy=self.gang.mixed_precision)
         fully_shard(self.model, mesh=self.gang.mesh, mp_policy=self.gang.mixed_precision)
         self.optimiser = adamw(self.model, spec.config)
+        self.writer = checkpoint.Writer()
 
     def update(self, step: int, share: Token2TextShare) -> dict[str, float]:
         """One optimiser update.
@@ -195,22 +196,43 @@ class Token2TextRank:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
-    def save(self, folder: str) -> None:
-        """Write shards of model and optimiser (DCP) and the model in its own form below `folder`."""
-        checkpoint.save(Path(folder) / "dcp", self.model, self.optimiser)
-        self.export(str(Path(folder) / "hf"))
+    def save(self, folder: str, background: bool = False) -> None:
+        """Write shards of model and optimiser (DCP) and the model in its own form below `folder`.
+
+        Args:
+            background: return as soon as the state is copied; `saved` says when it is on the disk.
+
+        Raises:
+            UserError: the disk refuses, now or at the checkpoint before.
+        """
+        state = self._full_state()
+
+        def export() -> None:
+            if self.rank == 0:
+                self.model.save(Path(folder) / "hf", state)
+
+        self.writer.begin(Path(folder) / "dcp", self.model, self.optimiser, export)
+        if not background:
+            self.writer.wait()
+            dist.barrier()
+
+    def saved(self) -> bool:
+        """Whether the checkpoint of `save` is written, as far as this rank goes. No collective; does not wait.
+
+        Raises:
+            UserError: the disk refused.
+        """
+        return self.writer.done()
 
     def load(self, folder: str) -> None:
         checkpoint.load(Path(folder) / "dcp", self.model, self.optimiser)
 
-    def export(self, folder: str) -> None:
-        """Write `config.json` and `model.safetensors` (rank 0 writes)."""
-        state = {name: full_tensor(p.detach()).cpu() for name, p in self.model.named_parameters()}
-        if self.rank == 0:
-            self.model.save(folder, state)
-        dist.barrier()
+    def _full_state(self) -> dict[str, torch.Tensor]:
+        """Copies in host memory: training goes on while they are written."""
+        return {name: full_tensor(p.detach()).to("cpu", copy=True) for name, p in self.model.named_parameters()}
 
     def close(self) -> None:
+        self.writer.close()
         dist.destroy_process_group()
 
 
