@@ -1,13 +1,15 @@
 # make demo   train the embedded demo and print WER before and after
 # make test   the fast tests; make test-slow and make test-gpu for the others
 # make chaos  real runs under faults (half an hour); benchmarks/chaos.py for random ones
+# make paper-table  every row of the paper's tables, three seeds, and the stability plot (hours)
 # make check  ruff and mypy
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
+JOBS ?= 2
 
-.PHONY: setup demo test test-slow test-gpu chaos check format assets assets-asr assets-tts docs lock clean
+.PHONY: setup demo test test-slow test-gpu chaos paper-table check format assets assets-asr assets-tts docs lock clean
 
 setup: $(DONE)
 
@@ -39,6 +41,12 @@ test-gpu: setup
 
 chaos: setup
 	$(BIN)/python -m pytest -m chaos
+
+# Our version of the paper's tables and of its Fig. 3 (hours on two cores; what is complete is not run again).
+paper-table: setup
+	$(BIN)/python benchmarks/paper_table.py tts --jobs $(JOBS)
+	$(BIN)/python benchmarks/paper_table.py asr --jobs $(JOBS)
+	$(BIN)/python benchmarks/paper_table.py stability --jobs $(JOBS)
 
 check: setup
 	$(BIN)/ruff check .

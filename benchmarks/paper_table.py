@@ -5,7 +5,9 @@
     python benchmarks/paper_table.py stability --steps 300     # WER while training goes on
 
 Every row is `speechrl train` on a demo configuration with a few overrides; a run that is complete is not run again, one
-that was interrupted is resumed. Prints Markdown, and draws a plot beside the runs (`runs/paper/<table>.png`).
+that was interrupted is resumed. Prints Markdown, and draws a plot beside the runs (`runs/paper/<table>.png`). With
+`--jobs 2` two runs share the machine, each with one thread for everything: more runs an hour on two cores, as small
+models leave a second thread idle.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ from typing import Any
 RUNS = Path("runs/paper")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """Two-sided 95 % quantiles of Student's t for so many seeds."""
+
+SINGLE_THREADED = ("engines.threads=1", "learner.threads=1", "encoder.threads=1", "rewards.sound.threads=1")
 
 NO_STOP = "{name: no_stop, weight: 0.5}"
 """In every TTS row: without it a policy may leave speech unfinished, which no judge can hear."""
@@ -48,6 +53,9 @@ def rewards(*items: str) -> str:
     """An override of `rewards.items`."""
     return f"rewards.items=[{', '.join(items)}]"
 
+
+BASE = Row("no RL", "base", ("steps=0", "evaluation.after=false"))
+"""Its `before` is the first row; the others are evaluated after training only."""
 
 TTS_ROWS = (
     Row("GRPO, R1", "grpo", ("objective=grpo", rewards(TTS_R1))),
@@ -114,37 +122,62 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, help="of every run (default: the configuration's; stability: 300)")
     parser.add_argument("--every", type=int, default=20, help="stability: steps between two evaluations")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each with single threads (1)")
     parser.add_argument("--report-only", action="store_true", help="run nothing, report what is there")
     arguments = parser.parse_args()
     RUNS.mkdir(parents=True, exist_ok=True)
+    runner = Runner(arguments.jobs, arguments.report_only)
     if arguments.table == "stability":
-        stability(arguments.seeds[0], arguments.steps or 300, arguments.every, arguments.report_only)
+        stability(runner, arguments.seeds[0], arguments.steps or 300, arguments.every)
         return
     steps = () if arguments.steps is None else (f"steps={arguments.steps}",)
     if arguments.table == "tts":
-        folders = run_all(TTS.config, TTS.rows, arguments.seeds, steps, "tts", arguments.report_only)
-        report_tts(folders)
+        report_tts(*with_base(runner, TTS.config, TTS.rows, arguments.seeds, steps, "tts"))
     else:
-        folders = run_all("configs/asr_demo.yaml", ASR_ROWS, arguments.seeds, steps, "asr", arguments.report_only)
-        report_asr(folders)
+        report_asr(*with_base(runner, "configs/asr_demo.yaml", ASR_ROWS, arguments.seeds, steps, "asr"))
 
 
-def run_all(
-    config: str, rows: Sequence[Row], seeds: Sequence[int], more: Sequence[str], table: str, report_only: bool
-) -> dict[Row, list[Path]]:
-    """Folders of the completed runs of each row."""
-    folders: dict[Row, list[Path]] = {row: [] for row in rows}
-    for seed in seeds:  # seed by seed, so that an interrupted table has whole columns
-        for row in rows:
-            folder = RUNS / f"{table}-{row.name}-seed{seed}"
-            settings = (f"name={folder.name}", f"runs_dir={RUNS}", f"seed={seed}", *row.overrides, *more)
-            if not completed(folder) and not report_only:
-                print(f"{row.label}, seed {seed}", file=sys.stderr, flush=True)
-                command = [sys.executable, "-m", "cluster.cli", "train", config, *settings]
-                subprocess.run(command, check=True, stdout=sys.stderr)
-            if completed(folder):
+Folders = dict[Row, list[Path]]
+
+
+class Runner:
+    """Runs what is not complete yet, `jobs` at a time."""
+
+    def __init__(self, jobs: int, report_only: bool) -> None:
+        self.jobs, self.report_only = jobs, report_only
+
+    def run(self, config: str, rows: Sequence[Row], seeds: Sequence[int], more: Sequence[str], table: str) -> Folders:
+        """Folders of the completed runs of each row."""
+        # Seed by seed, so that an interrupted table has whole columns.
+        planned = [(row, RUNS / f"{table}-{row.name}-seed{seed}", seed) for seed in seeds for row in rows]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            done = list(pool.map(lambda plan: self._train(config, *plan, more), planned))
+        folders: Folders = {row: [] for row in rows}
+        for (row, folder, _), complete in zip(planned, done, strict=True):
+            if complete:
                 folders[row].append(folder)
-    return folders
+        return folders
+
+    def _train(self, config: str, row: Row, folder: Path, seed: int, more: Sequence[str]) -> bool:
+        settings = [f"name={folder.name}", f"runs_dir={RUNS}", f"seed={seed}", *more, *row.overrides]
+        if self.jobs > 1:
+            settings += SINGLE_THREADED
+        if not completed(folder) and not self.report_only:
+            print(f"{row.label}, seed {seed}", file=sys.stderr, flush=True)
+            command = [sys.executable, "-m", "cluster.cli", "train", config, *settings]
+            with (RUNS / f"{folder.name}.txt").open("w", encoding="utf-8") as output:
+                subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT)
+        return completed(folder)
+
+
+def with_base(
+    runner: Runner, config: str, rows: Sequence[Row], seeds: Sequence[int], more: Sequence[str], table: str
+) -> tuple[Path, Folders]:
+    """Folder of a run that only evaluates the start, and the folders of each row."""
+    (base,) = runner.run(config, [BASE], seeds[:1], (), table)[BASE] or [None]
+    if base is None:
+        raise SystemExit("the start was not evaluated yet")
+    return base, runner.run(config, rows, seeds, ("evaluation.before=false", *more), table)
 
 
 def completed(folder: Path) -> bool:
@@ -188,13 +221,10 @@ def print_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
         print("| " + " | ".join(line) + " |")
 
 
-def report_tts(folders: dict[Row, list[Path]]) -> None:
+def report_tts(base: Path, folders: Folders) -> None:
     """The table and a plot of both judges' WER."""
     heading = [f"{name}{', %' if form == '%' else ''}" for name, _, form in TTS.columns]
-    done = [folder for found in folders.values() for folder in found]
-    if not done:
-        raise SystemExit("no run is complete yet")
-    rows = {"no RL": [summary(done[0])["before"]]}
+    rows = {BASE.label: [summary(base)["before"]]}
     rows |= {row.label: [summary(f)["after"] for f in found] for row, found in folders.items() if found}
     lines = [
         [label, *(cell([read(item) for item in found], form) for _, read, form in TTS.columns)]
@@ -221,13 +251,10 @@ class Part:
         return sum(self.edits.values()) / max(1, self.words)
 
 
-def report_asr(folders: dict[Row, list[Path]]) -> None:
+def report_asr(base: Path, folders: Folders) -> None:
     """WER and S/D/I by kind of utterance."""
-    done = [folder for found in folders.values() for folder in found]
-    if not done:
-        raise SystemExit("no run is complete yet")
     kinds = kinds_of("assets/speech/test.jsonl")
-    rows: dict[str, list[dict[str, Part]]] = {"no RL": [parts(done[0] / "evaluation-before.json", kinds)]}
+    rows: dict[str, list[dict[str, Part]]] = {BASE.label: [parts(base / "evaluation-before.json", kinds)]}
     for row, found in folders.items():
         if found:
             rows[row.label] = [parts(folder / "evaluation-after.json", kinds) for folder in found]
@@ -274,11 +301,11 @@ def parts(file: Path, kinds: dict[str, set[str]]) -> dict[str, Part]:
     return found
 
 
-def stability(seed: int, steps: int, every: int, report_only: bool) -> None:
+def stability(runner: Runner, seed: int, steps: int, every: int) -> None:
     """WER by both judges on `data.valid` while training goes on (the paper's Fig. 3)."""
     more = (f"steps={steps}", f"evaluation.every={every}", "evaluation.before=false", "evaluation.after=false")
     rows = TTS_ROWS[:4]
-    folders = run_all(TTS.config, rows, [seed], more, f"stability{steps}", report_only)
+    folders = runner.run(TTS.config, rows, [seed], more, f"stability{steps}")
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {"valid/wer": {}, "valid/wer_second": {}}
     for row, found in folders.items():
         for folder in found:
