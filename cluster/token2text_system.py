@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import ray
 
 from cluster.config import RunConfig
@@ -44,6 +45,7 @@ class Token2TextSystem:
             ]
             calls = [codec.size.remote() for codec in self._codecs]
             self.codec_size: int = get(calls, "codec start", config.engines.startup_timeout_s)[0]
+            self._features: np.ndarray | None = get([self._codecs[0].features.remote()], "codec features", 60.0)[0]
         except BaseException:
             ray.shutdown()
             raise
@@ -69,7 +71,8 @@ class Token2TextSystem:
             if known != self.codec_size:
                 raise UserError(f"{start} reads {known} speech tokens; the codec {config.model.codec} "
                                 f"has {self.codec_size}")  # fmt: skip
-        spec = Token2TextSpec(start, config.learner, config.token2text.training, config.steps, config.seed)
+        features = None if isinstance(start, str) else self._features
+        spec = Token2TextSpec(start, config.learner, config.token2text.training, config.steps, config.seed, features)
         self._learner = Token2TextGroup(spec, actor_environment(config.learner.threads))
         timeout = config.engines.startup_timeout_s
         get(self._learner.start(timeout), "learner start", timeout)

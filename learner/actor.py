@@ -271,7 +271,8 @@ class Token2TextGroup(_ActorGang):
     def update(self, step: int, items: Sequence[SpeechText]) -> dict[str, float]:
         """One optimiser update on all ranks; its metrics are already reduced over them."""
         spec = self.spec
-        shares = plan_token2text(items, spec.config.ranks, spec.training.mixup, spec.seed, step)
+        training = spec.training
+        shares = plan_token2text(items, spec.config.ranks, training.mixup, spec.seed, step, training.noise)
         calls = [actor.update.remote(step, share) for actor, share in zip(self.actors, shares, strict=True)]
         return self._get(calls, "update")[0]
 

@@ -83,6 +83,15 @@ class Token2TextTrainingConfig:
             "min": 0.0,
         },
     )
+    noise: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of an utterance's speech tokens that random ones, from the step's utterances, take the "
+            "place of. Against learning few recordings by heart.",
+            "min": 0.0,
+            "max": 0.9,
+        },
+    )
     attributes: float = field(
         default=1.0, metadata={"help": "Weight of the attributes' cross-entropy beside the text's.", "min": 0.0}
     )

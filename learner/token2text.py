@@ -197,6 +197,25 @@ class Token2Text(nn.Module):
         self.pooling = nn.Linear(hidden, len(config.attributes), bias=False) if config.attributes else None
         self.attribute_heads = nn.ModuleList(nn.Linear(hidden, len(c)) for c in config.attributes.values())
 
+    @torch.no_grad()
+    def begin_with(self, features: torch.Tensor) -> None:
+        """Let tokens that sound alike begin with embeddings alike: a random projection of what the codec knows of them,
+        at the scale of the random start.
+
+        With few recordings this is what makes a model general: it need not learn the neighbourhoods of its tokens.
+
+        Args:
+            features: (speech_vocabulary, F); a row of NaN leaves its token at its random start.
+
+        Raises:
+            ValueError: another number of rows.
+        """
+        if len(features) != self.config.speech_vocabulary:
+            raise ValueError(f"{len(features)} rows for {self.config.speech_vocabulary} speech tokens")
+        known = features.isfinite().all(1)
+        vectors = features[known] @ torch.randn(features.shape[1], self.config.hidden)
+        self.embedding.weight[known] = vectors / vectors.std() * self.config.hidden**-0.5
+
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Speech tokens (…, L) int64, or one-hot vectors, soft or hard, (…, L, V) → (…, L, D)."""
         return tokens @ self.embedding.weight if tokens.is_floating_point() else self.embedding(tokens)

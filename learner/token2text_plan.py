@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,15 +81,16 @@ class Token2TextShare:
 
 
 def plan_token2text(
-    items: Sequence[SpeechText], ranks: int, mixup: float, seed: int, step: int
+    items: Sequence[SpeechText], ranks: int, mixup: float, seed: int, step: int, noise: float = 0.0
 ) -> list[Token2TextShare]:
     """Divide a step's utterances among ranks, longest first in turn, each with its partner.
 
-    Partners and shares are drawn here, from the seed and the step, so that they depend on neither ranks nor
+    Partners, shares and noise are drawn here, from the seed and the step, so that they depend on neither ranks nor
     micro-batches.
 
     Args:
         mixup: α of Beta(α, α); 0 leaves every utterance alone.
+        noise: share of speech tokens that others of this step's utterances take the place of.
 
     Raises:
         ValueError: there is nothing to train on.
@@ -97,6 +98,8 @@ def plan_token2text(
     if not items:
         raise ValueError("a step of Token2Text training needs at least one utterance")
     generator = np.random.default_rng([seed, step])
+    if noise > 0:
+        items = _noisy(items, noise, generator)
     partners = generator.permutation(len(items))
     shares = generator.beta(mixup, mixup, len(items)) if mixup > 0 else np.ones(len(items))
     # Mixtures are symmetric: the larger share is called the item's own, so that metrics are of what is mostly heard.
@@ -104,6 +107,18 @@ def plan_token2text(
     mixed = [MixedItem(item, items[p], float(s)) for item, p, s in zip(items, partners, shares, strict=True)]
     labels, order = sum(item.labels for item in mixed), sorted(mixed, key=lambda item: -item.length)
     return [Token2TextShare(tuple(order[rank::ranks]), labels, len(items), order[-1]) for rank in range(ranks)]
+
+
+def _noisy(items: Sequence[SpeechText], noise: float, generator: np.random.Generator) -> list[SpeechText]:
+    """Copies with tokens replaced; frequent tokens come often, as they would in a policy's errors."""
+    pool = np.concatenate([item.tokens for item in items])
+    found = []
+    for item in items:
+        hit = generator.random(len(item.tokens)) < noise
+        others = pool[generator.integers(len(pool), size=len(item.tokens))]
+        tokens = np.where(hit, others, item.tokens)
+        found.append(replace(item, tokens=tuple(tokens.tolist())))
+    return found
 
 
 def plan_reading(items: Sequence[SpeechText], ranks: int) -> list[list[int]]:

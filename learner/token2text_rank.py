@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
@@ -29,6 +30,7 @@ class Token2TextSpec:
         training: loss and robustness.
         total_steps: of the run, for the schedule.
         seed: run seed; a new model's weights derive from it.
+        features: `Codec.features`, from which a new model's embedding starts; None starts at random.
     """
 
     start: str | Token2TextConfig
@@ -36,6 +38,7 @@ class Token2TextSpec:
     training: Token2TextTrainingConfig
     total_steps: int
     seed: int
+    features: np.ndarray | None = None
 
 
 class Token2TextRank:
@@ -52,6 +55,8 @@ class Token2TextRank:
         with torch.random.fork_rng():
             torch.manual_seed(spec.seed)  # the same on every rank: sharding keeps each rank's part
             model = Token2Text.load(spec.start) if isinstance(spec.start, str) else Token2Text(spec.start).eval()
+            if spec.features is not None:
+                model.begin_with(torch.from_numpy(spec.features))
         self.model = model.to(self.gang.device)
         for layer in self.model.layers:
             fully_shard(layer, mesh=self.gang.mesh, mp_policy=self.gang.mixed_precision)

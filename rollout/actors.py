@@ -21,6 +21,7 @@ from speech.spans import Span, SpanRecorder
 from speech.weights import Probe
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from rollout.encoder import EncoderMode
@@ -257,6 +258,10 @@ class CodecActor:
     def size(self) -> int:
         """Number of the codec's tokens; returns once the codec is loaded."""
         return self._recordings.codec.size
+
+    def features(self) -> np.ndarray | None:
+        """See `Codec.features`."""
+        return self._recordings.codec.features()
 
     def tokenise(self, utterances: Sequence[Utterance]) -> list[tuple[int, ...]]:
         """See `RecordingEncoder.tokenise`."""

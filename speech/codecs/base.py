@@ -59,3 +59,8 @@ class Codec(ABC):
         Raises:
             ValueError: an id is outside 0 … size − 1.
         """
+
+    def features(self) -> np.ndarray | None:
+        """What each token sounds like: (size, F) float32, rows alike where tokens are; NaN rows for tokens of which
+        that cannot be said. None from a codec that has no such table."""
+        return None

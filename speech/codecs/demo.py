@@ -109,6 +109,12 @@ class DemoCodec(Codec):
         # One by one: small enough, and so a waveform is the same to the last bit whatever it is decoded with.
         return [self._decode(ids) for ids in tokens]
 
+    def features(self) -> np.ndarray:
+        """See `Codec.features`: the codebooks' vectors; of pitch nothing is said."""
+        table = np.full((self.size, self.model.config.code_dim), np.nan, np.float32)
+        table[: self._first_pitch] = self.model.codebook.detach().flatten(0, 1).numpy()
+        return table
+
     def _decode(self, ids: Sequence[int]) -> np.ndarray:
         pieces: list[list[int]] = []
         levels: list[int] = []

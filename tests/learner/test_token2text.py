@@ -127,3 +127,20 @@ def test_damaged_folders_are_explained(tmp_path: Path) -> None:
 def test_speech_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="without speech tokens"):
         tiny()(torch.tensor([[1, 2]]), torch.tensor([0]))
+
+
+def test_tokens_that_sound_alike_begin_alike() -> None:
+    torch.manual_seed(0)
+    model = tiny()
+    size = model.config.speech_vocabulary
+    random = model.embedding.weight.detach().clone()
+    features = torch.randn(size, 3)
+    features[1] = features[0]
+    features[-1] = float("nan")
+    model.begin_with(features)
+    table = model.embedding.weight
+    assert torch.equal(table[0], table[1]) and not torch.equal(table[0], table[2])
+    assert torch.equal(table[-1], random[-1])
+    assert torch.isclose(table[:-1].std(), random.std(), rtol=0.3)
+    with pytest.raises(ValueError, match="rows"):
+        model.begin_with(features[1:])

@@ -153,3 +153,19 @@ def test_plan_deals_out_everything_once(count: int, ranks: int, mixup: float, bu
     for share in shares:
         for batch in split_items(share.items, budget):
             assert len(batch) == 1 or len(batch) * max(mixed.length for mixed in batch) <= budget
+
+
+def test_noise_replaces_about_its_share_of_the_tokens_by_others_of_the_step() -> None:
+    items = corpus(40)
+    (share,) = plan_token2text(items, 1, 0.0, 1, 2, noise=0.3)
+    (again,) = plan_token2text(items, 1, 0.0, 1, 2, noise=0.3)
+    (quiet,) = plan_token2text(items, 1, 0.0, 1, 2)
+    total = changed = 0
+    for mixed, clean in zip(share.items, quiet.items, strict=True):
+        original = clean.item
+        assert (mixed.item.text_ids, mixed.item.attributes) == (original.text_ids, original.attributes)
+        total += len(original.tokens)
+        changed += sum(a != b for a, b in zip(mixed.item.tokens, original.tokens, strict=True))
+    assert 0.1 < changed / total < 0.4
+    assert {token for mixed in share.items for token in mixed.item.tokens} <= {t for item in items for t in item.tokens}
+    assert share == again, "drawn from seed and step alone"

@@ -174,6 +174,14 @@ def test_neighbours_and_voices_change_nothing(codec: DemoCodec) -> None:
         np.testing.assert_array_equal(wave, codec.decode([tokens], [[]])[0])
 
 
+def test_features_are_of_sound_and_detail_and_not_of_pitch(codec: DemoCodec) -> None:
+    features = codec.features()
+    known = np.isfinite(features).all(1)
+    assert features.shape == (codec.size, codec.model.config.code_dim)
+    assert known[: codec.size - codec.model.config.pitches].all()
+    assert not known[codec.size - codec.model.config.pitches :].any()
+
+
 def test_bad_input(codec: DemoCodec) -> None:
     assert len(codec.decode([[]], [[]])[0]) == 0 and codec.decode([], []) == [] and codec.encode([]) == []
     for wave, message in (
