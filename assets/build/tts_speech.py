@@ -13,6 +13,7 @@ No text of `valid` and `test` is said anywhere else, and no prompt of theirs is 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import shutil
 import statistics
@@ -38,6 +39,8 @@ from speech.codecs import load_codec
 
 CORPUS, RECORDINGS = Path("assets/tts_speech"), Path("build/tts_speech")
 GENERAL, HOUSEHOLD = 4000, 2000  # recorded sentences
+MORE = 6000  # of each of both, written last: with few sentences the model that speaks learns them by heart
+VALID_RECORDINGS = 120
 TRAIN, VALID, TEST = 800, 60, 120  # texts to be spoken
 PROMPTS = {"train": 6, "valid": 2, "test": 4}  # recordings of each voice
 EDGE_S = 0.12  # silence at both ends
@@ -72,6 +75,13 @@ def write_texts(seed: int) -> Texts:
         texts.prompts[name], second = second[:count], second[count:]
     texts.recorded = first + second
     rng.shuffle(texts.recorded)
+    taken = {*texts.recorded, *itertools.chain(*texts.splits.values(), *texts.prompts.values())}
+    more: list[str] = []
+    for write in (household, grammar.english):
+        more += [s.text for s in grammar.distinct(MORE, write, rng, taken)]
+        taken |= set(more)
+    rng.shuffle(more)
+    texts.recorded += more
     return texts
 
 
@@ -129,6 +139,17 @@ def build_recordings(out: Path, codec_folder: Path, texts: Sequence[str], engine
             lines.append(
                 {"id": f"tts-{i:05d}", "audio": f"audio/{name}", "text": text, "language": "en", "speaker": voice.name}
             )
+    write_manifests(partial_, lines, rates, seed)
+    shutil.rmtree(out, ignore_errors=True)
+    partial_.rename(out)
+
+
+def write_manifests(folder: Path, lines: Sequence[dict[str, Any]], rates: Sequence[float], seed: int) -> None:
+    """Who learns from which recordings.
+
+    Args:
+        rates: of each recording, in characters a second; half of them are called fast.
+    """
     median = statistics.median(rates)
     rng = random.Random(f"{seed} tts prompts")
     by_voice = {v.name: [line for line in lines if line["speaker"] == v.name] for v in TTS_VOICES}
@@ -139,19 +160,17 @@ def build_recordings(out: Path, codec_folder: Path, texts: Sequence[str], engine
         attributes = {"voice": line["speaker"], "gender": GENDERS[line["speaker"]], "rate": rated}
         prompt = {"prompt_audio": other["audio"], "prompt_text": other["text"]}
         learned.append(line | prompt | {"attributes": attributes})
-    held = len(learned) // 50
-    write_manifest(partial_ / "valid.jsonl", learned[:held])
-    write_manifest(partial_ / "sft.jsonl", learned[held:])
+    held = min(VALID_RECORDINGS, len(learned) // 50)
+    write_manifest(folder / "valid.jsonl", learned[:held])
+    write_manifest(folder / "sft.jsonl", learned[held:])
     judged = [
         {k: v for k, v in line.items() if k not in ("prompt_audio", "prompt_text", "attributes")}
-        | {"id": f"{line['id']}-{folder}", "audio": line["audio"].replace("audio", folder)}
+        | {"id": f"{line['id']}-{kind}", "audio": line["audio"].replace("audio", kind)}
         for line in learned
-        for folder in ("audio", "decoded")
+        for kind in ("audio", "decoded")
     ]
-    write_manifest(partial_ / "judge-valid.jsonl", [line for line in judged[: 2 * held] if "decoded" in line["id"]])
-    write_manifest(partial_ / "judge.jsonl", judged[2 * held :])
-    shutil.rmtree(out, ignore_errors=True)
-    partial_.rename(out)
+    write_manifest(folder / "judge-valid.jsonl", [line for line in judged[: 2 * held] if "decoded" in line["id"]])
+    write_manifest(folder / "judge.jsonl", judged[2 * held :])
 
 
 def main() -> None:
