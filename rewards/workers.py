@@ -127,9 +127,6 @@ class Workers:
         """Those that leave included. The list may change meanwhile."""
         return iter(list(self._workers))
 
-    def __contains__(self, worker: Worker) -> bool:
-        return worker in self._workers
-
     def adjust(self) -> None:
         """Start actors that are missing, choose those that must go, and end those of them that have no job."""
         wanted = self.wanted
