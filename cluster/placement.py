@@ -26,7 +26,7 @@ class Placement:
         self._encoder_share = 0.0
         if takes_turns(config):
             count = config.engines.count
-            cpus = 2 + -(-config.encoder.count // count) * config.encoder.threads
+            cpus = 2 + -(-config.encoder.most // count) * config.encoder.threads
             group = placement_group([{"GPU": 1, "CPU": cpus}] * count)
             self._bundles = [
                 {
@@ -36,7 +36,7 @@ class Placement:
                 }
                 for i in range(count)
             ]
-            self._encoder_share = config.encoder.gpus and ENCODER_SHARE / -(-config.encoder.count // count)
+            self._encoder_share = config.encoder.gpus and ENCODER_SHARE / -(-config.encoder.most // count)
 
     def engine(self, index: int) -> dict[str, Any]:
         return self._on(index, ENGINE_SHARE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from cluster.remote import draining_nodes, get, last_line
+from cluster.prompt_members import Member, Members
+from cluster.remote import get, last_line
 from cluster.work import contiguous
 from rollout.actors import EncodedRef, EncoderActor, Encoding, VoiceActor, encoder_options
 from rollout.config import EncoderConfig
@@ -20,10 +21,9 @@ from speech.records import Utterance
 if TYPE_CHECKING:
     from rollout.voices import VoiceMode
 
-logger = logging.getLogger(__name__)
-
 ATTEMPTS = 3
 """Actors that a share of the utterances is given to before the run gives up."""
+COUNT_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,10 @@ class PromptPool(ABC):
     """What makes prompts of utterances: of their sound in ASR, of text and voice in TTS.
 
     An actor that dies, or that does not answer in time, is replaced, and its share of the utterances is encoded again
-    by its successor. What was encoded before outlives it: the controller owns the references.
+    by another. What was encoded before outlives it: the controller owns the references.
+
+    There are `encoder.count` actors until `resize` says otherwise. A new one gets work once it has loaded its models,
+    as long as others can do it; one that must go finishes what it has. Safe for threads.
     """
 
     what: str
@@ -47,15 +50,13 @@ class PromptPool(ABC):
     def __init__(self, count: int, options: Callable[[int], dict[str, Any]]) -> None:
         """`options`: more of Ray's options for each actor, such as its bundle."""
         self._options = options
-        self.replaced = 0
         self._states: ray.ObjectRef | None = None
-        self._lost_total = 0
-        self.actors = [self._spawn(i) for i in range(count)]
-        self._ready = [actor.ready.remote() for actor in self.actors]
-        self._totals = [0] * count
+        self._lock = threading.RLock()  # guards the members; nobody waits inside for what an actor encodes
+        self._members = Members(self.what, count, self._spawn)
+        self._members.adjust()
 
     @abstractmethod
-    def _spawn(self, index: int) -> Any:
+    def _spawn(self, place: int) -> Any:
         """A new actor in this place."""
 
     @abstractmethod
@@ -64,7 +65,42 @@ class PromptPool(ABC):
 
     def start(self) -> list[ray.ObjectRef]:
         """What to wait for until the models are loaded."""
-        return list(self._ready)
+        with self._lock:
+            return [member.ready for member in self._members]
+
+    @property
+    def wanted(self) -> int:
+        """How many actors there should be."""
+        return self._members.wanted
+
+    @property
+    def replaced(self) -> int:
+        """Actors that were replaced so far, those included that left a node before it went."""
+        return self._members.replaced
+
+    @property
+    def actors(self) -> list[Any]:
+        """Handles of the actors, of those included that still load."""
+        with self._lock:
+            return [member.actor for member in self._members]
+
+    def loaded(self) -> dict[int, Any]:
+        """Handles of the actors that have loaded their models, by place."""
+        with self._lock:
+            self._members.adjust()
+            return {member.place: member.actor for member in self._members if member.node is not None}
+
+    def serving(self) -> int:
+        """How many actors have loaded their models and stay."""
+        with self._lock:
+            self._members.adjust()
+            return sum(member.serves for member in self._members)
+
+    def resize(self, wanted: int) -> None:
+        """Let actors start, or go once they have finished what they have. Waits for neither."""
+        with self._lock:
+            self._members.wanted = wanted
+            self._members.adjust()
 
     def encode(
         self, utterances: Sequence[Utterance], timeout: float | None, for_learner: bool = False
@@ -79,76 +115,78 @@ class PromptPool(ABC):
             InputError: naming every utterance that cannot be used, and why.
             RuntimeError: `ATTEMPTS` actors in a row died or did not answer.
         """
-        self._leave_nodes_that_go()
         mode = self._mode(for_learner)
-        shares = contiguous(utterances, len(self.actors))
-        # All are at work before the first is waited for.
-        calls = [Encoding.ask(actor, s, mode) if s else None for actor, s in zip(self.actors, shares, strict=True)]
-        results: list[EncodedRef] = []
-        for index, (call, share) in enumerate(zip(calls, shares, strict=True)):
-            if call is not None:
-                results += self._collect(index, call, share, mode, timeout)
-        return results
+        with self._lock:
+            self._members.adjust()
+            self._members.leave_nodes_that_go()
+            self._members.adjust()
+            members = self._members.able()
+            shares = contiguous(utterances, len(members))
+            # All are at work before the first is waited for.
+            calls = [(m, self._ask(m, s, mode), s) for m, s in zip(members, shares, strict=True) if s]
+        return [item for member, call, share in calls for item in self._collect(member, call, share, mode, timeout)]
 
     def _collect(
-        self, index: int, call: Encoding, share: Sequence[Utterance], mode: str, timeout: float | None
+        self, member: Member, call: Encoding, share: Sequence[Utterance], mode: str, timeout: float | None
     ) -> list[EncodedRef]:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                (summaries,) = get([call.summaries], self.what, timeout)
+                awaited = [call.summaries] if member.updating is None else [member.updating, call.summaries]
+                return call.collect(get(awaited, self.what, timeout)[-1])
             except (ray.exceptions.RayActorError, TimeoutError) as error:
                 reason = last_line(error)
+                self._give_up(member, reason)
                 if attempt == ATTEMPTS:
                     message = f"{self.what}: {ATTEMPTS} actors failed on utterances from {share[0].id!r}: {reason}"
                     raise RuntimeError(message) from error
-                call = Encoding.ask(self._replace(index, reason), share, mode)
-            else:
-                return call.collect(summaries)
+            with self._lock:
+                member = min(self._members.able(), key=lambda m: len(m.unfinished()))
+                call = self._ask(member, share, mode)
         raise AssertionError("unreachable")
 
     def update(self, states: dict[str, Any], timeout: float | None) -> None:
         """Replace the weights of the parts that the learner trains."""
         if not states:
             return
-        self._states = ray.put(states)
-        calls = [actor.update.remote(self._states) for actor in self.actors]
-        for index, call in enumerate(calls):
+        with self._lock:
+            self._states = ray.put(states)
+            self._members.adjust()
+            # Those that still load are sent what is current then, when they first get work.
+            calls = [(member, self._bring_up_to_date(member)) for member in self._members if member.serves]
+        for member, call in calls:
             try:
                 get([call], f"{self.what}: update", timeout)
             except (ray.exceptions.RayActorError, TimeoutError) as error:
-                self._replace(index, last_line(error))
+                self._give_up(member, last_line(error))
 
     def encoded_total(self) -> int:
         """Recordings that went through a model since the start; those of a lost actor as far as they were known."""
-        for index, actor in enumerate(self.actors):
+        for member in list(self._members):
+            if member.node is None:
+                continue
             try:
-                (self._totals[index],) = get([actor.encoded_total.remote()], f"{self.what}: count", 60.0)
+                (member.total,) = get([member.actor.encoded_total.remote()], f"{self.what}: count", COUNT_TIMEOUT_S)
             except (ray.exceptions.RayActorError, TimeoutError) as error:
-                self._replace(index, last_line(error))
-        return self._lost_total + sum(self._totals)
+                self._give_up(member, last_line(error))
+        with self._lock:
+            return self._members.lost_total + sum(member.total for member in self._members)
 
-    def _leave_nodes_that_go(self) -> None:
-        """Between two calls nothing is lost with an actor, so one whose node was announced to go is replaced now."""
-        going = draining_nodes()
-        for index, ready in enumerate(self._ready if going else []):
-            try:
-                gone = ray.get(ready, timeout=0) in going
-            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-                continue  # it still loads, or is dead, which its next call will say
-            if gone:
-                self._replace(index, "its node is about to go")
+    def _ask(self, member: Member, share: Sequence[Utterance], mode: str) -> Encoding:
+        if member.states is not self._states:
+            self._bring_up_to_date(member)
+        call = Encoding.ask(member.actor, share, mode)
+        member.calls.append(call.summaries)
+        return call
 
-    def _replace(self, index: int, reason: str) -> Any:
-        logger.warning("%s: replacing an actor: %s", self.what, reason)
-        ray.kill(self.actors[index])
-        self.replaced += 1
-        self._lost_total += self._totals[index]
-        self._totals[index] = 0
-        actor = self.actors[index] = self._spawn(index)
-        self._ready[index] = actor.ready.remote()
-        if self._states is not None:
-            actor.update.remote(self._states)  # in order before whatever it is asked next
-        return actor
+    def _bring_up_to_date(self, member: Member) -> ray.ObjectRef:
+        """An actor does one thing after another: it has the weights before whatever it is asked next."""
+        member.states, member.updating = self._states, member.actor.update.remote(self._states)
+        return member.updating
+
+    def _give_up(self, member: Member, reason: str) -> None:
+        with self._lock:
+            self._members.give_up(member, reason)
+            self._members.adjust()
 
 
 class EncoderPool(PromptPool):
@@ -161,15 +199,15 @@ class EncoderPool(PromptPool):
         model: ModelRef,
         config: EncoderConfig,
         learner_mode: EncoderMode,
-        options: Callable[[int], dict[str, Any]] = lambda index: {},
+        options: Callable[[int], dict[str, Any]] = lambda place: {},
     ) -> None:
         """`learner_mode`: what the encoded audio must hold for the learner."""
         self._model, self._config, self._learner_mode = model, config, learner_mode
         super().__init__(config.count, options)
 
-    def _spawn(self, index: int) -> Any:
+    def _spawn(self, place: int) -> Any:
         model, config = self._model, self._config
-        return EncoderActor.options(**encoder_options(config) | self._options(index)).remote(  # type: ignore[attr-defined]
+        return EncoderActor.options(**encoder_options(config) | self._options(place)).remote(  # type: ignore[attr-defined]
             model.path, model.family, config, model.options
         )
 
@@ -188,15 +226,15 @@ class VoicePool(PromptPool):
         codec: str,
         config: EncoderConfig,
         learner_mode: VoiceMode,
-        options: Callable[[int], dict[str, Any]] = lambda index: {},
+        options: Callable[[int], dict[str, Any]] = lambda place: {},
     ) -> None:
         """`learner_mode`: `target` also encodes each utterance's own recording, for SFT."""
         self._model, self._codec, self._config, self._learner_mode = model, codec, config, learner_mode
         super().__init__(config.count, options)
 
-    def _spawn(self, index: int) -> Any:
+    def _spawn(self, place: int) -> Any:
         model, config = self._model, self._config
-        return VoiceActor.options(**encoder_options(config) | self._options(index)).remote(  # type: ignore[attr-defined]
+        return VoiceActor.options(**encoder_options(config) | self._options(place)).remote(  # type: ignore[attr-defined]
             model.path, model.family, self._codec, config, model.options
         )
 

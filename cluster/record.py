@@ -46,13 +46,15 @@ def step_metrics(
     return metrics | learner
 
 
-def fleet_metrics(before: FleetCounts, after: FleetCounts) -> dict[str, float]:
-    """Engines that serve and that do not yet, at the end of a step; restarts and prompts given out again in it."""
+def fleet_metrics(before: FleetCounts, after: FleetCounts, pools: Mapping[str, int]) -> dict[str, float]:
+    """Engines that serve and that do not yet, and the sizes of the pools, at the end of a step; restarts and prompts
+    given out again in it."""
     return {
         "fleet/healthy": float(after.healthy),
         "fleet/stale": float(after.stale),
         "fleet/restarts": float(after.restarts - before.restarts),
         "fleet/reissued": float(after.reissued - before.reissued),
+        **{f"fleet/{name}": float(size) for name, size in pools.items()},
     }
 
 

@@ -40,12 +40,16 @@ MAY_CHANGE = (
     "engines.max_failures",
     "engines.kv_cache_gb",
     "engines.gpu_memory_utilization",
+    "encoder.min",
+    "encoder.max",
     "learner.ranks",
     "learner.micro_batch_tokens",
     "learner.logits_chunk",
     "learner.activation_checkpointing",
     "learner.restarts",
     "rewards.workers",
+    "rewards.min",
+    "rewards.max",
     "rewards.retries",
 )
 """Keys and sections that a resumed run may set anew, besides all time-outs: what one must change after running out of

@@ -1,9 +1,17 @@
-"""How many engines there should be: a pure policy, told once per step how the last one was spent."""
+"""How many engines, reward actors and encoders there should be: a pure policy, told once per step how the last one was
+spent."""
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from speech.spans import Span, covered
+
+logger = logging.getLogger(__name__)
 
 GROW_LIMIT = 2.0
 """Largest factor of one growth: a wrong measurement must not start a thousand engines."""
@@ -11,21 +19,21 @@ GROW_LIMIT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One step of the fleet.
+    """One step of the fleet, or of a pool.
 
     Attributes:
-        engines: that served.
-        waiting: share of the time in which the learner had nothing to do but wait for rollouts, 0 to 1.
-        busy: share of the engines' time in which they had work, 0 to 1.
+        actors: that served.
+        waiting: share of the time in which the learner had nothing to do but wait for them, 0 to 1.
+        busy: share of the actors' time in which they had work, 0 to 1.
     """
 
-    engines: int
+    actors: int
     waiting: float
     busy: float
 
 
 class ScalingPolicy:
-    """Seeks the size at which rollouts take as long as learning.
+    """Seeks the size at which rollouts take as long as learning, or a pool's work as long as all else in a step.
 
     Where W is a step's rollout work in engine-seconds and L the learner's own time, that size is W / L. Both come out
     of what is observed, whether rollouts overlap with learning or not: W is n · busy per second, and L is what is left
@@ -46,7 +54,7 @@ class ScalingPolicy:
 
     def observe(self, step: Observation) -> int:
         """The size that the fleet should have now."""
-        size = step.engines
+        size = step.actors
         waiting, busy = min(max(step.waiting, 0.0), 1.0), min(max(step.busy, 0.0), 1.0)
         wanted = min(size * busy / max(1.0 - waiting, 1e-6), size * GROW_LIMIT)
         direction = self._direction(size, wanted)
@@ -106,3 +114,79 @@ class FleetClock:
             seen = Observation(self._engines, self._waited / self._wall, min(self._busy / self._served, 1.0))
         self._wall = self._waited = self._served = self._busy = 0.0
         return seen
+
+
+AWAITED = ("reward", "generate", "encode")
+"""The phases of a window on its way to the learner, the last of them first."""
+
+
+def waiting_shares(controller: Sequence[Span], start: float, end: float) -> dict[str, float]:
+    """The share of [start, end] in which the learner waited for each phase of `AWAITED`.
+
+    The learner waits while no phase of its own goes on. Of the phases that go on beside it, the one nearest to the
+    learner is what it waits for: the others are at later windows.
+
+    Args:
+        controller: spans of the controller's phases.
+        start, end: seconds since the epoch.
+    """
+    if end <= start:
+        return dict.fromkeys(AWAITED, 0.0)
+    counted = [span for span in controller if span.name not in (*AWAITED, "wait")]
+    before = covered(counted, start, end)
+    shares = {}
+    for name in AWAITED:
+        counted += [span for span in controller if span.name == name]
+        after = covered(counted, start, end)
+        shares[name] = (after - before) / (end - start)
+        before = after
+    return shares
+
+
+class Pool(Protocol):
+    """A pool of actors that can be resized while it works."""
+
+    @property
+    def wanted(self) -> int:
+        """How many there should be."""
+
+    def serving(self) -> int:
+        """How many can work, those with work included."""
+
+    def resize(self, wanted: int) -> None:
+        """Let actors come, or go once they have nothing left to do. Never waits for either."""
+
+
+class PoolScaler:
+    """Resizes a pool by a `ScalingPolicy`, once per step."""
+
+    def __init__(self, pool: Pool, component: str, phase: str, minimum: int, maximum: int) -> None:
+        """
+        Args:
+            component: what the pool's actors are called in spans (`rewards` of `rewards 0`).
+            phase: of the controller, in which the pool works.
+        """
+        self._pool, self._component, self._phase = pool, component, phase
+        self._policy = ScalingPolicy(minimum, maximum)
+
+    def rescale(
+        self, waiting: Mapping[str, float], actors: Mapping[str, Sequence[Span]], start: float, end: float
+    ) -> None:
+        """What does the step in [start, end] say about the pool's size?
+
+        Args:
+            waiting: from `waiting_shares`.
+            actors: spans by actor, of this pool and of others.
+        """
+        pool, size = self._pool, self._pool.serving()
+        if size != pool.wanted:  # some are on their way: it is not yet what it was resized to
+            self._policy.forget()
+            return
+        its = [covered(list(spans), start, end) for name, spans in actors.items() if name.split()[0] == self._component]
+        if not any(its):
+            return
+        seen = Observation(size, waiting[self._phase], sum(its) / (size * (end - start)))
+        wanted = self._policy.observe(seen)
+        if wanted != size:
+            logger.info("%s: from %d to %d actors (%s)", self._component, size, wanted, seen)
+            pool.resize(wanted)

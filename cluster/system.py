@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,8 @@ from cluster.fleet import EngineFleet
 from cluster.listener import Listener
 from cluster.placement import Placement, takes_turns
 from cluster.prompt_pools import EncoderPool, ModelRef, PromptPool, VoicePool
-from cluster.remote import get, last_line
+from cluster.remote import draining_nodes, get, last_line
+from cluster.scaling import PoolScaler, waiting_shares
 from cluster.timeline import gather
 from learner.actor import LearnerGroup, LearnerLostError
 from learner.config import SAMPLED_OBJECTIVES
@@ -53,6 +55,7 @@ class System:
         self._fleet: EngineFleet | None = None
         self._learner: LearnerGroup | None = None
         self._rewards: RewardPool | None = None
+        self._scalers: list[PoolScaler] = []
         self.listener: Listener | None = None
 
     def __enter__(self) -> System:
@@ -78,12 +81,13 @@ class System:
             if turns:  # not before the learner has left: an engine takes what it finds free
                 self.fleet.start(version)
             if self.training and config.objective in SAMPLED_OBJECTIVES:
-                self._rewards = RewardPool(config.rewards, codec_factory(config))
+                self._rewards = RewardPool(config.rewards, codec_factory(config), draining_nodes)
             if listens(config, self.training):
                 codec = codec_factory(config)
                 assert codec is not None
                 self.listener = Listener(config.rewards, codec)
                 waiting += self.listener.start()
+            self._scalers = self._pool_scalers()
             get(waiting, "start", timeout)
             self.fleet.ready()
         except BaseException:
@@ -125,10 +129,29 @@ class System:
 
     def spans(self) -> dict[str, list[Span]]:
         """What each actor did since the last call, by a name such as `engine 0`."""
-        pools = {"encoder": self.encoders.actors, "learner": self.learner.actors}
-        actors = {f"{name} {i}": actor for name, pool in pools.items() for i, actor in enumerate(pool)}
+        pools = {"encoder": self.encoders.loaded(), "learner": dict(enumerate(self.learner.actors))}
+        actors = {f"{name} {place}": actor for name, pool in pools.items() for place, actor in pool.items()}
         found = gather(self.fleet.actors() | actors)
         return found | ({} if self._rewards is None else self._rewards.spans())
+
+    def rescale(
+        self, controller: Sequence[Span], actors: Mapping[str, Sequence[Span]], start: float, end: float
+    ) -> None:
+        """Let the pools of encoders and reward actors grow or shrink, as the step in [start, end] says.
+
+        Args:
+            controller: spans of the controller's phases.
+            actors: from `spans`.
+            start, end: seconds since the epoch.
+        """
+        waiting = waiting_shares(controller, start, end)
+        for scaler in self._scalers:
+            scaler.rescale(waiting, actors, start, end)
+
+    def pool_sizes(self) -> dict[str, int]:
+        """Actors that can work now, by pool."""
+        sizes = {"encoders": self.encoders.serving()}
+        return sizes if self._rewards is None else sizes | {"reward_actors": self._rewards.serving()}
 
     def stop_learner(self) -> None:
         """Kill the gang, and where GPUs are shared let the engines make room for the next one."""
@@ -162,6 +185,13 @@ class System:
         trained = config.learner.train
         parts: EncoderMode = "features" if "encoder" in trained else "states" if "adaptor" in trained else "embeddings"
         return EncoderPool(model, config.encoder, parts, options)
+
+    def _pool_scalers(self) -> list[PoolScaler]:
+        encoder, rewards = self.config.encoder, self.config.rewards
+        scalers = [PoolScaler(self.encoders, "encoder", "encode", encoder.fewest, encoder.most)]
+        if self._rewards is not None:
+            scalers.append(PoolScaler(self._rewards, "rewards", "reward", rewards.fewest, rewards.most))
+        return scalers
 
     def _rank_spec(self) -> RankSpec:
         config, model = self.config, self._model
@@ -239,8 +269,8 @@ def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
         # On one machine the actors take turns, so each gets its place however few cores there are; thread counts,
         # not Ray's bookkeeping, say how much of the machine an actor uses in its turn.
         engines, encoder, learner = config.engines, config.encoder, config.learner
-        needed = engines.most * engines.threads + encoder.count * encoder.threads + learner.ranks + listener_cpus
-        cpus = config.ray.num_cpus or max(os.cpu_count() or 1, needed + config.rewards.workers)
+        needed = engines.most * engines.threads + encoder.most * encoder.threads + learner.ranks + listener_cpus
+        cpus = config.ray.num_cpus or max(os.cpu_count() or 1, needed + config.rewards.most)
         store = config.ray.object_store_mb
         settings |= {
             "num_cpus": cpus,

@@ -161,7 +161,7 @@ class _Run(Run):
         retried = self.system.rewards.counts.retried if step.batch.groups else 0
         counts, engines = self.system.fleet.counts(), len(self.system.fleet.members())
         metrics = step_metrics(step, self.engine_stats, stats, engines, encoded - self.encoded, retried)
-        metrics |= fleet_metrics(self.fleet_counts, counts)
+        metrics |= fleet_metrics(self.fleet_counts, counts, self.system.pool_sizes())
         self.engine_stats, self.encoded, self.fleet_counts = stats, encoded, counts
         if self.is_due():
             metrics |= self._validate()
@@ -186,9 +186,10 @@ class _Run(Run):
         return not self.interrupted
 
     def _timeline(self, step: Step) -> dict[str, float]:
-        """Add the step to the timeline; the components' idle fractions in it."""
-        now, spans = time.time(), self.system.spans()
-        self.timeline.append(step.number, {"controller": self.timer.spans.take(), **spans})
+        """Add the step to the timeline, and let the pools draw their conclusions; the components' idle fractions."""
+        now, spans, controller = time.time(), self.system.spans(), self.timer.spans.take()
+        self.timeline.append(step.number, {"controller": controller, **spans})
+        self.system.rescale(controller, spans, self.timer.step_started, now)
         return idle_fractions(spans, self.timer.step_started, now)
 
     def _validate(self) -> dict[str, float]:

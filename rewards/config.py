@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+
+from speech.bounds import Bounded
 
 
 @dataclass
@@ -80,9 +82,10 @@ def _default_items() -> list[RewardItem]:
 
 
 @dataclass
-class RewardConfig:
+class RewardConfig(Bounded):
     """Which rewards are computed, how they are combined, and who computes them."""
 
+    count_key: ClassVar[str] = "workers"
     items: list[RewardItem] = field(
         default_factory=_default_items, metadata={"help": "rewards of the weighted sum, each at most once"}
     )
@@ -90,7 +93,14 @@ class RewardConfig:
         default=False,
         metadata={"help": "z-normalise each part over its group before weighting, so that no part's scale dominates"},
     )
-    workers: int = field(default=1, metadata={"help": "reward actors", "min": 1})
+    workers: int = field(default=1, metadata={"help": "number of reward actors at the start", "min": 1})
+    min: int | None = field(
+        default=None,
+        metadata={"help": "fewest reward actors to shrink to; null takes `workers`: never shrink", "min": 1},
+    )
+    max: int | None = field(
+        default=None, metadata={"help": "most reward actors to grow to; null takes `workers`: never grow", "min": 1}
+    )
     timeout_s: float = field(
         default=60.0,
         metadata={"help": "seconds a reward actor may take for one call; then it is killed and replaced", "min": 0.1},

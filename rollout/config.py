@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from speech.bounds import Bounded
+
 Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass
-class EngineConfig:
+class EngineConfig(Bounded):
     """`engines`: one vLLM engine, and how many the fleet has of them."""
 
     count: int = field(default=1, metadata={"help": "number of engines at the start", "min": 1})
@@ -55,20 +57,6 @@ class EngineConfig:
     )
     update_timeout_s: float = field(default=300.0, metadata={"help": "budget of each phase of a publication", "min": 1})
 
-    def __post_init__(self) -> None:
-        if not self.fewest <= self.count <= self.most:
-            raise ValueError(f"`count` is {self.count}, which is not between `min` and `max`")
-
-    @property
-    def fewest(self) -> int:
-        """The lower bound of the fleet's size."""
-        return self.count if self.min is None else self.min
-
-    @property
-    def most(self) -> int:
-        """The upper bound of the fleet's size."""
-        return self.count if self.max is None else self.max
-
 
 @dataclass
 class SamplingConfig:
@@ -91,10 +79,16 @@ class SamplingConfig:
 
 
 @dataclass
-class EncoderConfig:
+class EncoderConfig(Bounded):
     """`encoder`: the audio-encoder actors."""
 
-    count: int = field(default=1, metadata={"help": "number of encoder actors", "min": 1})
+    count: int = field(default=1, metadata={"help": "number of encoder actors at the start", "min": 1})
+    min: int | None = field(
+        default=None, metadata={"help": "fewest encoders to shrink to; null takes `count`: never shrink", "min": 1}
+    )
+    max: int | None = field(
+        default=None, metadata={"help": "most encoders to grow to; null takes `count`: never grow", "min": 1}
+    )
     threads: int = field(default=1, metadata={"help": "OpenMP threads of an encoder on CPU", "min": 1})
     dtype: Dtype = field(default="float32", metadata={"help": "weights, activations and embeddings"})
     batch_seconds: float = field(

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "learner": {"speech"},
     "cluster": {"speech", "rollout", "rewards", "learner"},
 }
-SHELLS = {"rollout/actors.py", "rewards/actor.py", "learner/actor.py"}
+SHELLS = {"rollout/actors.py", "rewards/actor.py", "rewards/workers.py", "learner/actor.py"}
 """The only modules outside `cluster` that may import Ray: thin actors around plain classes."""
 PURE = {
     "cluster/admission.py",

@@ -83,6 +83,19 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("section", "count"), [("engines", "count"), ("encoder", "count"), ("rewards", "workers")])
+def test_the_number_at_the_start_lies_between_its_bounds(section: str, count: str) -> None:
+    base = ["name=n", "model.path=m", "data.train=t", f"{section}.{count}=3"]
+    for bound in ("min=4", "max=2"):
+        assert problems(None, *base, f"{section}.{bound}") == [
+            f"command line: {section}: `{count}` is 3, which is not between `min` and `max`"
+        ]
+    fixed = getattr(load_config(None, base), section)
+    assert (fixed.fewest, fixed.most) == (3, 3)
+    elastic = getattr(load_config(None, [*base, f"{section}.min=1", f"{section}.max=5"]), section)
+    assert (elastic.fewest, elastic.most) == (1, 5)
+
+
 def test_missing_keys_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, "name: demo\nmodel: {}\n")
     assert problems(path) == [

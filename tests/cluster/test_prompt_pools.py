@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from cluster import prompt_pools
+from cluster import prompt_members, prompt_pools
 from cluster.prompt_pools import EncoderPool, ModelRef
 from rollout.actors import EncodedSummary
 from rollout.config import EncoderConfig
@@ -38,6 +39,7 @@ class StandIn:
             if any(u.text == word for u in utterances) and not (self.folder / word).exists():
                 (self.folder / word).touch()
                 os._exit(1) if word == "die" else time.sleep(600)
+        time.sleep(2.0 * any(u.text == "slow" for u in utterances))
         if any(u.text == "always" for u in utterances):
             os._exit(1)
         self.total += len(utterances)
@@ -64,6 +66,13 @@ def utterances(*texts: str) -> list[Utterance]:
     return [Utterance(id=f"u{i}", audio="/none", text=text) for i, text in enumerate(texts)]
 
 
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_lost_encoder_is_replaced_with_the_weights_of_the_last_update(pool: EncoderPool) -> None:
     first = pool.encode(utterances("a", "b", "c"), 60.0, for_learner=True)
     assert [ray.get(item.ref).strip() for item in first] == [f"u{i} states initial" for i in range(3)]
@@ -88,5 +97,35 @@ def test_a_hung_encoder_is_replaced_and_a_deadly_utterance_named(pool: EncoderPo
 
 def test_an_encoder_leaves_a_node_that_is_about_to_go(pool: EncoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
     node = ray.get(pool.start()[0])
-    monkeypatch.setattr(prompt_pools, "draining_nodes", lambda: {node})
+    monkeypatch.setattr(prompt_members, "draining_nodes", lambda: {node})
     assert len(pool.encode(utterances("a", "b"), 60.0)) == 2 and pool.replaced == 2
+
+
+def test_a_pool_grows_with_the_current_weights_and_shrinks_when_its_work_is_done(pool: EncoderPool) -> None:
+    pool.update({"adaptor": "new"}, 60.0)
+    pool.resize(3)
+    assert len(pool.encode(utterances("a", "b", "c"), 60.0)) == 3
+    until(lambda: pool.serving() == 3)
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(pool.encode(utterances("slow", "slow", "slow"), 60.0)))
+    thread.start()
+    until(lambda: sum(len(member.calls) for member in pool._members) >= 3)
+    pool.resize(1)
+    assert pool.serving() == 1
+    thread.join()
+    assert [ray.get(item.ref).strip() for item in found] == [f"u{i} embeddings new" for i in range(3)]
+    until(lambda: len(pool.loaded()) == 1)
+    assert pool.encoded_total() == 6 and pool.replaced == 0
+    assert len(pool.encode(utterances("a", "b"), 60.0)) == 2
+
+
+def test_an_encoder_without_a_place_is_done_without(pool: EncoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_pools, "encoder_options", lambda config: {"num_cpus": 1000})
+    monkeypatch.setattr(prompt_members, "START_S", 0.2)
+    pool.resize(3)
+    assert len(pool.encode(utterances("a", "b", "c"), 60.0)) == 3
+    assert (pool.wanted, pool.serving()) == (3, 2)
+    pool.update({"adaptor": "new"}, 60.0)
+    time.sleep(0.3)
+    assert (pool.serving(), pool.wanted, len(pool.actors)) == (2, 2, 2)
+    assert len(pool.encode(utterances("a", "b", "die", "c"), 60.0)) == 4, "the other encoder takes the share"

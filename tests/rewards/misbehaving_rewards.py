@@ -58,6 +58,14 @@ def dies_once(group: Group, *, marker: str) -> list[PartScore]:
     return length(group)
 
 
+def notes(group: Group, *, file: str, seconds: float = 0.0) -> list[PartScore]:
+    """Writes down each call."""
+    time.sleep(seconds)
+    with Path(file).open("a", encoding="utf-8") as out:
+        out.write(group.prompt.id + "\n")
+    return length(group)
+
+
 class HangingJudge(Judge):
     """Answers at once, but never about a sound longer than half a second."""
 

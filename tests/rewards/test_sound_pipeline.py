@@ -188,10 +188,9 @@ def test_a_group_keeps_everything_but_its_rewards(tape: TapeCodec) -> None:
 
 
 def test_the_actor_scores_sound_and_says_what_it_cost() -> None:
-    from rewards.actor import RewardActor
+    from rewards.workers import RewardActor
 
     actor = RewardActor(sound_config("token_loops", "no_stop"), partial(tape_codec, 1))
-    actor.ready()
     for _ in range(2):
         scored = actor.score([sound_group([[5] * 100, ()], finish="length")])
         assert [r.total for r in scored.groups[0].rewards] == [-2.0, -1.0]
