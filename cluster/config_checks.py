@@ -80,6 +80,9 @@ def _colocation_problems(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("placement", message + "engines.count equal to learner.ranks"))
     elif engines.gpus_per_engine > 0 and engines.fewest != engines.most:
         found.append(("placement", "`colocated` has one engine on each GPU; leave engines.min and engines.max at null"))
+    if engines.gpus_per_engine > 0 and config.encoder.fewest != config.encoder.most:
+        message = "`colocated` gives encoders a fixed share of each GPU; leave encoder.min and encoder.max at null"
+        found.append(("placement", message))
     return found
 
 

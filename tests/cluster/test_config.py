@@ -154,6 +154,10 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
             ("placement=colocated", "engines.gpus_per_engine=1", "learner.gpus_per_rank=1", "learner.ranks=2"),
             "placement: `colocated` puts one engine and one learner rank on each GPU",
         ),
+        (
+            ("placement=colocated", "engines.gpus_per_engine=1", "learner.gpus_per_rank=1", "encoder.max=2"),
+            "placement: `colocated` gives encoders a fixed share of each GPU",
+        ),
     ],
 )
 def test_schedules_that_make_no_sense(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
