@@ -29,6 +29,8 @@ SETTINGS: dict[str, Any] = {
     "engines__heartbeat_s": 1.0,
     "engines__heartbeat_timeout_s": 30.0,
     "engines__startup_timeout_s": 240.0,
+    "engines__generate_timeout_s": 120.0,
+    "publish": {"timeout_s": 60.0},
     "evaluation": {"before": False, "after": False},
 }
 REWARD_TIMEOUT_S = 20.0
