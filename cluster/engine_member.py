@@ -76,6 +76,7 @@ class Member:
         leaving: it will not be restarted.
         node: hex id of the node it runs on, once known.
         asleep: it has left its GPU.
+        spawned: when its actor was asked for, on the monotonic clock.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Member:
         self.leaving = False
         self.node: str | None = None
         self.asleep = False
-        self.last_heartbeat = 0.0
+        self.last_heartbeat = self.spawned = 0.0
         self.stats = EngineStats()
 
     def __str__(self) -> str:
@@ -122,7 +123,7 @@ class Member:
         self.actor = EngineActor.options(**engine_options(self._config) | self._options).remote(  # type: ignore[attr-defined]
             self._model.path, self._model.family, self._config, self._model.options, self._sleeps
         )
-        self.node, self.asleep = None, False
+        self.node, self.asleep, self.spawned = None, False, now
         self._ask("starting", self.actor.start.remote(self._own_version), now, self._config.startup_timeout_s)
 
     def publish(self, publication: Publication, now: float) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 from speech.errors import UserError
 
+_BLOCK = 2**20
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -65,6 +67,26 @@ def replace(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_directory(path.parent)
+
+
+def mend(path: Path) -> None:
+    """Cut off a last line that a crash or a full disk has left unfinished, so that what is added begins a new one.
+
+    Raises:
+        UserError: see `writing`.
+    """
+    if not path.exists():
+        return
+    with writing(path), path.open("r+b") as file:
+        size = start = file.seek(0, os.SEEK_END)
+        whole = 0
+        while start and not whole:  # from the end, because the file may be large
+            end, start = start, max(0, start - _BLOCK)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            whole = 0 if newline < 0 else start + newline + 1
+        if whole < size:
+            file.truncate(whole)
 
 
 def sync_directory(path: Path) -> None:

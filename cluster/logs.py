@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from cluster.jsonl import writing
+from cluster.jsonl import mend, writing
 
 PACKAGES = ("speech", "rollout", "rewards", "learner", "cluster")
 """Logged from INFO upwards; all others from WARNING."""
@@ -62,6 +62,7 @@ class RunLog:
         self._formatter.step, self._formatter.version = step, version
 
     def __enter__(self) -> RunLog:
+        mend(self._path)
         with writing(self._path):
             self._file = self._path.open("a", encoding="utf-8")
         to_file = logging.StreamHandler(self._file)

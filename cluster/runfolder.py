@@ -168,16 +168,18 @@ class RunFolder:
 
     def close(self) -> None:
         """Flush TensorBoard and let go of the folder."""
-        self._close_tensorboard()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        try:
+            self._close_tensorboard()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
 
     def _close_tensorboard(self) -> None:
         if self._tensorboard is not None:
+            writer, self._tensorboard = self._tensorboard, None
             with writing(self.path / "tensorboard"):
-                self._tensorboard.close()
-            self._tensorboard = None
+                writer.close()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -185,7 +187,12 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except UserError as second:
+            if error is None:
+                raise
+            error.add_note(f"{second}")  # the run ended for another reason, which must not be hidden
 
     def _acquire(self) -> None:
         """Two drivers in one folder would destroy each other's results; the lock goes when its process goes."""

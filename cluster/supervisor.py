@@ -68,7 +68,7 @@ class Supervisor:
 
     def tick(self, now: float) -> None:
         """Collect what was answered, draw the consequences, and ask for what is needed next."""
-        self._collect()
+        self._collect(now)
         self._judge(now)
         self._replace(now)
         self._resize(now)
@@ -92,7 +92,7 @@ class Supervisor:
 
     # -- answers -------------------------------------------------------------------------------------------------
 
-    def _collect(self) -> None:
+    def _collect(self, now: float) -> None:
         owed = {call.ref: (member, call) for member in self.members for call in member.calls}
         if not owed:
             return
@@ -110,11 +110,12 @@ class Supervisor:
                     self.fatal = self.fatal or error  # a constructor raises again wherever it is called
                 self._fail(member, f"lost while {call.kind}: {last_line(error)}")
             else:
-                self._answered(member, call, answer)
+                self._answered(member, call, answer, now)
 
-    def _answered(self, member: Member, call: Call, answer: Any) -> None:
+    def _answered(self, member: Member, call: Call, answer: Any, now: float) -> None:
         health = member.health
         if call.kind == "starting":
+            logger.info("%s: started in %.1f s", member, now - member.spawned)
             member.node = answer
             health.started()
             if self.own_version is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from cluster.jsonl import writing
+from cluster.jsonl import mend, writing
 from speech.spans import Span, covered
 
 GATHER_TIMEOUT_S = 10.0
@@ -62,9 +62,16 @@ class Timeline:
     """
 
     def __init__(self, path: Path, first: int | None = None) -> None:
-        """`first`: the trace's number of the first actor; None takes one from the clock, so that the actors of a
-        resumed run are others than those before, even where their names are the same."""
+        """
+        Args:
+            first: the trace's number of the first actor; None takes one from the clock, so that the actors of a resumed
+                run are others than those before, even where their names are the same.
+
+        Raises:
+            UserError: the disk refuses.
+        """
         self._path = path
+        mend(path)
         self._first = int(time.time()) % 1_000_000 * 1000 if first is None else first
         self._processes: dict[str, int] = {}
 
@@ -94,7 +101,7 @@ class Timeline:
                 )
         text = "".join(json.dumps(event) + ",\n" for event in events)
         with writing(self._path):
-            new = not self._path.exists()
+            new = not self._path.exists() or not self._path.stat().st_size
             with self._path.open("a", encoding="utf-8") as file:
                 file.write("[\n" + text if new else text)
 

@@ -16,7 +16,8 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from cluster.remote import draining_nodes
-from tests.chaos.audit import SETTINGS, Outcome, audit
+from tests.chaos.audit import Outcome, audit
+from tests.chaos.harness import SETTINGS
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.end_to_end.runs import COMMAND, ROOT, wait_for_steps, write_config
 

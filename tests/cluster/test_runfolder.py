@@ -18,6 +18,7 @@ from cluster.data import LedgerEntry
 from cluster.runfolder import RunFolder
 from speech.errors import UserError
 from speech.records import Group, Prompt, PromptLayout, Reward, Trajectory, Utterance
+from tests.small_disk import CannotMountError, small_disk
 
 
 @pytest.fixture
@@ -105,6 +106,25 @@ def test_full_disk_names_the_path(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"metrics.jsonl: cannot write: no space left"):
         jsonl.append(tmp_path / "metrics.jsonl", [{"step": 1}])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_a_full_disk_does_not_hide_why_a_run_ends(tmp_path: Path, config: RunConfig) -> None:
+    try:
+        with small_disk(tmp_path / "disk", 1):
+            with pytest.raises(ZeroDivisionError) as caught, RunFolder(tmp_path / "disk", "demo") as folder:
+                folder.open(config)
+                folder.metrics(1, {"x": 1.0})  # TensorBoard's file is flushed by a thread, or at the end
+                with pytest.raises(OSError, match="No space left"):
+                    (tmp_path / "disk" / "ballast").write_bytes(bytes(2**21))
+                folder._tensorboard.add_text("t", "x" * 10_000, 1)  # type: ignore[union-attr]
+                raise ZeroDivisionError
+            assert "no space left" in caught.value.__notes__[0]
+            (tmp_path / "disk" / "ballast").unlink()
+            with RunFolder(tmp_path / "disk", "demo") as folder:  # nobody holds it any more
+                folder.open(config)
+    except CannotMountError as error:
+        pytest.skip(str(error))
 
 
 def test_another_configuration_is_refused_once_there_are_results(tmp_path: Path, config: RunConfig) -> None:
@@ -206,3 +226,13 @@ def test_checkpoints(tmp_path: Path, config: RunConfig) -> None:
         (staged / "state.json").write_text('{"again": true}')
         folder.checkpoints.commit(15)
         assert json.loads((folder.checkpoints.folder(15) / "state.json").read_text()) == {"again": True}
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 2**20])
+@pytest.mark.parametrize("text", [b"", b"\n", b"cut", b"one\ncut", b"one\ntwo\n", b"one\n\n\na long line that was cut"])
+def test_mending_keeps_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, text: bytes) -> None:
+    monkeypatch.setattr(jsonl, "_BLOCK", block)
+    path = tmp_path / "file"
+    path.write_bytes(text)
+    jsonl.mend(path)
+    assert path.read_bytes() == text[: text.rfind(b"\n") + 1]

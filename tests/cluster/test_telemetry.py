@@ -77,6 +77,8 @@ def test_log_has_run_step_version_and_actor(tmp_path: Path, capsys: pytest.Captu
         log.at(3, 2)
         logging.getLogger("rewards.actor").warning("late „%s“", "x", extra={"actor": "reward-1", "phase": "reward"})
         logging.getLogger("elsewhere").info("not ours")
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"time": "cut off')  # by a full disk
     with pytest.raises(ValueError, match="broken"), RunLog(path, "demo"):  # resumed: added to
         raise ValueError("broken")
     logging.getLogger("cluster.train").warning("after")

@@ -49,6 +49,16 @@ def test_the_file_is_a_trace_at_every_moment(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kept", [1, 40, 250])
+def test_what_a_full_disk_has_cut_off_does_not_spoil_the_trace(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "timeline.json"
+    Timeline(path, first=1000).append(1, {"controller": [Span("learn", 1.0, 1.5), Span("learn", 2.0, 2.5)]})
+    path.write_bytes(path.read_bytes()[:kept])
+    Timeline(path, first=2000).append(2, {"controller": [Span("publish", 3.0, 3.5)]})
+    events = json.loads(path.read_text(encoding="utf-8").rstrip().rstrip(",") + "]")
+    assert [event["name"] for event in events][-2:] == ["process_name", "publish"]
+
+
 def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"timeline.json: cannot write"):
         Timeline(tmp_path / "gone" / "timeline.json").append(1, {})
