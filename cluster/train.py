@@ -17,6 +17,7 @@ from cluster.data import load_split
 from cluster.display import Example, TrainingDisplay, print_summary
 from cluster.evaluate import Evaluation, evaluation_sampling, load_evaluation, store_evaluation
 from cluster.evaluate_split import evaluate_split, flat_scores
+from cluster.head_watch import HeadWatch
 from cluster.interruption import interruption
 from cluster.jobs import SAVED
 from cluster.logs import RunLog
@@ -65,7 +66,7 @@ def train(config: RunConfig) -> int:
         log = RunLog(folder.path / "log.jsonl", config.name)
         with log, TrainingDisplay(config.name, config.steps) as display:
             display.phase("starting Ray, engines and learner")
-            with System(config) as system:
+            with System(config) as system, HeadWatch():
                 run = _Run(config, system, manifests, folder, display, memory, log)
                 status = run.execute(resume_from)
         print_summary(run.summary(status), run.examples(), folder.path)
