@@ -16,6 +16,7 @@ from cluster.config import RunConfig
 from cluster.data import LedgerEntry, PromptSource
 from cluster.display import TrainingDisplay, print_summary
 from cluster.evaluate import CHUNK, Evaluation
+from cluster.head_watch import HeadWatch
 from cluster.interruption import interruption
 from cluster.memory import PeakMemory
 from cluster.run import Run, load_manifests
@@ -50,7 +51,7 @@ def train_token2text(config: RunConfig) -> int:
         folder.rewind(resume_from or 0)
         with TrainingDisplay(config.name, config.steps) as display:
             display.phase("starting Ray, codec and learner")
-            with Token2TextSystem(config) as system:
+            with Token2TextSystem(config) as system, HeadWatch():
                 if start is None:
                     model = replace(model, speech_vocabulary=system.codec_size)
                 system.start_learner(start or model)

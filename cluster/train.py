@@ -16,6 +16,7 @@ from cluster.config import RunConfig
 from cluster.display import TrainingDisplay, print_summary
 from cluster.evaluate import Evaluation, evaluation_sampling
 from cluster.evaluate_split import evaluate_split, flat_scores
+from cluster.head_watch import HeadWatch
 from cluster.interruption import interruption
 from cluster.logs import RunLog
 from cluster.memory import PeakMemory
@@ -61,7 +62,7 @@ def train(config: RunConfig) -> int:
         log = RunLog(folder.path / "log.jsonl", config.name)
         with log, TrainingDisplay(config.name, config.steps) as display:
             display.phase("starting Ray, engines and learner")
-            with System(config) as system:
+            with System(config) as system, HeadWatch():
                 run = _Run(config, system, manifests, folder, display, memory, log)
                 status = run.execute(resume_from)
         print_summary(run.summary(status), run.examples(), folder.path)
