@@ -22,7 +22,8 @@ def ray_session() -> Iterator[None]:
     """
     import ray
 
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    # `local`: never join a cluster that somebody else has on this machine.
+    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
     yield
     ray.shutdown()
 
