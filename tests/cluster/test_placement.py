@@ -20,7 +20,9 @@ def config(*overrides: str) -> RunConfig:
 
 @pytest.fixture
 def two_gpus() -> Iterator[None]:
-    ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    ray.init(
+        "local", num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20
+    )
     yield
     ray.shutdown()
 

@@ -61,6 +61,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         utterances.append(Utterance(id=f"u{i}", audio=str(folder / f"{i}.flac"), text=""))
     environment = {"PYTHONPATH": str(Path(__file__).parent)}
     ray.init(
+        "local",
         num_cpus=4,
         include_dashboard=False,
         runtime_env={"env_vars": environment, "worker_process_setup_hook": "tiny_lm.register"},
