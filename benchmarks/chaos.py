@@ -36,9 +36,6 @@ WER_TOLERANCE = 0.03
 """Absolute. On the 440 test utterances (2,085 scoring units, which count for about half as many because errors come in
 clusters) a WER of 30 % has a standard error of 1.4 points; this is two of them."""
 
-NODES = ["kill_raylet"] * 3
-"""In a run on several raylets a node is more likely to be lost than anything else."""
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,9 +65,8 @@ def main() -> int:
     reference = undisturbed(out / "undisturbed", model, settings) if todo else None
     for seed in todo:
         nodes = 2 if arguments.node_runs and (seed - arguments.seed + 1) % arguments.node_runs == 0 else 1
-        plan = random_plan(
-            arguments.per_run, arguments.steps - arguments.staleness, seed, kinds if nodes == 1 else [*kinds, *NODES]
-        )
+        lost = None if nodes == 1 else "kill_raylet"
+        plan = random_plan(arguments.per_run, arguments.steps - arguments.staleness, seed, kinds, one_of=lost)
         started = time.monotonic()
         outcome = disturbed(fresh(out / f"run-{seed}"), model, plan, nodes=nodes, **settings)
         if not outcome.problems and reference is not None:
@@ -128,9 +124,10 @@ def recoveries(outcome: Outcome, plan: list[Fault], engines: int) -> list[dict[s
     """How long the faults that left the run without engines kept it from sampling."""
     kinds = WITHOUT_ENGINES if engines == 1 else WITHOUT_ENGINES[:1]
     found = []
-    for entry in outcome.struck:
+    for number, entry in enumerate(outcome.struck):
         if entry["kind"] in kinds and entry["phase"] == "generate":
-            measured = recovery(outcome.folder, entry)
+            previous = outcome.struck[number - 1]["time"] if number else 0.0
+            measured = recovery(outcome.folder, entry, previous)
             if measured is not None:
                 found.append({"kind": entry["kind"], **{k: round(v, 1) for k, v in vars(measured).items()}})
     return found

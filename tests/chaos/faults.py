@@ -37,11 +37,20 @@ class Fault:
     delay: float = 0.0
 
 
-def random_plan(count: int, steps: int, seed: int, kinds: Sequence[str] = tuple(ONE_NODE)) -> list[Fault]:
-    """Faults at random places in steps 2 to `steps`, one per step at most so that each is recovered from by itself."""
+def random_plan(
+    count: int, steps: int, seed: int, kinds: Sequence[str] = tuple(ONE_NODE), one_of: str | None = None
+) -> list[Fault]:
+    """Faults at random places in steps 2 to `steps`, one per step at most so that each is recovered from by itself.
+
+    Args:
+        kinds: to draw from.
+        one_of: kind of one fault at least.
+    """
     draw = random.Random(seed)
     chosen = sorted(draw.sample(range(2, steps + 1), min(count, steps - 1)))
     drawn = [draw.choice(sorted(kinds)) for _ in chosen]
+    if one_of is not None:
+        drawn[draw.randrange(len(drawn))] = one_of
     return [
         Fault(kind, step, draw.choice(PHASES[kind]), round(draw.uniform(0, 0.3), 2))
         for kind, step in zip(drawn, chosen, strict=True)

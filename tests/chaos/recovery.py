@@ -33,10 +33,11 @@ class Recovery:
     first_start: float
 
 
-def recovery(folder: Path, fault: Mapping[str, Any]) -> Recovery | None:
+def recovery(folder: Path, fault: Mapping[str, Any], previous: float = 0.0) -> Recovery | None:
     """What a run's log and timeline say of a fault that left it without engines while it sampled.
 
-    None where they do not tell: when the next fault came before the samples did, they are of another execution.
+    None where they do not tell: when the next fault came before the samples did, they are of another execution; and
+    when no samples came since the fault before this one, at `previous` seconds since the epoch, both are waited for.
     """
     struck = float(fault["time"])
     starts = [
@@ -44,10 +45,12 @@ def recovery(folder: Path, fault: Mapping[str, Any]) -> Recovery | None:
         for line in records(folder / "log.jsonl")
         if (found := STARTED.fullmatch(line["message"]))
     ]
-    ends = [done.end for done in generations(folder / "timeline.json") if done.end > struck]
+    done = [call.end for call in generations(folder / "timeline.json")]
+    ends = [end for end in done if end > struck]
     before = [seconds for time, seconds in starts if time < struck]
     after = [seconds for time, seconds in starts if struck < time <= min(ends, default=0.0)]
-    if not ends or not before or not after:
+    recovered = any(previous < end < struck for end in done)
+    if not recovered or not ends or not before or not after:
         return None
     return Recovery(min(ends) - struck, max(after), max(before))
 

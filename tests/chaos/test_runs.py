@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.audit import Outcome, same_weights
-from tests.chaos.faults import RERUN, Fault
+from tests.chaos.faults import PHASES, RERUN, Fault
 from tests.chaos.harness import disturbed
 from tests.chaos.recovery import recovery
 from tests.demo_checkpoint import write_demo_checkpoint
@@ -73,6 +73,13 @@ def test_all_engines_at_once(model: Path, tmp_path: Path) -> None:
     assert outcome.total("fleet/reissued") >= 4, "what they had was given out again"
     measured = recovery(outcome.folder, outcome.struck[0])
     assert measured is not None and 0 < measured.start < measured.samples, "the log and the timeline tell"
+
+
+@pytest.mark.parametrize("phase", PHASES["kill_raylet"])
+def test_a_node_and_all_that_runs_on_it(undisturbed: Outcome, model: Path, tmp_path: Path, phase: str) -> None:
+    outcome = disturbed(tmp_path, model, [Fault("kill_raylet", 3, phase)], nodes=2)
+    assert not outcome.problems, outcome.output
+    assert same_weights(undisturbed, outcome), "bit-identical weights"
 
 
 def test_one_of_two_ranks(model: Path, tmp_path: Path) -> None:
