@@ -8,12 +8,13 @@ from pathlib import Path
 
 import ray
 
-from cluster.remote import draining_nodes, get, last_line
+from cluster.remote import draining_nodes, get
 from rewards.config import RewardConfig
 from rewards.edits import scored_language
 from rewards.sound_pipeline import CodecFactory
 from rewards.sound_report import SampleReport, SoundReporter
 from rollout.actors import actor_environment
+from speech.errors import last_line
 from speech.records import Group
 
 logger = logging.getLogger(__name__)

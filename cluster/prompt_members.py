@@ -11,7 +11,8 @@ from typing import Any
 
 import ray
 
-from cluster.remote import draining_nodes, get, last_line
+from cluster.remote import draining_nodes, get
+from speech.errors import last_line
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from cluster.prompt_members import Member, Members
-from cluster.remote import get, last_line
+from cluster.remote import get
 from cluster.work import contiguous
 from rollout.actors import EncodedRef, EncoderActor, Encoding, VoiceActor, encoder_options
 from rollout.config import EncoderConfig
 from rollout.encoder import EncoderMode
+from speech.errors import last_line
 from speech.records import Utterance
 
 if TYPE_CHECKING:

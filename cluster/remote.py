@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,12 +25,6 @@ def get(calls: Sequence[ray.ObjectRef], what: str, timeout: float | None) -> lis
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
-
-
-def last_line(error: BaseException) -> str:
-    """What a multi-line error of Ray's comes down to, without the advice that follows."""
-    lines = str(error).strip().splitlines()
-    return textwrap.shorten(lines[-1], 200, placeholder=" …") if lines else type(error).__name__
 
 
 def draining_nodes() -> set[str]:

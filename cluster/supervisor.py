@@ -15,12 +15,12 @@ from cluster.engine_member import Call, Member, Publication
 from cluster.generation import FleetError, Generation
 from cluster.health import State
 from cluster.prompt_pools import ModelRef
-from cluster.remote import draining_nodes, last_line
+from cluster.remote import draining_nodes
 from cluster.work import WorkBook
 from rollout.config import EngineConfig
 from rollout.errors import EngineLostError, PhaseTimeoutError, PublicationError, StaleEngineError
 from rollout.stats import EngineStats
-from speech.errors import UserError
+from speech.errors import UserError, last_line
 
 logger = logging.getLogger(__name__)
 

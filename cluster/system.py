@@ -17,7 +17,7 @@ from cluster.fleet import EngineFleet
 from cluster.listener import Listener
 from cluster.placement import Placement, takes_turns
 from cluster.prompt_pools import EncoderPool, ModelRef, PromptPool, VoicePool
-from cluster.remote import draining_nodes, get, last_line
+from cluster.remote import draining_nodes, get
 from cluster.scaling import PoolScaler, waiting_shares
 from cluster.timeline import gather
 from learner.actor import LearnerGroup, LearnerLostError
@@ -30,7 +30,7 @@ from rollout.actors import actor_environment
 from rollout.encoder import EncoderMode
 from rollout.voices import VoiceMode
 from speech.codecs import load_codec
-from speech.errors import UserError
+from speech.errors import UserError, last_line
 from speech.families import LanguageModelFamily, SpeechFamily, load_family
 from speech.spans import Span
 

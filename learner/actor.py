@@ -16,7 +16,7 @@ from learner.plan import RankShare, audio_of, plan_updates
 from learner.rank import LearnerRank, RankSpec, StepResult
 from learner.token2text_plan import Reading, SpeechText, Token2TextShare, plan_reading, plan_token2text
 from learner.token2text_rank import Token2TextRank, Token2TextSpec
-from speech.errors import UserError
+from speech.errors import UserError, last_line
 from speech.spans import Span, SpanRecorder
 from speech.weights import WeightBucket
 
@@ -197,8 +197,8 @@ class _ActorGang:
                 raised = raised or error
                 deadline = min(deadline, time.monotonic() + GRACE_S)
             except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[-1][:200]
-                raise LearnerLostError(f"learner {what}: rank {calls.index(ready[0])} is lost: {reason}") from error
+                rank = calls.index(ready[0])
+                raise LearnerLostError(f"learner {what}: rank {rank} is lost: {last_line(error)}") from error
         if raised is None:
             return [answers[call] for call in calls]
         self._find_the_dead(what, raised)

@@ -17,8 +17,8 @@ from rewards.compose import RewardComposition
 from rewards.config import RewardConfig
 from rewards.models import SoundModels
 from rewards.sound_pipeline import CodecFactory
-from rewards.workers import START_S, Job, Scored, Worker, Workers, answered, last_line
-from speech.errors import UserError
+from rewards.workers import START_S, Job, Scored, Worker, Workers, answered
+from speech.errors import UserError, last_line
 from speech.records import Group, Reward
 from speech.spans import KEPT, Span
 

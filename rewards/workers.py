@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from rewards.compose import RewardComposition
 from rewards.config import RewardConfig
 from rewards.sound_pipeline import CodecFactory, SoundPipeline
+from speech.errors import last_line
 from speech.records import Group
 
 logger = logging.getLogger(__name__)
@@ -207,8 +208,3 @@ def answered(workers: Sequence[Worker], timeout: float) -> list[Worker]:
         return []
     done = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])  # the first call names one of several
     return [worker for worker in workers if worker.pending in done]
-
-
-def last_line(error: BaseException) -> str:
-    """What a multi-line error of Ray's comes down to."""
-    return str(error).strip().splitlines()[-1]

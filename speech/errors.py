@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,3 +46,9 @@ class InputError(UserError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str, Sequence[Problem], int]]:
         # Exceptions pickle by their message alone; this one crosses from an actor to the driver whole.
         return InputError, self._arguments
+
+
+def last_line(error: BaseException) -> str:
+    """What a multi-line error of Ray's comes down to, without the advice that follows."""
+    lines = str(error).strip().splitlines()
+    return textwrap.shorten(lines[-1], 200, placeholder=" …") if lines else type(error).__name__
