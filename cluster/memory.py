@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
+from cluster.periodic import Periodic
 
-class PeakMemory:
+
+class PeakMemory(Periodic):
     """Samples the proportional set size of this process and all its descendants in a thread.
 
     PSS counts a page shared by n processes as 1/n in each, so the object store and shared libraries are counted
@@ -17,20 +17,8 @@ class PeakMemory:
     """
 
     def __init__(self, interval_s: float = 5.0) -> None:
+        super().__init__("peak-memory", interval_s)
         self.peak_bytes = 0
-        self._interval = interval_s
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
-
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
 
     def sample(self) -> int:
         """Bytes in use now; also raises the peak."""
@@ -39,9 +27,8 @@ class PeakMemory:
         self.peak_bytes = max(self.peak_bytes, used)
         return used
 
-    def _watch(self) -> None:
-        while not self._done.wait(self._interval):
-            self.sample()
+    def look(self) -> None:
+        self.sample()
 
 
 def proportional_bytes(pid: int) -> int:

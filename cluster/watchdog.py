@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
+from cluster.periodic import Periodic
 from cluster.phases import PhaseTimer
 
 WAITS_FOR = {
@@ -76,7 +76,7 @@ class StallDetector:
         return "; ".join(f"waiting in phase `{w.phase}` on {WAITS_FOR.get(w.phase, 'the controller')}" for w in longest)
 
 
-class Watchdog:
+class Watchdog(Periodic):
     """The thread that looks. A context manager."""
 
     def __init__(self, timer: PhaseTimer, minutes: float, report: Callable[[str | None], None]) -> None:
@@ -86,36 +86,23 @@ class Watchdog:
             minutes: without progress until the first report; 0 never looks.
             report: told each report, and None when things move again. Called from the thread.
         """
-        self._timer, self._limit_s, self._report = timer, 60 * minutes, report
+        limit_s = 60 * minutes
+        super().__init__("watchdog", min(10.0, limit_s / 10))
+        self._timer, self._report = timer, report
         self._main = threading.get_ident()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._detector = StallDetector(limit_s, time.monotonic())
+        self._reported: object = None
 
-    def __enter__(self) -> Watchdog:
-        if self._limit_s:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        if self._limit_s:
-            self._thread.join()
-
-    def _watch(self) -> None:
-        detector = StallDetector(self._limit_s, time.monotonic())
-        reported: object = None
-        while not self._ended.wait(min(10.0, self._limit_s / 10)):
-            progress = self._timer.progress
-            waiting = [Waiting(phase.name, phase.elapsed) for phase in self._timer.open_phases()]
-            report = detector.look(progress, waiting, time.monotonic())
-            if report is not None:
-                self._report(f"{report}; the controller is in {where(self._main)}")
-                reported = progress
-            elif reported is not None and progress != reported:
-                reported = None
-                self._report(None)
+    def look(self) -> None:
+        progress = self._timer.progress
+        waiting = [Waiting(phase.name, phase.elapsed) for phase in self._timer.open_phases()]
+        report = self._detector.look(progress, waiting, time.monotonic())
+        if report is not None:
+            self._report(f"{report}; the controller is in {where(self._main)}")
+            self._reported = progress
+        elif self._reported is not None and progress != self._reported:
+            self._reported = None
+            self._report(None)
 
 
 def where(thread: int) -> str:
