@@ -12,6 +12,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,28 @@ class Writer:
         # On a CPU nothing was copied yet, and the next update would change what is being written.
         state = copy.deepcopy({"policy": weights, "optimiser": moments})
         self._writing = self._thread.submit(_write, folder, state, self._group, then)
+
+    def save(
+        self,
+        folder: Path,
+        policy: nn.Module,
+        optimiser: Optimizer,
+        export: Callable[[Path], None] | None,
+        background: bool,
+    ) -> None:
+        """Write a checkpoint: shards (DCP) in `folder/dcp`, and by `export` the model in its own form in `folder/hf`.
+
+        Args:
+            export: where this rank exports; None elsewhere. It must hold copies: training goes on meanwhile.
+            background: return as soon as the state is copied; `done` says when it is on the disk.
+
+        Raises:
+            UserError: the disk refuses, now or at the checkpoint before.
+        """
+        self.begin(folder / "dcp", policy, optimiser, None if export is None else partial(export, folder / "hf"))
+        if not background:
+            self.wait()
+            dist.barrier()
 
     def done(self) -> bool:
         """Whether nothing is being written any more. Does not wait.

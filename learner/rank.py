@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -231,15 +232,8 @@ class LearnerRank:
             UserError: the disk refuses, now or at the checkpoint before.
         """
         states = self._full_states()
-
-        def export() -> None:
-            if self.rank == 0:
-                self.family.export(Path(folder) / "hf", states)
-
-        self.writer.begin(Path(folder) / "dcp", self.policy, self.optimiser, export)
-        if not background:
-            self.writer.wait()
-            dist.barrier()
+        export = partial(self.family.export, states=states) if self.rank == 0 else None
+        self.writer.save(Path(folder), self.policy, self.optimiser, export, background)
 
     def saved(self) -> bool:
         """Whether the checkpoint of `save` is written, as far as this rank goes. No collective; does not wait.

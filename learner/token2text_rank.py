@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -210,16 +211,11 @@ class Token2TextRank:
         Raises:
             UserError: the disk refuses, now or at the checkpoint before.
         """
-        state = self._full_state()
-
-        def export() -> None:
-            if self.rank == 0:
-                self.model.save(Path(folder) / "hf", state)
-
-        self.writer.begin(Path(folder) / "dcp", self.model, self.optimiser, export)
-        if not background:
-            self.writer.wait()
-            dist.barrier()
+        tensors = {name: full_tensor(p.detach()) for name, p in self.model.named_parameters()}
+        export = None
+        if self.rank == 0:
+            export = partial(self.model.save, state={name: t.to("cpu", copy=True) for name, t in tensors.items()})
+        self.writer.save(Path(folder), self.model, self.optimiser, export, background)
 
     def saved(self) -> bool:
         """Whether the checkpoint of `save` is written, as far as this rank goes. No collective; does not wait.
@@ -231,10 +227,6 @@ class Token2TextRank:
 
     def load(self, folder: str) -> None:
         checkpoint.load(Path(folder) / "dcp", self.model, self.optimiser)
-
-    def _full_state(self) -> dict[str, torch.Tensor]:
-        """Copies in host memory: training goes on while they are written."""
-        return {name: full_tensor(p.detach()).to("cpu", copy=True) for name, p in self.model.named_parameters()}
 
     def close(self) -> None:
         self.writer.close()
