@@ -147,7 +147,7 @@ class Run(ABC):
         self.folder.summary(self.summary(status))
         return status
 
-    def is_due(self) -> bool:
+    def validates(self) -> bool:
         """Whether the present step ends with an evaluation of `data.valid`."""
         every = self.config.evaluation.every
         return bool(every) and "valid" in self.manifests and self.step % every == 0
@@ -156,6 +156,13 @@ class Run(ABC):
         """Whether the present step ends with a checkpoint."""
         last = self.step == self.config.steps
         return last or bool(self.interrupted) or self.step % self.config.checkpoint.every == 0
+
+    def save_last(self, save: Callable[[], None]) -> None:
+        """See that the step at which training has ended has a whole checkpoint, whatever ended it."""
+        self.saver.wait()
+        if self.folder.checkpoints.latest() != self.step and self.step > 0:
+            save()
+            self.saver.wait()
 
     def clocks(self) -> dict[str, Any]:
         """What a checkpoint says about time and memory so far."""

@@ -95,10 +95,7 @@ class _Run(Run):
             try:
                 while self.step < self.config.steps and not self.interrupted:
                     self._train_step()
-                self.saver.wait()
-                if self.folder.checkpoints.latest() != self.step and self.step > 0:
-                    self._save(None)
-                    self.saver.wait()
+                self.save_last(self._save)
             except Exception as error:
                 self.finish_checkpoint(error)
                 raise
@@ -118,7 +115,7 @@ class _Run(Run):
         metrics["rollout/encoded_utterances"] = float(self.system.encoded_total() - encoded)
         metrics["rollout/audio_seconds"] = sum(prompt.utterance.duration or 0.0 for prompt in prompts)
         score = None
-        if self.is_due():
+        if self.validates():
             with self.timer.phase("evaluate"):
                 result = self._evaluate("valid")
             found = scores(result.summary)
@@ -158,7 +155,7 @@ class _Run(Run):
         test = self.manifests["test"]
         return {"model": self.config.model.path, "manifest": test.path, "utterances": len(test.utterances)}
 
-    def _save(self, score: float | None) -> None:
+    def _save(self, score: float | None = None) -> None:
         """Take a checkpoint: learner shards, the model itself, data position. `score` is the validation's CER."""
         with self.timer.phase("checkpoint"):
             self.saver.save(self.step, {SCORE: score, **self._position(), **self.clocks()})

@@ -122,10 +122,7 @@ class _Run(Run):
                 if lost is not None:
                     self._fall_back()
                 self.trainer.run(self._after_step)
-                self.saver.wait()
-                if self.folder.checkpoints.latest() != self.trainer.step and self.trainer.step > 0:
-                    self._save()
-                    self.saver.wait()
+                self.save_last(self._save)
                 return
             except (LearnerLostError, ObjectLostError) as error:
                 if not self.budget.lost(self.trainer.step):
@@ -164,7 +161,7 @@ class _Run(Run):
         metrics = step_metrics(step, self.engine_stats, stats, engines, encoded - self.encoded, retried)
         metrics |= fleet_metrics(self.fleet_counts, counts, self.system.pool_sizes())
         self.engine_stats, self.encoded, self.fleet_counts = stats, encoded, counts
-        if self.is_due():
+        if self.validates():
             metrics |= self._validate()
             # The evaluation's share is no part of the next step's.
             self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
