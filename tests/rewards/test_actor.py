@@ -35,6 +35,14 @@ def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
+def is_dead(actor: ray.actor.ActorHandle) -> bool:
+    try:
+        ray.get(actor.__ray_ready__.remote())
+    except ray.exceptions.RayActorError:
+        return True
+    return False
+
+
 def test_results_keep_their_order_and_a_killed_actor_is_replaced(make_group: MakeGroup) -> None:
     groups = [make_group(f"word {i}", [f"word {i}", "other", "x" * i], name=f"u{i}") for i in range(20)]
     settings = config("length", workers=2)
@@ -46,6 +54,7 @@ def test_results_keep_their_order_and_a_killed_actor_is_replaced(make_group: Mak
         assert (pool.counts.scored, pool.counts.retried, pool.counts.invalid) == (60, 0, {})
         for actor in pool.actors():
             ray.kill(actor)
+            until(partial(is_dead, actor))  # a kill takes effect later, and this little work is soon done
         assert pool.score(groups) == expected
         assert pool.counts.scored == 120 and pool.counts.retried > 0 and pool.replaced >= 1
         assert not pool.counts.invalid
