@@ -27,7 +27,7 @@ from tests.chaos.harness import SETTINGS, STORE_BYTES
 from tests.chaos.recovery import generations
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.end_to_end.ray_head import Head, ray_head
-from tests.end_to_end.runs import COMMAND, ROOT, records, write_config
+from tests.end_to_end.runs import ROOT, records, training, write_config
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2400)]
 
@@ -119,7 +119,7 @@ def head() -> Iterator[Head]:
 class Run:
     """A `speechrl train` in progress."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
     folder: Path
     head: Head
     output: Path
@@ -154,22 +154,8 @@ class Run:
 
 @contextmanager
 def running(config: Path, head: Head) -> Iterator[Run]:
-    output = config.with_name("output.txt")
-    with output.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            [*COMMAND, "train", str(config)],
-            cwd=ROOT,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=head.environment,
-            start_new_session=True,
-        )
-        try:
-            yield Run(process, config.parent / "runs" / "tiny", head, output)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    with training(config, head.environment) as process:
+        yield Run(process, config.parent / "runs" / "tiny", head, config.with_name("output.txt"))
 
 
 def test_a_run_grows_and_shrinks_with_its_cluster(head: Head, tmp_path: Path) -> None:

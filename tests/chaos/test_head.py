@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -17,34 +12,13 @@ from tests.chaos.harness import SETTINGS, disturbed
 from tests.chaos.injector import ACTORS
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.end_to_end.ray_head import Head, of_session, ray_head
-from tests.end_to_end.runs import COMMAND, ROOT, records, wait_for_steps, write_config
+from tests.end_to_end.runs import ROOT, records, training, wait_for_steps, write_config
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 STEPS = 8
 BOUND_S = 240.0
 """Until the command has ended. Ray's clients give a lost head 60 s to come back."""
-
-
-@contextmanager
-def training(config: Path, head: Head) -> Iterator[subprocess.Popen[str]]:
-    """`speechrl train` in progress; what it prints is added to `output.txt`."""
-    with config.with_name("output.txt").open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            [*COMMAND, "train", str(config)],
-            cwd=ROOT,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=head.environment,
-            start_new_session=True,
-            text=True,
-        )
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def kill(head: Head, *names: str) -> list[psutil.Process]:
@@ -69,7 +43,7 @@ def test_the_head_dies(names: tuple[str, ...], tmp_path: Path) -> None:
         return write_config(tmp_path, model, steps=STEPS, ray={"address": head.gcs}, **SETTINGS)
 
     with ray_head(None, 5, {"PYTHONPATH": str(ROOT)}) as head:
-        with training(config(head), head) as process:
+        with training(config(head), head.environment) as process:
             wait_for_steps(process, folder / "metrics.jsonl", 3)
             actors = kill(head, *names)
             code = process.wait(BOUND_S)
@@ -79,7 +53,7 @@ def test_the_head_dies(names: tuple[str, ...], tmp_path: Path) -> None:
         assert any("start a head and run the same command again" in message for message in logged)
         _, left = psutil.wait_procs(actors, timeout=120)
         assert not left, "engines outlive their head"
-    with ray_head(None, 5, {"PYTHONPATH": str(ROOT)}) as head, training(config(head), head) as process:
+    with ray_head(None, 5, {"PYTHONPATH": str(ROOT)}) as head, training(config(head), head.environment) as process:
         assert process.wait(600) == 0, output.read_text(encoding="utf-8")
     outcome = Outcome(folder, output.read_text(encoding="utf-8"), [])
     assert "resuming from the checkpoint of step" in outcome.output

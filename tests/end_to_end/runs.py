@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,27 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
+
+
+@contextmanager
+def training(config: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """`speechrl train` in progress; what it prints is added to `output.txt` beside the configuration."""
+    with config.with_name("output.txt").open("a", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [*COMMAND, "train", str(config)],
+            cwd=ROOT,
+            text=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def run(*arguments: str, expect: int = 0, timeout: float = 300) -> str:
