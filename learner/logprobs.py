@@ -144,9 +144,10 @@ def _processed_logits(
     hidden: torch.Tensor, head_weight: torch.Tensor, forbidden: torch.Tensor | None, temperature: float
 ) -> torch.Tensor:
     logits = full_precision(torch.nn.functional.linear(hidden, head_weight))
+    # A pass over (T, V) costs as much as the matrix product of a small model: none is made in vain.
     if forbidden is not None:
-        logits = logits.masked_fill(forbidden, float("-inf"))
-    return logits / temperature
+        logits = logits.masked_fill_(forbidden, float("-inf"))
+    return logits if temperature == 1.0 else logits / temperature
 
 
 def full_precision(tensor: torch.Tensor) -> torch.Tensor:
