@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cluster.prompt_pools import EncoderPool, ModelRef
 from rollout.actors import EncodedSummary
 from rollout.config import EncoderConfig
 from speech.records import PromptLayout, Utterance
+from tests.waiting import until
 
 LARGE = 200_000
 """Too large for Ray to send along with the answer: it stays in the object store."""
@@ -64,13 +65,6 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EncoderPool:
 
 def utterances(*texts: str) -> list[Utterance]:
     return [Utterance(id=f"u{i}", audio="/none", text=text) for i, text in enumerate(texts)]
-
-
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_a_lost_encoder_is_replaced_with_the_weights_of_the_last_update(pool: EncoderPool) -> None:

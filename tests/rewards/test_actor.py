@@ -17,6 +17,7 @@ from rewards.config import JudgeConfig, RewardConfig, RewardItem, SoundConfig
 from speech.errors import UserError
 from speech.records import Group
 from tests.rewards.sound_fixtures import sound_group, tape_codec
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 MakeGroup = Callable[..., Group]
@@ -26,13 +27,6 @@ USER = "tests.rewards.misbehaving_rewards:"
 def config(name: str, **settings: Any) -> RewardConfig:
     options = settings.pop("options", {})
     return RewardConfig([RewardItem("accuracy"), RewardItem(USER + name, options=options)], **settings)
-
-
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def is_dead(actor: ray.actor.ActorHandle) -> bool:
