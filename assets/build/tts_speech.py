@@ -4,8 +4,9 @@ Clean speech of four pseudo-speakers. Two things come out of it:
 
 - `assets/tts_speech`, shipped: the texts of `train`, `valid` and `test` (household sentences, which nobody recorded)
   and a few recordings of each voice as their prompts;
-- `build/tts_speech`, not shipped: recordings to learn from. `sft.jsonl` is for the model that speaks and for the reward
-  model, `judge.jsonl` for the training judge, which must read what the codec makes of speech as well as the original.
+- `build/tts_speech`, not shipped: recordings to learn from. `household.jsonl`, the domain of the demo, is for the model
+  that speaks; `sft.jsonl`, of which less than half is household, for the reward model; `judge.jsonl` for the training
+  judge, which must read what the codec makes of speech as well as the original.
 
 No text of `valid` and `test` is said anywhere else, and no prompt of theirs is one of training.
 """
@@ -40,6 +41,7 @@ from speech.codecs import load_codec
 CORPUS, RECORDINGS = Path("assets/tts_speech"), Path("build/tts_speech")
 GENERAL, HOUSEHOLD = 4000, 2000  # recorded sentences
 MORE = 6000  # of each of both, written last: with few sentences the model that speaks learns them by heart
+LAST = 16_000  # household sentences for the model that speaks alone
 VALID_RECORDINGS = 120
 TRAIN, VALID, TEST = 800, 60, 120  # texts to be spoken
 PROMPTS = {"train": 6, "valid": 2, "test": 4}  # recordings of each voice
@@ -51,9 +53,17 @@ GENDERS = {voice.name: voice.name.removeprefix("tts-")[0] for voice in TTS_VOICE
 
 @dataclass
 class Texts:
-    """Who says what; no text occurs twice."""
+    """Who says what; no text occurs twice.
+
+    Attributes:
+        recorded: for all three models, in the order of their recordings.
+        last: recorded after these, for the model that speaks alone.
+        household: what of both is of the demo's domain.
+    """
 
     recorded: list[str] = field(default_factory=list)
+    last: list[str] = field(default_factory=list)
+    household: set[str] = field(default_factory=set)
     prompts: dict[str, list[str]] = field(default_factory=dict)
     splits: dict[str, list[str]] = field(default_factory=dict)
 
@@ -74,14 +84,19 @@ def write_texts(seed: int) -> Texts:
         count *= len(TTS_VOICES)
         texts.prompts[name], second = second[:count], second[count:]
     texts.recorded = first + second
+    texts.household |= set(first)
     rng.shuffle(texts.recorded)
     taken = {*texts.recorded, *itertools.chain(*texts.splits.values(), *texts.prompts.values())}
     more: list[str] = []
     for write in (household, grammar.english):
         more += [s.text for s in grammar.distinct(MORE, write, rng, taken)]
         taken |= set(more)
+    texts.household |= set(more[:MORE])
     rng.shuffle(more)
     texts.recorded += more
+    texts.last = [s.text for s in grammar.distinct(LAST, household, random.Random(f"{seed} tts last"), taken)]
+    random.Random(f"{seed} tts last order").shuffle(texts.last)
+    texts.household |= set(texts.last)
     return texts
 
 
@@ -118,41 +133,51 @@ def build_corpus(out: Path, texts: Texts, engines: Engines, seed: int) -> None:
     partial_.rename(out)
 
 
-def build_recordings(out: Path, codec_folder: Path, texts: Sequence[str], engines: Engines, seed: int) -> None:
-    """What is learned from: each text as spoken, and as the codec gives it back."""
+def build_recordings(
+    out: Path, codec_folder: Path, texts: Texts, engines: Engines, seed: int, limit: int | None = None
+) -> None:
+    """What is learned from: each text as spoken and, unless it is one of the last, as the codec gives it back."""
     partial_ = out.with_name(out.name + ".partial")
     shutil.rmtree(partial_, ignore_errors=True)
     for folder in ("audio", "decoded"):
         (partial_ / folder).mkdir(parents=True)
     codec = load_codec(codec_folder)
+    recorded, said = texts.recorded[:limit], (texts.recorded + texts.last)[:limit]
     lines: list[dict[str, Any]] = []
     rates: list[float] = []
-    for start in track(range(0, len(texts), BATCH), "recordings"):
-        part = [(i, texts[i], TTS_VOICES[i % len(TTS_VOICES)]) for i in range(start, min(start + BATCH, len(texts)))]
+    for start in track(range(0, len(said), BATCH), "recordings"):
+        part = [(i, said[i], TTS_VOICES[i % len(TTS_VOICES)]) for i in range(start, min(start + BATCH, len(said)))]
         waves = [say(engines, voice, text, seed, f"recording {i}") for i, text, voice in part]
-        tokens = codec.encode(waves)
-        for (i, text, voice), wave, decoded in zip(part, waves, codec.decode(tokens, [[]] * len(part)), strict=True):
+        for (i, text, voice), wave in zip(part, waves, strict=True):
             name = f"tts-{i:05d}.flac"
             soundfile.write(partial_ / "audio" / name, wave, SAMPLE_RATE)
-            soundfile.write(partial_ / "decoded" / name, decoded, SAMPLE_RATE)
             rates.append(len(text) / (len(wave) / SAMPLE_RATE))
             lines.append(
                 {"id": f"tts-{i:05d}", "audio": f"audio/{name}", "text": text, "language": "en", "speaker": voice.name}
             )
-    write_manifests(partial_, lines, rates, seed)
+        heard = waves[: max(0, len(recorded) - start)]
+        if heard:
+            decoded = codec.decode(codec.encode(heard), [[]] * len(heard))
+            for line, wave in zip(lines[start:], decoded, strict=False):
+                soundfile.write(partial_ / line["audio"].replace("audio", "decoded"), wave, SAMPLE_RATE)
+    write_manifests(partial_, lines, rates, len(recorded), texts.household, seed)
     shutil.rmtree(out, ignore_errors=True)
     partial_.rename(out)
 
 
-def write_manifests(folder: Path, lines: Sequence[dict[str, Any]], rates: Sequence[float], seed: int) -> None:
+def write_manifests(
+    folder: Path, lines: Sequence[dict[str, Any]], rates: Sequence[float], decoded: int, household: set[str], seed: int
+) -> None:
     """Who learns from which recordings.
 
     Args:
-        rates: of each recording, in characters a second; half of them are called fast.
+        rates: of each recording, in characters a second; half of those decoded are called fast.
+        decoded: so many, the first ones, were decoded as well.
+        household: texts for the model that speaks.
     """
-    median = statistics.median(rates)
+    median = statistics.median(rates[:decoded])
     rng = random.Random(f"{seed} tts prompts")
-    by_voice = {v.name: [line for line in lines if line["speaker"] == v.name] for v in TTS_VOICES}
+    by_voice = {v.name: [line for line in lines[:decoded] if line["speaker"] == v.name] for v in TTS_VOICES}
     learned = []
     for line, rate in zip(lines, rates, strict=True):
         other = rng.choice([o for o in by_voice[line["speaker"]][:200] if o is not line])
@@ -160,13 +185,14 @@ def write_manifests(folder: Path, lines: Sequence[dict[str, Any]], rates: Sequen
         attributes = {"voice": line["speaker"], "gender": GENDERS[line["speaker"]], "rate": rated}
         prompt = {"prompt_audio": other["audio"], "prompt_text": other["text"]}
         learned.append(line | prompt | {"attributes": attributes})
-    held = min(VALID_RECORDINGS, len(learned) // 50)
+    held = min(VALID_RECORDINGS, decoded // 50)
     write_manifest(folder / "valid.jsonl", learned[:held])
-    write_manifest(folder / "sft.jsonl", learned[held:])
+    write_manifest(folder / "sft.jsonl", learned[held:decoded])
+    write_manifest(folder / "household.jsonl", [line for line in learned[held:] if line["text"] in household])
     judged = [
         {k: v for k, v in line.items() if k not in ("prompt_audio", "prompt_text", "attributes")}
         | {"id": f"{line['id']}-{kind}", "audio": line["audio"].replace("audio", kind)}
-        for line in learned
+        for line in learned[:decoded]
         for kind in ("audio", "decoded")
     ]
     write_manifest(folder / "judge-valid.jsonl", [line for line in judged[: 2 * held] if "decoded" in line["id"]])
@@ -185,8 +211,7 @@ def main() -> None:
     started = time.perf_counter()
     texts, engines = write_texts(arguments.seed), Engines()
     build_corpus(arguments.out, texts, engines, arguments.seed)
-    recorded = texts.recorded[: arguments.limit]
-    build_recordings(arguments.recordings, arguments.codec, recorded, engines, arguments.seed)
+    build_recordings(arguments.recordings, arguments.codec, texts, engines, arguments.seed, arguments.limit)
     print(f"{arguments.out}, {arguments.recordings}: {time.perf_counter() - started:.0f} s")
 
 
