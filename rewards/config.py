@@ -41,6 +41,13 @@ class JudgeConfig:
     languages: list[str] = field(
         default_factory=list, metadata={"help": "languages it knows; empty takes what the model itself states"}
     )
+    numerals: bool = field(
+        default=True,
+        metadata={
+            "help": "may write digits; `false` makes it spell numbers, so that `nine zero zero` does not come back as "
+            "`900` (`faster_whisper` only)"
+        },
+    )
     device: str = field(default="cpu", metadata={"help": "torch device"})
 
 

@@ -46,6 +46,8 @@ def check_judge(config: JudgeConfig, key: str = "judge") -> None:
         raise UserError(f"rewards.sound.{key}.kind: unknown judge {config.kind!r}; known are {', '.join(JUDGES)}")
     if not config.path:
         raise UserError(f"rewards.sound.{key}.path is empty: where is the model of judge {config.kind!r}?")
+    if not config.numerals and config.kind != "faster_whisper":
+        raise UserError(f"rewards.sound.{key}.numerals: judge {config.kind!r} cannot be kept from writing digits")
     model_path(config.path, f"rewards.sound.{key}.path")
 
 

@@ -17,6 +17,7 @@ _SAMPLE_RATE = 16_000
 _SHORTEST_S = 15.0  # Whisper invents text when its window is cut below this
 _TOKENS_PER_SECOND = 15
 _LEAST_TOKENS = 24
+_MODELS_OWN = -1  # stands for the tokens that the model's own configuration suppresses
 
 
 class FasterWhisperJudge(Judge):
@@ -37,6 +38,7 @@ class FasterWhisperJudge(Judge):
         )
         if not self._model.model.is_multilingual:
             self.languages = frozenset({"en"})
+        self._suppressed = [_MODELS_OWN, *([] if config.numerals else self._numerals())]
         super().__init__(config, threads)
 
     def transcribe(
@@ -57,10 +59,17 @@ class FasterWhisperJudge(Judge):
             self._model.encode(features),
             [prompt] * len(flat),
             beam_size=1,
+            suppress_tokens=self._suppressed,
             max_length=len(prompt) + max(_LEAST_TOKENS, round(seconds * _TOKENS_PER_SECOND)),
         )
         texts = iter([tokenizer.decode(result.sequences_ids[0]).strip() for result in results])
         return [Transcript(" ".join(next(texts) for _ in row)) for row in pieces]
+
+    def _numerals(self) -> list[int]:
+        """Ids of the tokens with a digit, or a sign that stands for a word beside one."""
+        vocabulary = self._model.hf_tokenizer
+        texts = range(vocabulary.token_to_id("<|endoftext|>"))  # specials follow
+        return [i for i in texts if set(vocabulary.decode([i])) & set("0123456789%$£")]
 
 
 def _cut(signal: Wave, window: int) -> list[Wave]:

@@ -164,6 +164,12 @@ def test_whisper_tiny_en_through_ctranslate2() -> None:
     assert windows.lower().count("kitchen") > 10, "longer than 30 s"
     with pytest.raises(UserError, match=r"holds no model\.bin"):
         build_judge(JudgeConfig("faster_whisper", "/none"))
+    number = [engine("The number is nine zero seven four.", seed=0)]
+    assert set(judge.transcribe(number, hibari.dsp.SR, "en")[0].text) & set("0123456789")
+    spelling = build_judge(JudgeConfig("faster_whisper", str(models.get_model_path()), numerals=False))
+    assert not set(spelling.transcribe(number, hibari.dsp.SR, "en")[0].text) & set("0123456789")
+    with pytest.raises(UserError, match=r"rewards\.sound\.judge\.numerals: judge 'demo'"):
+        build_judge(JudgeConfig("demo", str(models.get_model_path()), numerals=False))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
