@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -124,10 +125,10 @@ def recoveries(outcome: Outcome, plan: list[Fault], engines: int) -> list[dict[s
     """How long the faults that left the run without engines kept it from sampling."""
     kinds = WITHOUT_ENGINES if engines == 1 else WITHOUT_ENGINES[:1]
     found = []
+    times = [0.0, *(entry["time"] for entry in outcome.struck), math.inf]
     for number, entry in enumerate(outcome.struck):
         if entry["kind"] in kinds and entry["phase"] == "generate":
-            previous = outcome.struck[number - 1]["time"] if number else 0.0
-            measured = recovery(outcome.folder, entry, previous)
+            measured = recovery(outcome.folder, entry, previous=times[number], following=times[number + 2])
             if measured is not None:
                 found.append({"kind": entry["kind"], **{k: round(v, 1) for k, v in vars(measured).items()}})
     return found

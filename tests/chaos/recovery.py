@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,11 +34,13 @@ class Recovery:
     first_start: float
 
 
-def recovery(folder: Path, fault: Mapping[str, Any], previous: float = 0.0) -> Recovery | None:
+def recovery(
+    folder: Path, fault: Mapping[str, Any], previous: float = 0.0, following: float = math.inf
+) -> Recovery | None:
     """What a run's log and timeline say of a fault that left it without engines while it sampled.
 
-    None where they do not tell: when the next fault came before the samples did, they are of another execution; and
-    when no samples came since the fault before this one, at `previous` seconds since the epoch, both are waited for.
+    None where they do not tell: when the next fault, at `following` seconds since the epoch, came before the samples
+    did; and when no samples came since the fault before this one, at `previous`: then both are waited for.
     """
     struck = float(fault["time"])
     starts = [
@@ -46,13 +49,13 @@ def recovery(folder: Path, fault: Mapping[str, Any], previous: float = 0.0) -> R
         if (found := STARTED.fullmatch(line["message"]))
     ]
     done = [call.end for call in generations(folder / "timeline.json")]
-    ends = [end for end in done if end > struck]
+    ends = sorted(end for end in done if end > struck)
     before = [seconds for time, seconds in starts if time < struck]
-    after = [seconds for time, seconds in starts if struck < time <= min(ends, default=0.0)]
+    after = [seconds for time, seconds in starts if struck < time <= (ends[0] if ends else 0.0)]
     recovered = any(previous < end < struck for end in done)
-    if not recovered or not ends or not before or not after:
+    if not recovered or not ends or ends[0] > following or not before or not after:
         return None
-    return Recovery(min(ends) - struck, max(after), max(before))
+    return Recovery(ends[0] - struck, max(after), max(before))
 
 
 @dataclass(frozen=True)
