@@ -1,6 +1,6 @@
 # make demo   train the embedded demo and print WER before and after
 # make test   the fast tests; make test-slow and make test-gpu for the others
-# make chaos  real runs under faults (half an hour); benchmarks/chaos.py for random ones
+# make chaos  real runs under faults (45 minutes); benchmarks/chaos.py for random ones
 # make paper-table  every row of the paper's tables, three seeds, and the stability plot (hours)
 # make check  ruff and mypy
 PYTHON ?= python3.11
