@@ -20,6 +20,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from rollout.idle import wait_asleep
 from rollout.orphans import end_with_parent
 from speech.weights import tensor_digest
 
@@ -29,7 +30,8 @@ RELOAD_LOGGER = "vllm.model_executor.model_loader.reload.layerwise"
 
 def register() -> None:
     """Entry point. vLLM may call it more than once in a process, and refuses a second registration."""
-    end_with_parent()  # here because this is the only code of ours that runs in each of vLLM's processes
+    end_with_parent()  # these two here because this is the only code of ours that runs in each of vLLM's processes
+    wait_asleep()
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreTransferEngine)
 

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 
 from speech.errors import UserError
@@ -124,3 +126,16 @@ def test_a_prompt_without_room_for_its_response_is_refused_by_name(driver: Drive
 def test_health_answers(driver: Driver) -> None:
     health = driver.run(driver.engine.health())
     assert (health.version, health.stale, health.unfinished) == (driver.version, None, 0)
+
+
+def test_an_engine_that_waits_leaves_the_cores_to_others(driver: Driver) -> None:
+    driver.run(driver.engine.generate(*make_prompts(1), SAMPLING))
+    processes = psutil.Process().children(recursive=True)
+    assert any("VLLM" in process.name() for process in processes)
+
+    def used_s() -> float:
+        return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+    before = used_s()
+    time.sleep(0.9)  # within the second for which vLLM's own readers poll
+    assert used_s() - before < 0.3
