@@ -6,8 +6,9 @@
 
 A variant is STALENESS:THREADS, with that many threads for each of engine, learner and encoder: what overlaps on few
 cores takes them from one another. The variants are run in turn (A B C A B C …), so that other work on the machine hits
-them alike, and all with the same importance cap. The first steps of a run are left out. With `--wer` the test split is
-evaluated after training, and every repeat has a seed of its own.
+them alike, and all with the same importance cap. The first steps of a run are left out. `cores` is how many of the
+machine's cores were busy, with whatever else ran on it. With `--wer` the test split is evaluated after training, and
+every repeat has a seed of its own.
 """
 
 from __future__ import annotations
@@ -19,19 +20,33 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 PARTS = ("engine", "learner")
+PHASES = ("encode", "generate", "reward", "learn", "publish")
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one run. `idle` is by component, the mean over steps; `wer` is None without an evaluation."""
+    """Of one run.
+
+    Attributes:
+        idle: by component, the mean over steps.
+        cores: busy ones of the whole machine.
+        phases: median seconds of each.
+        wer: None without an evaluation.
+    """
 
     trajectories_per_second: float
+    cores: float
+    phases: dict[str, float]
     staleness: float
     idle: dict[str, float]
     wer: float | None
@@ -58,8 +73,8 @@ def main() -> None:
                 results[variant].append(run(args, variant, seed, Path(folder)))
                 print(f"S:threads {variant}, seed {seed}: {results[variant][-1]}", file=sys.stderr, flush=True)
     print(f"{args.steps} steps, the first {args.warm_up} left out; {len(seeds)} run(s) each, in turn.\n")
-    print("| S | threads | trajectories/s, median (lowest–highest) | staleness | idle: engine / learner | test WER |")
-    print("|--:|--:|--:|--:|---|---|")
+    print("| S | threads | trajectories/s, median (range) | cores | staleness | idle: engine / learner | test WER |")
+    print("|--:|--:|--:|--:|--:|---|---|")
     for variant, runs in results.items():
         staleness, threads = variant.split(":")
         rates = [result.trajectories_per_second for result in runs]
@@ -67,7 +82,12 @@ def main() -> None:
         idle = " / ".join(f"{statistics.fmean(r.idle[part] for r in runs):.0%}" for part in PARTS)
         wer = ", ".join(f"{result.wer:.2%}" for result in runs if result.wer is not None) or "–"
         age = statistics.fmean(result.staleness for result in runs)
-        print(f"| {staleness} | {threads} | {speed} | {age:.2f} | {idle} | {wer} |")
+        cores = statistics.median(result.cores for result in runs)
+        print(f"| {staleness} | {threads} | {speed} | {cores:.2f} | {age:.2f} | {idle} | {wer} |")
+    print(f"\nPhases, s: median over steps and runs of {', '.join(PHASES)}.\n")
+    for variant, runs in results.items():
+        medians = (statistics.median(result.phases[phase] for result in runs) for phase in PHASES)
+        print(f"- {variant}: {', '.join(f'{seconds:.3f}' for seconds in medians)}")
 
 
 def run(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> Result:
@@ -90,18 +110,45 @@ def run(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> Resu
     command = [sys.executable, "-m", "cluster.cli", "train", args.config]
     command += [f"{key}={value}" for key, value in settings.items()] + args.override
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=environment)
-    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = folder / name / "metrics.jsonl"
+    cores = busy_cores(command, environment, metrics, args.warm_up, args.steps)
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     lines = lines[args.warm_up :]
     after = json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))["after"]
     used = ("rollout/trajectories", "time/step", "staleness/mean", *(f"time/idle_fraction/{part}" for part in PARTS))
     columns = {key: [line[key] for line in lines] for key in used}
     return Result(
         trajectories_per_second=sum(columns["rollout/trajectories"]) / sum(columns["time/step"]),
+        cores=cores,
+        # With overlap, a step of the learner need not see a phase of the engines end.
+        phases={
+            phase: statistics.median(line[f"time/{phase}"] for line in lines if f"time/{phase}" in line)
+            for phase in PHASES
+        },
         staleness=statistics.fmean(columns["staleness/mean"]),
         idle={part: statistics.fmean(columns[f"time/idle_fraction/{part}"]) for part in PARTS},
         wer=None if after is None else after["wer"],
     )
+
+
+def busy_cores(command: Sequence[str], environment: dict[str, str], metrics: Path, first: int, last: int) -> float:
+    """Run a training; how many cores were busy between the ends of two of its steps.
+
+    Raises:
+        subprocess.CalledProcessError: if it fails.
+    """
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
+    marks: list[tuple[float, float]] = []
+    while process.poll() is None:
+        done = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        if len(marks) < 2 and done >= (first, last)[len(marks)]:
+            times = psutil.cpu_times()
+            marks.append((time.monotonic(), times.user + times.nice + times.system + times.softirq))
+        time.sleep(0.1)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    (start, used_before), (end, used) = marks
+    return (used - used_before) / (end - start)
 
 
 if __name__ == "__main__":

@@ -222,21 +222,48 @@ def print_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 
 
 def report_tts(base: Path, folders: Folders) -> None:
-    """The table and a plot of both judges' WER."""
+    """The table, the edits behind both judges' greedy WER, and a plot of it."""
+    rows = {BASE.label: [(summary(base)["before"], base / "evaluation-before.json")]}
+    rows |= {
+        row.label: [(summary(folder)["after"], folder / "evaluation-after.json") for folder in found]
+        for row, found in folders.items()
+        if found
+    }
     heading = [f"{name}{', %' if form == '%' else ''}" for name, _, form in TTS.columns]
-    rows = {BASE.label: [summary(base)["before"]]}
-    rows |= {row.label: [summary(f)["after"] for f in found] for row, found in folders.items() if found}
     lines = [
-        [label, *(cell([read(item) for item in found], form) for _, read, form in TTS.columns)]
+        [label, *(cell([read(item) for item, _ in found], form) for _, read, form in TTS.columns)]
         for label, found in rows.items()
     ]
     print_table(["", *heading], lines)
+    print("\nSubstitutions / deletions / insertions, greedy, means over seeds:\n")
+    keys = {"training judge": "hypothesis", "second judge": "hypothesis_second"}
+    lines = [
+        [label, *(judged_edits([file for _, file in found], key) for key in keys.values())]
+        for label, found in rows.items()
+    ]
+    print_table(["", *keys], lines)
     bars = {
-        name: {label: [100 * (read(item) or 0.0) for item in found] for label, found in rows.items()}
+        name: {label: [100 * (read(item) or 0.0) for item, _ in found] for label, found in rows.items()}
         for name, read, _ in TTS.columns
         if name in TTS.plotted
     }
     plot_bars(bars, "WER, %", RUNS / "tts.png")
+
+
+def judged_edits(files: Sequence[Path], key: str) -> str:
+    """Mean edits of what a judge read, `key`, in evaluations of speech."""
+    from rewards.edits import EditCounts, word_edits
+
+    counts = []
+    for file in files:
+        read = json.loads(file.read_text(encoding="utf-8"))["hypotheses"]
+        edits = (word_edits(line["reference"], line[key] or "", line["language"]) for line in read)
+        counts.append(sum(edits, EditCounts()))
+    means = (
+        statistics.fmean(getattr(count, edit) for count in counts)
+        for edit in ("substitutions", "deletions", "insertions")
+    )
+    return " / ".join(f"{mean:.0f}" for mean in means)
 
 
 @dataclass
