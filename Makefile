@@ -73,9 +73,11 @@ assets-tts: setup
 	$(BIN)/python -m assets.build.codec
 	$(BIN)/python -m assets.build.tts_speech
 	$(BIN)/python -m assets.build.tts_model
-	rm -rf runs/tts_demo_sft runs/tts_judge_sft runs/tts_token2text
+	rm -rf runs/tts_demo_sft runs/tts_demo_run_on runs/tts_judge_sft runs/tts_token2text
 	$(BIN)/speechrl train configs/tts_demo_sft.yaml
-	$(BIN)/python -m assets.build.collect runs/tts_demo_sft assets/tts_demo
+	$(BIN)/speechrl train configs/tts_demo_sft.yaml name=tts_demo_run_on model.path=runs/tts_demo_sft/export \
+	  data.train=build/tts_speech/run_on.jsonl steps=900
+	$(BIN)/python -m assets.build.collect runs/tts_demo_run_on assets/tts_demo
 	$(BIN)/speechrl train configs/tts_judge_sft.yaml
 	$(BIN)/python -m assets.build.collect runs/tts_judge_sft assets/tts_judge
 	$(BIN)/speechrl train configs/tts_token2text.yaml

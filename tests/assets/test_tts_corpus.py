@@ -37,10 +37,30 @@ def test_the_shipped_texts_are_those_of_the_builder(manifests: Manifests) -> Non
 
 def test_no_text_of_a_split_is_said_or_spoken_elsewhere(manifests: Manifests) -> None:
     texts = tts_speech.write_texts(seed=1)
-    parts = {**texts.splits, "recorded": texts.recorded, "prompts": [t for p in texts.prompts.values() for t in p]}
+    prompts = [text for part in texts.prompts.values() for text in part]
+    parts = {**texts.splits, "recorded": texts.recorded, "last": texts.last, "prompts": prompts}
     for (name, one), (other, two) in combinations(parts.items(), 2):
         assert not set(one) & set(two), (name, other)
     assert all(len(set(part)) == len(part) for part in parts.values())
+
+
+def test_six_in_ten_run_on_recordings_go_on_and_none_says_a_text_of_a_split(manifests: Manifests) -> None:
+    texts = tts_speech.write_texts(seed=1)
+    unsaid = {line["text"] for lines in manifests.values() for line in lines}
+    assert not unsaid & {words for pair in texts.run_on for words in pair}
+    more = [words.split() for _, words in texts.run_on if words]
+    assert len(more) / len(texts.run_on) == pytest.approx(tts_speech.RUN_ON_SHARE, abs=0.02)
+    assert max(map(len, more)) == max(tts_speech.RUN_ON_WORDS)
+
+
+def test_run_on_recordings_are_of_what_is_to_be_spoken(manifests: Manifests) -> None:
+    """Distinct sentences are numbers before long; these are not."""
+
+    def numbers(texts: list[str]) -> float:
+        return sum(text.startswith(("dial", "the number")) for text in texts) / len(texts)
+
+    said = numbers([text for text, _ in tts_speech.write_texts(seed=1).run_on])
+    assert said < 1.5 * numbers([line["text"] for line in manifests["train"]])
 
 
 def test_every_split_has_its_own_prompts_of_all_voices(manifests: Manifests) -> None:
