@@ -31,7 +31,9 @@ def test_overlap_beats_neither_the_bound_nor_loses_to_no_overlap(
     phases = {stage: Phase(seconds[stage], stage, cores=1.5) for stage in STAGES}
     schedule = Schedule(phases, staleness, update, cores, steps=40)
     took = simulate(schedule)
-    assert took >= bound(schedule) * (1 - 1e-6)
+    # Measured between two publications, of which the first may have waited for another phase and the second not.
+    waited = max(seconds.values()) / (schedule.steps // 2)
+    assert took >= bound(schedule) - waited
     assert took <= sum(seconds.values()) * (1 + 1e-6)
 
 
