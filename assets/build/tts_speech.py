@@ -93,7 +93,8 @@ def write_texts(seed: int) -> Texts:
     texts.recorded = first + second
     texts.household |= set(first)
     rng.shuffle(texts.recorded)
-    taken = {*texts.recorded, *itertools.chain(*texts.splits.values(), *texts.prompts.values())}
+    unsaid = set(itertools.chain(*texts.splits.values(), *texts.prompts.values()))
+    taken = {*texts.recorded, *unsaid}
     more: list[str] = []
     for write in (household, grammar.english):
         more += [s.text for s in grammar.distinct(MORE, write, rng, taken)]
@@ -104,7 +105,6 @@ def write_texts(seed: int) -> Texts:
     texts.last = [s.text for s in grammar.distinct(LAST, household, random.Random(f"{seed} tts last"), taken)]
     random.Random(f"{seed} tts last order").shuffle(texts.last)
     texts.household |= set(texts.last)
-    unsaid = set(itertools.chain(*texts.splits.values(), *texts.prompts.values()))
     texts.run_on = write_run_on(household, random.Random(f"{seed} tts run on"), unsaid)
     return texts
 

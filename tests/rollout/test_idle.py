@@ -13,13 +13,20 @@ from rollout.idle import PatientCondition
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[PatientCondition]:
-    """A reader with a writer that never says anything."""
+def writer_and_reader(tmp_path: Path) -> Iterator[tuple[PatientCondition, PatientCondition]]:
     context = zmq.Context()
     address = f"ipc://{tmp_path}/notify"
-    PatientCondition(is_reader=False, context=context, notify_address=address)
-    yield PatientCondition(is_reader=True, context=context, notify_address=address)
+    yield (
+        PatientCondition(is_reader=False, context=context, notify_address=address),
+        PatientCondition(is_reader=True, context=context, notify_address=address),
+    )
     context.destroy(linger=0)
+
+
+@pytest.fixture
+def reader(writer_and_reader: tuple[PatientCondition, PatientCondition]) -> PatientCondition:
+    """A reader whose writer never says anything."""
+    return writer_and_reader[1]
 
 
 def test_a_reader_that_has_just_read_looks_again_unnotified_and_does_not_spin(reader: PatientCondition) -> None:
@@ -40,15 +47,11 @@ def test_after_a_while_it_sleeps_as_long_as_it_may(reader: PatientCondition) -> 
     assert time.monotonic() - before >= 0.29
 
 
-def test_a_notification_ends_the_sleep(tmp_path: Path) -> None:
-    context = zmq.Context()
-    address = f"ipc://{tmp_path}/notify"
-    writer = PatientCondition(is_reader=False, context=context, notify_address=address)
-    reader = PatientCondition(is_reader=True, context=context, notify_address=address)
+def test_a_notification_ends_the_sleep(writer_and_reader: tuple[PatientCondition, PatientCondition]) -> None:
+    writer, reader = writer_and_reader
     time.sleep(0.2)  # until the subscription stands
     reader.last_read = 0.0
     writer.notify()
     before = time.monotonic()
     reader.wait(timeout_ms=60_000)
     assert time.monotonic() - before < 30
-    context.destroy(linger=0)
