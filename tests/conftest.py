@@ -11,6 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test depends on the speed of the machine, and so no example on how long it took.
+settings.register_profile("speechrl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("speechrl")
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_refuses_what_cannot_be_dealt() -> None:
         PromptSource(utterances(2) * 2, 0, 2)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(size=st.integers(1, 12), batch=BATCHES, every=st.integers(1, 4), kills=st.lists(st.integers(1, 6), max_size=4))
 def test_killed_runs_account_for_every_prompt(
     tmp_path_factory: pytest.TempPathFactory, size: int, batch: int, every: int, kills: list[int]

@@ -122,7 +122,7 @@ def trainer(config: RunConfig, system: SimulatedSystem, utterances: int = 7) -> 
     return Trainer(config, system, PromptSource(data, 0, config.data.batch_prompts), None, PhaseTimer())  # type: ignore[arg-type]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(staleness=st.integers(0, 3), stops=st.lists(st.integers(1, 4), max_size=3), steps=st.integers(1, 12))
 def test_every_prompt_is_trained_once_in_order_and_within_the_bound(
     staleness: int, stops: list[int], steps: int

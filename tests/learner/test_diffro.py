@@ -81,7 +81,7 @@ samples = st.builds(
 ).filter(lambda sample: sample.token_ids)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.lists(samples, min_size=1, max_size=4), min_size=1, max_size=4), st.booleans(), st.booleans())
 def test_filter_and_rows(drawn: list[list[Sample]], positive: bool, shared: bool) -> None:
     groups = [TrainGroup(PromptLayout((3, 4), 0, 0), tuple(g), i, (1, 2)) for i, g in enumerate(drawn)]

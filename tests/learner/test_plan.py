@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.batch import Sample, TrainGroup
@@ -18,7 +18,6 @@ def group(index: int, lengths: list[int]) -> TrainGroup:
 batches = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), max_size=12)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches, batches, st.integers(1, 4), st.integers(1, 4))
 def test_plan_deals_out_everything_once(policy: list, replay: list, updates: int, ranks: int) -> None:
     groups = [group(i, lengths) for i, lengths in enumerate(policy)]

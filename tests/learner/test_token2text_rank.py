@@ -141,7 +141,7 @@ def test_ranks_of_unequal_load_read_the_same(tmp_path: Path) -> None:
             assert reading.nll == pytest.approx(expected[i].nll, rel=1e-4, abs=1e-4)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 20), st.integers(1, 4), st.sampled_from([0.0, 0.5]), st.integers(5, 60))
 def test_plan_deals_out_everything_once(count: int, ranks: int, mixup: float, budget: int) -> None:
     items = corpus(count)

@@ -246,7 +246,7 @@ def test_token_loops(tape: TapeCodec) -> None:
     assert values == [0.0, pytest.approx(-80 / 140), -1.0, 0.0, 0.0, 0.0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 2), max_size=40), st.integers(1, 6), st.integers(1, 12))
 def test_looped_share_agrees_with_its_definition(tokens: list[int], longest: int, least: int) -> None:
     inside: set[int] = set()

@@ -158,7 +158,7 @@ def test_level_does_not_matter(codec: DemoCodec) -> None:
     assert agreeing > 0.9
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 2 * ENTRIES + 31), max_size=120))
 def test_any_tokens_decode_to_a_bounded_wave(codec: DemoCodec, tokens: list[int]) -> None:
     [wave] = codec.decode([tokens], [[]])

@@ -114,7 +114,7 @@ def test_limits_apply_to_lengths_from_headers(folder):
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(rows=st.lists(st.tuples(texts, texts, st.sampled_from([None, "en", "yue"]), st.floats(0, 1e3)), min_size=1,
                      unique_by=lambda row: row[0]))  # fmt: skip
 def test_what_is_written_is_read_back(tmp_path, rows):

@@ -55,7 +55,7 @@ def test_only_speech_and_one_stop_token_may_be_sampled(family: CausalSpeechFamil
     assert list(family.allowed_token_ids) == sorted(family.allowed_token_ids)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(tokens=st.lists(st.integers(0, 19)))
 def test_target_and_speech_tokens_are_inverse(family: SpeechFamily, tokens: list[int]) -> None:
     target = family.target_ids(tokens)
