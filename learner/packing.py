@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from learner.batch import BatchTotals, Block, PackedBatch, Sample, TrainGroup
+from learner.batch import BatchTotals, Block, Members, PackedBatch, Sample, TrainGroup
 from learner.filters import chosen_labels
 
 
@@ -81,7 +81,7 @@ def pack(groups: Sequence[TrainGroup], shared_prefix: bool = True) -> PackedBatc
             [p for s in samples for p in (s.behaviour_logprobs or (0.0,) * len(s.token_ids))], dtype=torch.float32
         ),
         advantages=torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
-        members=tuple((group, place) for group, places in rows for place in places),
+        members=Members((group, place) for group, places in rows for place in places),
     )
 
 

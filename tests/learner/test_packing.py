@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +66,23 @@ def test_blocks_positions_and_audio_fit_together(batch: list[TrainGroup], shared
             assert (row.position_ids[chosen] + 1).tolist() == expected
             position, target = position + length, target + length
     assert row.audio_positions.tolist() == audio
+
+
+def visited(value: Any) -> int:
+    """Objects that FSDP2 looks at when a module is called with this: it walks through containers and dataclasses."""
+    if isinstance(value, dict):
+        return 1 + sum(map(visited, value.values()))
+    if isinstance(value, list | tuple):
+        return 1 + sum(map(visited, value))
+    if dataclasses.is_dataclass(value):
+        return 1 + sum(visited(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return 1
+
+
+def test_longer_samples_are_no_more_work_for_who_walks_through_a_batch() -> None:
+    short, long = (pack([random_group(4, [length] * 3, seed=1)]) for length in (2, 200))
+    assert visited(short) == visited(long)
+    assert list(long.members)[1:] == list(long.members[1:]) and len(long.members) == 3
 
 
 def test_groups_without_behaviour_logprobs_or_audio() -> None:
