@@ -93,9 +93,16 @@ class SoundBatch:
         self._seconds = seconds
         self._known: dict[str, Any] = {}
 
-    def transcripts(self, name: JudgeName) -> list[Transcript | Failure]:
-        """What a judge reads in every sample; silence is an empty transcript, and no judge is asked about it."""
-        return self._once(name, lambda: self._transcripts(name))
+    def transcripts(self, name: JudgeName, likelihood: bool = False) -> list[Transcript | Failure]:
+        """What a judge reads in every sample; silence is an empty transcript, and no judge is asked about it.
+
+        Args:
+            likelihood: ask for that of the text as well, where the judge states it: another pass of its model.
+        """
+        both = f"{name} with likelihood"
+        if likelihood or both in self._known:
+            return self._once(name, lambda: self._transcripts(name, True), both)
+        return self._once(name, lambda: self._transcripts(name, False))
 
     def embeddings(self) -> list[NDArray[np.float32] | Failure | None]:
         """Speaker embedding of every sample, of length 1; None where there is silence."""
@@ -120,9 +127,11 @@ class SoundBatch:
 
         return self._once("quality", measure)
 
-    def _once(self, name: str, measure: Callable[[], _Result]) -> _Result:
+    def _once(self, stage: str, measure: Callable[[], _Result], name: str | None = None) -> _Result:
+        """What is measured, by name (that of the stage, whose time it is, where none is given)."""
+        name = name or stage
         if name not in self._known:
-            with timed(self._seconds, name):
+            with timed(self._seconds, stage):
                 self._known[name] = measure()
         known: _Result = self._known[name]
         return known
@@ -135,8 +144,9 @@ class SoundBatch:
 
         return self._heard(sounds, "speaker model", embed, self._config.batch)
 
-    def _transcripts(self, name: JudgeName) -> list[Transcript | Failure]:
+    def _transcripts(self, name: JudgeName, likelihood: bool) -> list[Transcript | Failure]:
         judge = self._models.judge(name)
+        likelihood = likelihood and judge.states_likelihood
         found: list[Transcript | Failure] = []
         by_language: dict[str, list[int]] = {}
         for place, (sound, utterance) in enumerate(zip(self.flat, self._texts, strict=True)):
@@ -153,7 +163,7 @@ class SoundBatch:
 
             def read(part: Sequence[int], language: str = language) -> list[Transcript]:
                 sounds = [sound for place in part if isinstance(sound := self.flat[place], Sound)]
-                texts = [self._texts[place].text for place in part] if judge.states_likelihood else None
+                texts = [self._texts[place].text for place in part] if likelihood else None
                 return judge.transcribe([s.wave for s in sounds], sounds[0].sample_rate, language, texts)
 
             for place, result in zip(places, self._isolated(read, places, name, self._config.batch), strict=True):
@@ -209,8 +219,9 @@ class SoundGroup:
         """Language code by which text is compared, guessed from the text's script when the manifest names none."""
         return scored_language(self.text, "", self.group.prompt.utterance.language)
 
-    def transcripts(self, judge: JudgeName = "judge") -> list[Transcript | Failure]:
-        return self._mine(self.batch.transcripts(judge))
+    def transcripts(self, judge: JudgeName = "judge", likelihood: bool = False) -> list[Transcript | Failure]:
+        """See `SoundBatch.transcripts`."""
+        return self._mine(self.batch.transcripts(judge, likelihood))
 
     def embeddings(self) -> list[NDArray[np.float32] | Failure | None]:
         return self._mine(self.batch.embeddings())

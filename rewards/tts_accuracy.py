@@ -44,7 +44,7 @@ class TTSAccuracy:
             return [PartScore(invalid=problem)] * len(group.sounds)
         return [
             PartScore(invalid=heard.reason) if isinstance(heard, Failure) else self._score(group, heard)
-            for heard in group.transcripts()
+            for heard in group.transcripts(likelihood=self.shape == "harmonic")
         ]
 
     def _score(self, group: SoundGroup, heard: Transcript) -> PartScore:

@@ -46,8 +46,9 @@ class LengthJudge(Judge):
         self.batches.append((language, len(waves)))
         if any(len(wave) == 30 * 320 for wave in waves):
             raise RuntimeError("the judge is broken")
-        assert references is not None and len(references) == len(waves)
-        return [Transcript("word " * round(len(wave) / sample_rate), 1.5) for wave in waves]
+        assert references is None or len(references) == len(waves)
+        nll = None if references is None else 1.5
+        return [Transcript("word " * round(len(wave) / sample_rate), nll) for wave in waves]
 
 
 def with_judge(pipeline: SoundPipeline) -> LengthJudge:
@@ -81,8 +82,20 @@ def test_one_decoding_and_one_reading_serve_all_groups_and_rewards(tape: TapeCod
     parts = [[(r.parts["tts_accuracy"], r.parts["heard"], r.parts["no_stop"]) for r in g.rewards] for g in scored]
     assert parts == [[(0.5, 1.0, 0.0), (1.0, 2.0, 0.0)], [(1.0, 1.0, -1.0), (0.0, 0.0, -1.0), (0.0, 2.0, -1.0)]]
     assert [g.prompt.id for g in scored] == ["0/a", "0/b"]
-    assert scored[0].rewards[0].details["tts_accuracy/nll"] == 1.5
     assert set(pipeline.seconds) == {"decode", "judge", "total"}
+
+
+def test_the_judge_states_the_likelihood_only_to_those_who_ask(tape: TapeCodec) -> None:
+    """It costs a pass of the judge's model; a reward that does not ask for it has the reading that was made with it."""
+    for shape, likelihood in [("one_minus", None), ("harmonic", 1.5)]:
+        config = RewardConfig([RewardItem("tts_accuracy", options={"shape": shape}), RewardItem(f"{__name__}:heard")])
+        config.sound = SPOKEN
+        pipeline = SoundPipeline(config, tape)
+        judge = with_judge(pipeline)
+        (group,) = pipeline.score([sound_group([range(50), range(100)], text="word")])
+        assert [r.details.get("tts_accuracy/nll") for r in group.rewards] == [likelihood] * 2
+        assert [r.parts["heard"] for r in group.rewards] == [1.0, 2.0]
+        assert judge.batches == [("en", 2)]
 
 
 def test_a_judge_error_costs_the_sample_and_not_its_batch(tape: TapeCodec) -> None:
