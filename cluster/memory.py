@@ -14,9 +14,10 @@ class PeakMemory(Periodic):
 
     PSS counts a page shared by n processes as 1/n in each, so the object store and shared libraries are counted
     once. Ray's processes are descendants when Ray was started here; on a cluster only this node's driver is seen.
+    A look takes a third of a second of CPU time where page tables are read slowly, and so it is not taken often.
     """
 
-    def __init__(self, interval_s: float = 5.0) -> None:
+    def __init__(self, interval_s: float = 20.0) -> None:
         super().__init__("peak-memory", interval_s)
         self.peak_bytes = 0
 
