@@ -1,0 +1,142 @@
+"""The runs behind `paper_table.py`, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RUNS = Path("runs/paper")
+SINGLE_THREADED = ("engines.threads=1", "learner.threads=1", "encoder.threads=1", "rewards.sound.threads=1")
+
+Figures = dict[str, Any]
+"""What a table or a plot needs of one run."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant: its label, a name for its runs, and what it changes in the configuration."""
+
+    label: str
+    name: str
+    overrides: tuple[str, ...] = ()
+
+
+class Runner:
+    """Runs what is not kept yet, `jobs` at a time.
+
+    The figures of each completed run are kept in a small file of its own, so that a table can grow over days and
+    machines, and be drawn again without the runs' folders.
+
+    Args:
+        jobs: runs at the same time; with more than one, each has single threads.
+        report_only: run nothing.
+        kept: folder of the files.
+    """
+
+    def __init__(self, jobs: int, report_only: bool, kept: Path) -> None:
+        self.jobs, self.report_only, self.kept = jobs, report_only, kept
+        RUNS.mkdir(parents=True, exist_ok=True)
+        kept.mkdir(parents=True, exist_ok=True)
+
+    def run(
+        self,
+        table: str,
+        config: str,
+        rows: Sequence[Row],
+        seeds: Sequence[int],
+        more: Sequence[str],
+        read: Callable[[Path], Figures],
+    ) -> dict[Row, list[Figures]]:
+        """Figures of the completed runs of each row, seed by seed.
+
+        Args:
+            table: begins the names of the runs.
+            more: overrides of every row.
+            read: a completed run's folder to its figures.
+
+        Raises:
+            SystemExit: a run has failed or was interrupted (no other is begun then), or figures are kept of a run
+                with other settings.
+        """
+        # Seed by seed, so that an interrupted table has whole columns.
+        plans = [
+            Plan(row, f"{table}-{row.name}-seed{seed}", config, seed, tuple(more)) for seed in seeds for row in rows
+        ]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            runs = [pool.submit(self._complete, plan, read) for plan in plans]
+            try:
+                done, _ = wait(runs, return_when=FIRST_EXCEPTION)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+            for run in done:
+                run.result()
+        figures: dict[Row, list[Figures]] = {row: [] for row in rows}
+        for plan, run in zip(plans, runs, strict=True):
+            if (found := run.result()) is not None:
+                figures[plan.row].append(found)
+        return figures
+
+    def _complete(self, plan: Plan, read: Callable[[Path], Figures]) -> Figures | None:
+        file, folder = self.kept / f"{plan.name}.json", RUNS / plan.name
+        if not file.is_file():
+            if not completed(folder):
+                if self.report_only:
+                    return None
+                self._train(plan, folder)
+            summary = load(folder / "summary.json")
+            content = {
+                "config": plan.config,
+                "settings": plan.settings,
+                "steps": summary["steps"],
+                "seconds": round(summary["seconds"], 1),
+                "figures": read(folder),
+            }
+            file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        content = load(file)
+        if (content["config"], content["settings"]) != (plan.config, plan.settings):
+            raise SystemExit(f"{file} is of a run with other settings: remove it, or choose another folder with --kept")
+        figures: Figures = content["figures"]
+        return figures
+
+    def _train(self, plan: Plan, folder: Path) -> None:
+        print(f"{plan.row.label}, seed {plan.seed}", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "cluster.cli", "train", plan.config, f"name={plan.name}", f"runs_dir={RUNS}"]
+        command += [*plan.settings, *(SINGLE_THREADED if self.jobs > 1 else ())]
+        said = RUNS / f"{plan.name}.txt"
+        with said.open("w", encoding="utf-8") as output:
+            code = subprocess.run(command, check=False, stdout=output, stderr=subprocess.STDOUT).returncode
+        if code or not completed(folder):
+            raise SystemExit(f"{plan.row.label}, seed {plan.seed}: no completed run (exit code {code}), see {said}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run."""
+
+    row: Row
+    name: str
+    config: str
+    seed: int
+    more: tuple[str, ...]
+
+    @property
+    def settings(self) -> list[str]:
+        """Overrides that the result depends on."""
+        return [f"seed={self.seed}", *self.more, *self.row.overrides]
+
+
+def completed(folder: Path) -> bool:
+    """Whether a run has come to its end."""
+    file = folder / "summary.json"
+    return file.is_file() and load(file)["status"] == "completed"
+
+
+def load(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
