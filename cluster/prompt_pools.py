@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from cluster.prompt_members import Member, Members
-from cluster.remote import get
+from cluster.prompt_members import PromptMaker, PromptMakers
+from cluster.remote import draining_nodes, get
 from cluster.work import contiguous
 from rollout.actors import EncodedRef, EncoderActor, Encoding, VoiceActor, encoder_options
 from rollout.config import EncoderConfig
@@ -53,7 +53,7 @@ class PromptPool(ABC):
         self._options = options
         self._states: ray.ObjectRef | None = None
         self._lock = threading.RLock()  # guards the members; nobody waits inside for what an actor encodes
-        self._members = Members(self.what, count, self._spawn)
+        self._members = PromptMakers(self.what, count, self._spawn)
         self._members.adjust()
 
     @abstractmethod
@@ -119,7 +119,7 @@ class PromptPool(ABC):
         mode = self._mode(for_learner)
         with self._lock:
             self._members.adjust()
-            self._members.leave_nodes_that_go()
+            self._members.leave_nodes(draining_nodes())
             self._members.adjust()
             members = self._members.able()
             shares = contiguous(utterances, len(members))
@@ -128,7 +128,7 @@ class PromptPool(ABC):
         return [item for member, call, share in calls for item in self._collect(member, call, share, mode, timeout)]
 
     def _collect(
-        self, member: Member, call: Encoding, share: Sequence[Utterance], mode: str, timeout: float | None
+        self, member: PromptMaker, call: Encoding, share: Sequence[Utterance], mode: str, timeout: float | None
     ) -> list[EncodedRef]:
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -172,19 +172,19 @@ class PromptPool(ABC):
         with self._lock:
             return self._members.lost_total + sum(member.total for member in self._members)
 
-    def _ask(self, member: Member, share: Sequence[Utterance], mode: str) -> Encoding:
+    def _ask(self, member: PromptMaker, share: Sequence[Utterance], mode: str) -> Encoding:
         if member.states is not self._states:
             self._bring_up_to_date(member)
         call = Encoding.ask(member.actor, share, mode)
         member.calls.append(call.summaries)
         return call
 
-    def _bring_up_to_date(self, member: Member) -> ray.ObjectRef:
+    def _bring_up_to_date(self, member: PromptMaker) -> ray.ObjectRef:
         """An actor does one thing after another: it has the weights before whatever it is asked next."""
         member.states, member.updating = self._states, member.actor.update.remote(self._states)
         return member.updating
 
-    def _give_up(self, member: Member, reason: str) -> None:
+    def _give_up(self, member: PromptMaker, reason: str) -> None:
         with self._lock:
             self._members.give_up(member, reason)
             self._members.adjust()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from rollout.config import EngineConfig
 from rollout.errors import EngineLostError, PhaseTimeoutError, PublicationError, StaleEngineError
 from rollout.stats import EngineStats
 from speech.errors import UserError, last_line
+from speech.roster import free_place
 
 logger = logging.getLogger(__name__)
 
@@ -225,8 +225,7 @@ class Supervisor:
     def _resize(self, now: float) -> None:
         staying = [m for m in self.members if not m.leaving]
         for _ in range(0 if self.away else self.wanted - len(staying)):
-            taken = {m.place for m in self.members}
-            place = next(i for i in itertools.count() if i not in taken)
+            place = free_place(m.place for m in self.members)
             member = Member(place, self._model, self._config, self.own_version, self._options, self._sleeps)
             if self.publication is not None:
                 member.health.expect(self.publication.number)

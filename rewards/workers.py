@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from rewards.config import RewardConfig
 from rewards.sound_pipeline import CodecFactory, SoundPipeline
 from speech.errors import last_line
 from speech.records import Group
+from speech.roster import Member, Roster
 
 logger = logging.getLogger(__name__)
 
@@ -74,82 +74,40 @@ class Job:
     attempt: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
+@dataclass(slots=True, eq=False, kw_only=True)
+class Worker(Member):
     """An actor, and what it does.
 
     Attributes:
-        place: lowest number that was free when it started; what it is called in spans and messages.
-        pending: the reference that it owes: its start, or its job.
-        deadline: for that, on the monotonic clock.
-        node: hex id, known once it has started.
-        leaving: it finishes its job and gets no other.
+        pending: the reference that it owes: its start, or its job. `deadline` is for that.
         idle: it has started and owes nothing.
         assigned: when it got its job, in seconds since the epoch.
     """
 
-    place: int
-    actor: Any
     pending: Any
-    deadline: float
-    node: str | None = None
-    leaving: bool = False
     job: Job | None = None
     idle: bool = False
     assigned: float = 0.0
 
-    @property
-    def serves(self) -> bool:
-        """Whether it has started and stays."""
-        return self.node is not None and not self.leaving
 
-
-class Workers:
-    """Brings the actors to the number that is wanted, and away from nodes that go. Never waits; not safe for threads,
-    but for what is read of it.
-
-    Attributes:
-        wanted: how many there should be. May be set at any moment; `adjust` sees to it.
-        replaced: actors that were replaced so far.
-    """
+class Workers(Roster[Worker]):
+    """The roster of a `RewardPool`."""
 
     def __init__(
         self, config: RewardConfig, codec: CodecFactory | None, draining_nodes: Callable[[], set[str]]
     ) -> None:
         """See `RewardPool`."""
+        super().__init__("rewards", config.workers)
         self._config, self._codec, self._draining_nodes = config, codec, draining_nodes
-        self.wanted = config.workers
-        self.replaced = 0
-        self._workers: list[Worker] = []
         self._failed_starts = 0
         self._nodes_asked: float | None = None
 
-    def __iter__(self) -> Iterator[Worker]:
-        """Those that leave included. The list may change meanwhile."""
-        return iter(list(self._workers))
-
-    def adjust(self) -> None:
-        """Start actors that are missing, choose those that must go, and end those of them that have no job."""
-        wanted = self.wanted
-        staying = [worker for worker in self._workers if not worker.leaving]
-        for worker in sorted(staying, key=lambda w: (w.node is None, w.place))[wanted:]:
-            worker.leaving = True
-        for worker in [w for w in self._workers if w.leaving and w.job is None]:
-            self.end(worker)
-        for _ in range(wanted - len(staying)):
-            self._workers.append(self._start())
-
     def leave_nodes_that_go(self) -> None:
-        """Nothing is lost with an actor between two jobs, so it is before its next one that it is replaced."""
+        """Ask now and then which nodes will go, and leave them."""
         now = time.monotonic()
-        if self._nodes_asked is not None and now - self._nodes_asked < NODES_S:
-            return
-        self._nodes_asked, going = now, self._draining_nodes()
-        for worker in self._workers:
-            if worker.node in going and not worker.leaving:
-                logger.warning("replacing reward actor %d: its node is about to go", worker.place)
-                worker.leaving = True
-                self.replaced += 1
+        if self._nodes_asked is None or now - self._nodes_asked >= NODES_S:
+            self._nodes_asked = now
+            self.leave_nodes(self._draining_nodes())
 
     def started(self, worker: Worker) -> None:
         """Take a worker's answer to its start.
@@ -171,11 +129,9 @@ class Workers:
         Raises:
             RuntimeError: see `started`.
         """
-        self.end(worker)
-        if any(w.serves for w in self._workers):
-            self.wanted = sum(not w.leaving for w in self._workers)
-            logger.warning("a reward actor does not start; scoring goes on with %d: %s", self.wanted, reason)
+        if self.do_without(worker, reason):
             return
+        self.end(worker)
         self._failed_starts += 1
         if self._failed_starts >= START_ATTEMPTS:
             raise RuntimeError(f"reward actors do not start, {START_ATTEMPTS} attempts failed: {reason}")
@@ -189,16 +145,18 @@ class Workers:
         if not worker.leaving:
             self.replaced += 1
 
-    def end(self, worker: Worker) -> None:
+    def end(self, member: Worker) -> None:
         """Kill the actor."""
-        ray.kill(worker.actor)
-        self._workers.remove(worker)
+        ray.kill(member.actor)
+        self._members.remove(member)
 
-    def _start(self) -> Worker:
-        taken = {worker.place for worker in self._workers}
-        place = next(place for place in itertools.count() if place not in taken)
+    def _start(self, place: int) -> Worker:
         actor = _RemoteActor.remote(self._config, self._codec)
-        return Worker(place, actor, actor.ready.remote(), time.monotonic() + START_S)
+        pending = actor.ready.remote()
+        return Worker(place=place, actor=actor, deadline=time.monotonic() + START_S, pending=pending)
+
+    def _is_busy(self, member: Worker) -> bool:
+        return member.job is not None
 
 
 def answered(workers: Sequence[Worker], timeout: float) -> list[Worker]:

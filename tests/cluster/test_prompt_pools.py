@@ -91,7 +91,7 @@ def test_a_hung_encoder_is_replaced_and_a_deadly_utterance_named(pool: EncoderPo
 
 def test_an_encoder_leaves_a_node_that_is_about_to_go(pool: EncoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
     node = ray.get(pool.start()[0])
-    monkeypatch.setattr(prompt_members, "draining_nodes", lambda: {node})
+    monkeypatch.setattr(prompt_pools, "draining_nodes", lambda: {node})
     assert len(pool.encode(utterances("a", "b"), 60.0)) == 2 and pool.replaced == 2
 
 
