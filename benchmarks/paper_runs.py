@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.config import load_config
+
 RUNS = Path("runs/paper")
 SINGLE_THREADED = ("engines.threads=1", "learner.threads=1", "encoder.threads=1", "rewards.sound.threads=1")
 
@@ -62,7 +64,7 @@ class Runner:
 
         Raises:
             SystemExit: a run has failed or was interrupted (no other is begun then), or figures are kept of a run
-                with other settings.
+                with other settings, as a folder may be.
         """
         # Seed by seed, so that an interrupted table has whole columns.
         plans = [
@@ -89,6 +91,10 @@ class Runner:
                 if self.report_only:
                     return None
                 self._train(plan, folder)
+            # What is kept says which settings it is of; the folder may be of an earlier call with others.
+            planned = load_config(plan.config, [*plan.overrides, *SINGLE_THREADED])
+            if load_config(folder / "config.yaml", SINGLE_THREADED) != planned:
+                raise SystemExit(f"{folder} is of a run with other settings: remove it")
             summary = load(folder / "summary.json")
             content = {
                 "config": plan.config,
@@ -106,8 +112,8 @@ class Runner:
 
     def _train(self, plan: Plan, folder: Path) -> None:
         print(f"{plan.row.label}, seed {plan.seed}", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "cluster.cli", "train", plan.config, f"name={plan.name}", f"runs_dir={RUNS}"]
-        command += [*plan.settings, *(SINGLE_THREADED if self.jobs > 1 else ())]
+        command = [sys.executable, "-m", "cluster.cli", "train", plan.config, *plan.overrides]
+        command += SINGLE_THREADED if self.jobs > 1 else ()
         said = RUNS / f"{plan.name}.txt"
         with said.open("w", encoding="utf-8") as output:
             code = subprocess.run(command, check=False, stdout=output, stderr=subprocess.STDOUT).returncode
@@ -129,6 +135,11 @@ class Plan:
     def settings(self) -> list[str]:
         """Overrides that the result depends on."""
         return [f"seed={self.seed}", *self.more, *self.row.overrides]
+
+    @property
+    def overrides(self) -> list[str]:
+        """All overrides but the threads."""
+        return [f"name={self.name}", f"runs_dir={RUNS}", *self.settings]
 
 
 def completed(folder: Path) -> bool:
