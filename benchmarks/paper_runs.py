@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from cluster.config import load_config
@@ -70,18 +71,26 @@ class Runner:
         plans = [
             Plan(row, f"{table}-{row.name}-seed{seed}", config, seed, tuple(more)) for seed in seeds for row in rows
         ]
-        with ThreadPoolExecutor(self.jobs) as pool:
-            runs = [pool.submit(self._complete, plan, read) for plan in plans]
+        stopped = Event()
+
+        def complete(plan: Plan) -> Figures | None:
+            if stopped.is_set():
+                return None
             try:
-                done, _ = wait(runs, return_when=FIRST_EXCEPTION)
+                return self._complete(plan, read)
+            except BaseException:
+                stopped.set()  # here: before anybody else hears of it, this thread would begin the next run
+                raise
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                found = list(pool.map(complete, plans))
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-            for run in done:
-                run.result()
+                stopped.set()
         figures: dict[Row, list[Figures]] = {row: [] for row in rows}
-        for plan, run in zip(plans, runs, strict=True):
-            if (found := run.result()) is not None:
-                figures[plan.row].append(found)
+        for plan, of_run in zip(plans, found, strict=True):
+            if of_run is not None:
+                figures[plan.row].append(of_run)
         return figures
 
     def _complete(self, plan: Plan, read: Callable[[Path], Figures]) -> Figures | None:
