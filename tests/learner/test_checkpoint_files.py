@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from learner import checkpoint
 from learner.plan import plan_updates
 from learner.rank import LearnerRank, RankSpec
 from speech.errors import UserError
 from tests.demo_checkpoint import write_demo_checkpoint
+from tests.learner.ranks import run_ranks
 from tests.learner.test_rank import make_batch, make_spec
 
 
@@ -44,7 +44,7 @@ def run_rank(rank: int, world: int, meeting: str, spec: RankSpec, folder: str, o
 def resume(tmp_path: Path, spec: RankSpec, folder: Path, world: int) -> dict[str, dict[str, torch.Tensor]]:
     name = f"{folder.name}-{world}"
     out = tmp_path / f"out-{name}"
-    mp.spawn(run_rank, (world, str(tmp_path / f"meet-{name}"), spec, str(folder), str(out)), nprocs=world)
+    run_ranks(run_rank, world, world, str(tmp_path / f"meet-{name}"), spec, str(folder), str(out))
     return torch.load(out, weights_only=True)  # type: ignore[no-any-return]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 
 from learner.batch import Sample, TrainGroup
 from learner.plan import plan_updates
 from learner.rank import LearnerRank
 from speech.records import PromptLayout
 from tests.demo_checkpoint import write_demo_checkpoint
+from tests.learner.ranks import run_ranks
 from tests.learner.test_rank import VOCABULARY, make_spec
 
 REPEATS, SAMPLES = 4, 560
@@ -46,7 +46,7 @@ def _gradients(rank: int, model: str, meeting: str, out: str) -> None:
 
 def test_gradients_are_the_same_bit_for_bit_with_two_threads(tmp_path: Path) -> None:
     model = write_demo_checkpoint(tmp_path / "model")
-    mp.spawn(_gradients, args=(str(model), str(tmp_path / "meeting"), str(tmp_path / "out.pt")), nprocs=1)
+    run_ranks(_gradients, 1, str(model), str(tmp_path / "meeting"), str(tmp_path / "out.pt"))
     first, *others = torch.load(tmp_path / "out.pt", weights_only=True)
     assert len(others) == REPEATS - 1 and first.abs().sum() > 0
     assert all(torch.equal(first, other) for other in others)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from learner.token2text import Token2Text, Token2TextConfig
 from speech.errors import UserError
 from speech.records import PromptLayout
 from tests.demo_checkpoint import write_demo_checkpoint
+from tests.learner.ranks import run_ranks
 from tests.learner.test_rank import make_spec
 
 SPEECH = range(20, 60)
@@ -269,8 +269,7 @@ def test_micro_batches_and_ranks_do_not_matter(model: Path, judge: Path, tmp_pat
     parts = one_update(0, 1, str(tmp_path / "b"), spec_for(model, judge, micro_batch_tokens=20, logits_chunk=5))
     assert_same(whole, parts)
     out = tmp_path / "two"
-    arguments = (2, str(tmp_path / "c"), spec_for(model, judge, micro_batch_tokens=30), str(out))
-    mp.spawn(one_update, arguments, nprocs=2)
+    run_ranks(one_update, 2, 2, str(tmp_path / "c"), spec_for(model, judge, micro_batch_tokens=30), str(out))
     assert_same(whole, torch.load(out, weights_only=True))
 
 

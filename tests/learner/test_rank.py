@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from learner.batch import Sample, TrainGroup
 from learner.config import LearnerConfig
@@ -17,6 +16,7 @@ from learner.rank import LearnerRank, RankSpec
 from speech.families import load_family
 from speech.records import EncodedAudio, PromptLayout
 from tests.demo_checkpoint import write_demo_checkpoint
+from tests.learner.ranks import run_ranks
 
 VOCABULARY = 262
 
@@ -103,7 +103,7 @@ def run_rank(rank: int, world: int, meeting: str, spec: RankSpec, out: str) -> N
 def run(tmp_path: Path, spec: RankSpec, world: int = 1) -> dict[str, Any]:
     name = f"{len(list(tmp_path.iterdir()))}"
     out = tmp_path / f"out-{name}"
-    mp.spawn(run_rank, (world, str(tmp_path / f"meet-{name}"), spec, str(out)), nprocs=world)
+    run_ranks(run_rank, world, world, str(tmp_path / f"meet-{name}"), spec, str(out))
     return torch.load(out, weights_only=True)
 
 

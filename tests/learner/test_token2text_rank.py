@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from learner.config import LearnerConfig, Token2TextTrainingConfig
 from learner.token2text import Token2Text, Token2TextConfig
 from learner.token2text_plan import SpeechText, plan_reading, plan_token2text, split_items
 from learner.token2text_rank import Token2TextRank, Token2TextSpec
+from tests.learner.ranks import run_ranks
 
 CONFIG = Token2TextConfig(
     12, tuple("abc"), {"pitch": ("low", "high")}, hidden=32, layers=2, heads=2, kernel=5, labels_per_token=1
@@ -70,7 +70,7 @@ def test_micro_batches_and_ranks_do_not_matter(tmp_path: Path) -> None:
     assert max(float(g.abs().max()) for g in whole["gradients"].values()) > 1e-3
     assert_same(whole, one_update(0, 1, str(tmp_path / "b"), spec(robust, micro_batch_tokens=25)))
     out = tmp_path / "two"
-    mp.spawn(one_update, (2, str(tmp_path / "c"), spec(robust, micro_batch_tokens=30), str(out)), nprocs=2)
+    run_ranks(one_update, 2, 2, str(tmp_path / "c"), spec(robust, micro_batch_tokens=30), str(out))
     assert_same(whole, torch.load(out, weights_only=True))
 
 
@@ -131,7 +131,7 @@ def read_on_ranks(rank: int, world: int, meeting: str, out: str) -> None:
 
 def test_ranks_of_unequal_load_read_the_same(tmp_path: Path) -> None:
     read_on_ranks(0, 1, str(tmp_path / "a"), str(tmp_path / "one"))
-    mp.spawn(read_on_ranks, (3, str(tmp_path / "b"), str(tmp_path / "three")), nprocs=3)
+    run_ranks(read_on_ranks, 3, 3, str(tmp_path / "b"), str(tmp_path / "three"))
     items = corpus(7)
     (whole,) = plan_reading(items, 1)
     expected = dict(zip(whole, torch.load(tmp_path / "one-0", weights_only=False), strict=True))

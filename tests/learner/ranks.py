@@ -1,0 +1,33 @@
+"""Processes of a test that are the ranks of one group."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch.multiprocessing as mp
+
+
+def run_ranks(function: Callable[..., object], ranks: int, *arguments: Any) -> None:
+    """Call `function(rank, *arguments)` in a new process for each rank, and wait for them.
+
+    Raises:
+        ProcessRaisedException: one of them raised.
+        ProcessExitedException: one of them died.
+    """
+    mp.spawn(_run_and_leave, (function, arguments), nprocs=ranks)
+
+
+def _run_and_leave(rank: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    """Leave without Python's finalisation, as our ranks do: Ray kills them.
+
+    gloo's threads outlive `destroy_process_group` (the mesh and DTensor's caches hold the group), and one that the
+    system has not let run since its last collective still has a reference to a tensor. To drop it needs the GIL, and
+    a thread that asks for the GIL during finalisation aborts the process (pytorch/pytorch#190489).
+    """
+    function(rank, *arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
