@@ -120,7 +120,8 @@ class Runner:
         return figures
 
     def _train(self, plan: Plan, folder: Path) -> None:
-        print(f"{plan.row.label}, seed {plan.seed}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{plan.row.label}, seed {plan.seed}\n")  # one call: the line of another thread waits
+        sys.stderr.flush()
         command = [sys.executable, "-m", "cluster.cli", "train", plan.config, *plan.overrides]
         command += SINGLE_THREADED if self.jobs > 1 else ()
         said = RUNS / f"{plan.name}.txt"
