@@ -2,28 +2,26 @@
 
     python benchmarks/diffro.py                          # 16 trajectories of 500 tokens, speech vocabulary 6,561
     python benchmarks/diffro.py --hidden 896 --chunks 512 2048 --repeats 3
+    python benchmarks/diffro.py --device cuda --dtype bfloat16 --hidden 896 --reward-hidden 512 --reward-layers 6
 
 A step starts at the policy's final hidden states (both forms need the same forward pass up to there) and ends at the
 gradients of these and of the output layer: distributions, relaxed one-hots, the Token2Text model, the CTC loss. The
 naive form holds logits and one-hots of all positions at once. Noise and result are the same in both.
 
-Times interleave the forms (A B A B …) in one process and are CPU time, which other work on the machine stretches less.
-Memory is the growth of the peak resident size, each form in a process of its own (Linux only), whose allocator gives
-freed tensors back at once: glibc would otherwise keep those of a chunk's size, and show its habits instead of what
-must be held.
+Times interleave the forms (A B A B …) in one process. On a CPU memory is the growth of the peak resident size, each
+form in a process of its own (Linux only), whose allocator gives freed tensors back at once: glibc would otherwise keep
+those of a chunk's size, and show its habits instead of what must be held. On a GPU it is what tensors hold at the peak.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
+from functools import partial
+
+import meter
 
 NAIVE = 0
 """The chunk size that stands for the naive form."""
@@ -36,33 +34,35 @@ def main() -> None:
     if args.memory_of is not None:
         print(_peak_growth(args, args.memory_of))
         return
-    import torch
-
     case = Case(args)
     forms = [NAIVE, *args.chunks]
     losses = [case.run(form) for form in forms]
     assert max(losses) - min(losses) < 1e-3, f"the forms disagree: {losses}"
     print(
         f"{args.batch} trajectories of {args.tokens} speech tokens, speech vocabulary {args.vocabulary}, hidden "
-        f"{args.hidden}, reward model {args.reward_hidden} wide with {args.reward_layers} layers, float32, noise "
-        f"`{args.noise}`; {args.threads} thread(s), {platform.machine()}, torch {torch.__version__}.\n"
+        f"{args.hidden}, reward model {args.reward_hidden} wide with {args.reward_layers} layers, noise "
+        f"`{args.noise}`, {meter.hardware(args)}.\n"
         f"Median of {args.repeats} repeats (lowest–highest); memory above the loaded model.\n"
     )
+    # CPU time, which other work on the machine stretches less; a GPU's work shows on the wall clock only.
+    clock = time.process_time if args.device == "cpu" else time.perf_counter
     times: dict[int, list[float]] = {form: [] for form in forms}
     for _ in range(args.repeats):
         for form in forms:
-            start = time.process_time()
-            case.run(form)
-            times[form].append(time.process_time() - start)
-    del case
-    print("| form | CPU seconds | against naive | peak memory, MB | against naive |")
+            times[form].append(meter.seconds(partial(case.run, form), args.device, clock))
+    if args.device == "cuda":
+        memory = {form: meter.peak_growth(partial(case.run, form), args.device) for form in forms}
+    else:
+        del case
+        memory = {form: _memory(args, form) for form in forms}
+    what = "CPU seconds" if args.device == "cpu" else "seconds"
+    print(f"| form | {what} | against naive | peak memory, MB | against naive |")
     print("|---|--:|--:|--:|--:|")
-    memory = {form: _memory(args, form) for form in forms}
     for form in forms:
         median = statistics.median(times[form])
         print(
-            f"| {'naive' if form == NAIVE else f'chunk {form}'} | {median:.2f} ({min(times[form]):.2f}–"
-            f"{max(times[form]):.2f}) | {median / statistics.median(times[NAIVE]):.2f}× | {memory[form]:.0f} "
+            f"| {'naive' if form == NAIVE else f'chunk {form}'} | {median:.3f} ({min(times[form]):.3f}–"
+            f"{max(times[form]):.3f}) | {median / statistics.median(times[NAIVE]):.2f}× | {memory[form]:.0f} "
             f"| {memory[form] / memory[NAIVE]:.2f}× |",
             flush=True,
         )
@@ -81,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--noise", choices=("fresh", "conditional"), default="conditional", help="Gumbel noise")
     parser.add_argument("--chunks", type=int, nargs="+", default=[256, 1024], help="positions at a time")
     parser.add_argument("--repeats", type=int, default=3, help="timed repeats of each form")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    meter.add_arguments(parser)
     # How this program calls itself for one measurement of memory.
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -123,9 +123,10 @@ class Case:
             hidden=args.reward_hidden,
             layers=args.reward_layers,
         )
-        self.reward_model, self.speech_ids = Token2Text(shape), range(args.vocabulary)
-        self.hidden = torch.randn(len(self.batch.targets), args.hidden, requires_grad=True)
-        self.head = (0.1 * torch.randn(args.vocabulary + 1, args.hidden)).requires_grad_()
+        self.reward_model, self.speech_ids = Token2Text(shape).to(args.device), range(args.vocabulary)
+        place = {"device": args.device, "dtype": getattr(torch, args.dtype)}
+        self.hidden = torch.randn(len(self.batch.targets), args.hidden).to(**place).requires_grad_()
+        self.head = (0.1 * torch.randn(args.vocabulary + 1, args.hidden)).to(**place).requires_grad_()
 
     def run(self, chunk: int) -> float:
         import torch
@@ -146,31 +147,18 @@ class Case:
 
 def _memory(args: argparse.Namespace, form: int) -> float:
     """Megabytes that one form needs on top of the loaded model, measured in a fresh process."""
-    command = [sys.executable, __file__, "--memory-of", str(form)]
+    options = ["--memory-of", str(form)]
     for name in ("batch", "tokens", "labels", "vocabulary", "hidden", "reward_hidden", "reward_layers", "noise"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    command += ["--threads", str(args.threads)]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return float(done.stdout.split()[-1])
+        options += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    options += ["--threads", str(args.threads), "--dtype", args.dtype]
+    return meter.in_a_process(__file__, options, {"MALLOC_MMAP_THRESHOLD_": "65536"})
 
 
 def _peak_growth(args: argparse.Namespace, form: int) -> float:
     case = Case(args)
     # One small step first: lazily loaded kernels and thread pools are not the form's memory.
     Case(argparse.Namespace(**{**vars(args), "batch": 1, "tokens": 30, "labels": 3, "vocabulary": 50})).run(form)
-    gc.collect()
-    # Resets the high-water mark to the present size; getrusage's peak includes the imports.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    case.run(form)
-    return _status("VmHWM") - before
-
-
-def _status(key: str) -> float:
-    """A size from the kernel's account of this process, in megabytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) / 1024
+    return meter.peak_growth(partial(case.run, form), args.device)
 
 
 if __name__ == "__main__":

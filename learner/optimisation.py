@@ -33,12 +33,11 @@ class Gang:
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cuda", 0) if config.gpus_per_rank > 0 else torch.device("cpu")
         cuda = self.device.type == "cuda"
-        if not cuda:
-            # The gradient of indexing (positions shared by a group's samples) adds with atomics from two threads on, in
-            # the order in which they arrive: two runs of one seed would part in the last bit. On CUDA such an operation
-            # may have no deterministic form and would raise.
-            torch.use_deterministic_algorithms(True)
-            torch.utils.deterministic.fill_uninitialized_memory = False
+        # The gradient of indexing (positions shared by a group's samples) adds with atomics from two threads on, in the
+        # order in which they arrive: two runs of one seed would part in the last bit. On CUDA some operations have no
+        # deterministic form (CTC's gradient) and would raise.
+        torch.use_deterministic_algorithms(not cuda)
+        torch.utils.deterministic.fill_uninitialized_memory = False
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             init_method=init_method,

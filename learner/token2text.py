@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from learner.logprobs import full_precision
 from speech.errors import UserError
 from speech.text import normalise
 
@@ -141,9 +142,9 @@ class Token2TextOutput:
     """What the model says about B utterances.
 
     Attributes:
-        log_probs: (B, frames, characters + 1) of CTC's labels.
+        log_probs: (B, frames, characters + 1) of CTC's labels, float32 at least.
         frames: (B,) valid frames of each.
-        attributes: (B, classes) logits of each attribute, in the config's order.
+        attributes: (B, classes) logits of each attribute, in the config's order, float32 at least.
         embedded: (B, L, D) embeddings that went into the encoder, before any shift.
     """
 
@@ -265,8 +266,10 @@ class Token2Text(nn.Module):
         if self.pooling is not None:
             weights = self.pooling(x).masked_fill(~mask[:, :, None], float("-inf")).softmax(1)
             summaries = torch.einsum("bla,bld->abd", weights, x)
-            pooled = tuple(head(s) for head, s in zip(self.attribute_heads, summaries, strict=True))
-        return Token2TextOutput(labels.log_softmax(2), lengths * self.config.labels_per_token, pooled, inputs)
+            pooled = tuple(full_precision(h(s)) for h, s in zip(self.attribute_heads, summaries, strict=True))
+        # On a GPU the layers compute in bfloat16, in which CTC does not exist.
+        log_probs = full_precision(labels).log_softmax(2)
+        return Token2TextOutput(log_probs, lengths * self.config.labels_per_token, pooled, inputs)
 
     def save(self, folder: str | Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """Write `config.json` and `model.safetensors`.

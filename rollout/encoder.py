@@ -42,9 +42,9 @@ class UtteranceEncoder:
         self._batch_samples = config.batch_seconds * family.sample_rate
         self._load_audio = load_audio
         self._device = torch.device(device)
-        dtype = getattr(torch, config.dtype)
-        self._encoder = family.load_encoder(dtype).to(self._device).eval().requires_grad_(False)
-        self._adaptor = family.load_adaptor(dtype).to(self._device).eval().requires_grad_(False)
+        self._dtype = getattr(torch, config.dtype)
+        self._encoder = family.load_encoder(self._dtype).to(self._device).eval().requires_grad_(False)
+        self._adaptor = family.load_adaptor(self._dtype).to(self._device).eval().requires_grad_(False)
         self.encoded_total = 0
 
     def load(self, utterances: Sequence[Utterance]) -> list[np.ndarray]:
@@ -83,7 +83,7 @@ class UtteranceEncoder:
             return [self._features(wave, u) for wave, u in zip(waves, utterances, strict=True)]
         encoded: dict[int, EncodedAudio] = {}
         for batch in length_batches([wave.shape[0] for wave in waves], self._batch_samples):
-            features = [self._encoder.features(waves[i]).to(self._device) for i in batch]
+            features = [self._encoder.features(waves[i]).to(self._device, self._dtype) for i in batch]
             for i, states in zip(batch, self._encoder(features), strict=True):
                 encoded[i] = self._complete(waves[i], utterances[i], states, mode)
         self.encoded_total += len(utterances)

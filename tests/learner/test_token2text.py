@@ -58,6 +58,23 @@ def test_text_likelihood_is_the_sum_over_alignments() -> None:
     assert torch.isinf(output.text_log_likelihood([too_long])).all()
 
 
+def test_half_precision_layers_give_full_precision_likelihoods() -> None:
+    """On a GPU the layers compute in bfloat16, in which there is no CTC."""
+    tokens, lengths, text, classes = torch.tensor([[1, 2, 3, 4]]), torch.tensor([4]), [(1, 2)], [(0, 2)]
+    full, half = tiny(), tiny().to(torch.bfloat16)
+    losses = []
+    for model in (full, half):
+        output = model(tokens, lengths)
+        assert {t.dtype for t in (output.log_probs, *output.attributes)} == {torch.float32}
+        loss = -output.text_log_likelihood(text).sum() + attribute_nll(output, classes).sum()
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    for (name, a), b in zip(full.named_parameters(), half.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        torch.testing.assert_close(b.grad.float(), a.grad, rtol=0.1, atol=0.02, msg=name)
+
+
 def test_gradient_of_soft_tokens_against_finite_differences() -> None:
     model = tiny().double()
     lengths = torch.tensor([5, 3])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import torch
 from rollout.config import EncoderConfig
 from rollout.encoder import UtteranceEncoder, length_batches
 from speech.errors import InputError, Problem
+from speech.families import ModelFamily, load_family
 from speech.records import EncodedAudio, Utterance
+from tests.demo_checkpoint import write_demo_checkpoint
 from tests.rollout.tiny_lm import FRAME, SAMPLE_RATE, TinyFamily
+from tests.speech.qwen3_asr_checkpoint import write_checkpoint
 
 LENGTHS = [0.5, 0.2, 1.0, 0.2, 0.7]
 
@@ -51,6 +55,20 @@ def test_batches_give_the_same_as_singles_in_the_same_order(tmp_path: Path) -> N
         assert one.peak == pytest.approx(float(np.abs(wave).max()))
         assert one.encoder_states is None and one.features is None
         assert not embeddings(one).requires_grad
+
+
+@pytest.mark.parametrize("write", [write_demo_checkpoint, write_checkpoint])
+def test_half_precision_is_near(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    family = load_family(write(tmp_path / "model"))
+    assert isinstance(family, ModelFamily)
+    full, half = (
+        UtteranceEncoder(family, EncoderConfig(dtype=dtype), load_audio).encode(waves(), utterances(), "states")
+        for dtype in ("float32", "bfloat16")
+    )
+    for a, b in zip(full, half, strict=True):
+        assert b.encoder_states is not None and b.encoder_states.dtype == embeddings(b).dtype == torch.bfloat16
+        near = torch.nn.functional.cosine_similarity(embeddings(a).flatten(), embeddings(b).float().flatten(), dim=0)
+        assert float(near) > 0.99
 
 
 def test_every_utterance_is_encoded_and_counted_once(tmp_path: Path) -> None:

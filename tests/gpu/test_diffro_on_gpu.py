@@ -1,0 +1,140 @@
+"""DiffRO and its reward model on a CUDA device against the CPU: the noise, the loss, whole updates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from learner.gumbel import gumbel_noise, position_keys
+from learner.packing import pack, totals
+from learner.plan import plan_updates
+from learner.policy import PolicyOutput
+from learner.rank import LearnerRank
+from learner.token2text import Token2Text
+from learner.token2text_plan import plan_reading, plan_token2text
+from learner.token2text_rank import Token2TextRank
+from tests.demo_checkpoint import write_demo_checkpoint
+from tests.learner import test_diffro, test_token2text_rank
+from tests.learner.test_diffro import make_groups, reward_model, spec_for
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_demo_checkpoint(tmp_path_factory.mktemp("model") / "model", scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judge") / "token2text"
+    reward_model().save(folder)
+    return folder
+
+
+def test_the_noise_is_the_same_on_every_device() -> None:
+    index = torch.arange(400)
+    found = {
+        device: gumbel_noise(position_keys(7, 3, *(index.to(device) // n for n in (100, 10, 1))), 6561).cpu()
+        for device in ("cpu", "cuda")
+    }
+    torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", ["fresh", "conditional"])
+@pytest.mark.parametrize("chunk", [1000, 7])
+def test_loss_and_gradients_agree_with_the_cpu(noise: str, chunk: int) -> None:
+    groups = make_groups()
+    batch = pack(groups)
+    found = []
+    for device in ("cpu", "cuda"):
+        term = test_diffro.diffro(chunk, noise=noise, attributes=0.5)
+        term.reward_model.to(device)
+        start = test_diffro.fake_output(batch)
+        hidden, head = (tensor.detach().to(device).requires_grad_() for tensor in (start.hidden, start.head))
+        nothing = torch.zeros(len(batch.targets), device=device)
+        output = PolicyOutput(nothing, nothing, [], hidden, head)
+        loss, metrics = term.loss(output, batch, totals(groups, "positive"), 0.9, 2)
+        gradients = torch.autograd.grad(loss, (hidden, head))
+        found.append([tensor.detach().cpu() for tensor in (loss, *gradients, metrics["text_nll"].double())])
+    for cpu, cuda in zip(*found, strict=True):
+        torch.testing.assert_close(cuda, cpu, rtol=1e-4, atol=1e-6)
+    assert float(found[0][1].abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("objective", ["grpo", "diffro", "combined"])
+def test_an_update_points_where_the_cpus_does(model: Path, judge: Path, tmp_path: Path, objective: str) -> None:
+    """bfloat16 against float32: not the same gradient, but the same direction in every large matrix."""
+    found = {}
+    for gpus in (0.0, 1.0):
+        spec = spec_for(model, judge, objective=objective, gpus_per_rank=gpus)
+        found[gpus] = test_diffro.one_update(0, 1, str(tmp_path / f"meet-{gpus}"), spec)
+    cpu, cuda = found[0.0]["gradients"], found[1.0]["gradients"]
+    assert cuda.keys() == cpu.keys() and cpu
+    flat = [torch.cat([part[name].cpu().flatten() for name in sorted(part)]) for part in (cpu, cuda)]
+    assert float(F.cosine_similarity(*flat, dim=0)) > 0.99
+    assert float(flat[1].norm()) == pytest.approx(float(flat[0].norm()), rel=0.05)
+    for name in ("diffro/text_nll", "learner/full_kl", "learner/entropy", "learner/logprob_gap"):
+        if name in found[0.0]["metrics"]:
+            assert found[1.0]["metrics"][name] == pytest.approx(found[0.0]["metrics"][name], rel=0.05), name
+
+
+def test_a_checkpoint_goes_on_as_if_nothing_had_happened(model: Path, judge: Path, tmp_path: Path) -> None:
+    """Weights and moments leave the device for the disk and come back to it."""
+    spec = spec_for(model, judge, gpus_per_rank=1.0)
+    share = plan_updates(make_groups(), [], 1, 1, "positive")[0]
+
+    def weights(meeting: str, start: str | None, steps: list[int], save: str | None = None) -> dict[str, torch.Tensor]:
+        rank = LearnerRank(spec, 0, 1, f"file://{tmp_path / meeting}")
+        try:
+            if start:
+                rank.load(start)
+            for step in steps:
+                rank.update(step, share, {})
+                if save and step == steps[0]:
+                    rank.save(save)
+            return {k: v for bucket in rank.weight_buckets(torch.float32, 2**30) for k, v in bucket.tensors.items()}
+        finally:
+            rank.close()
+
+    whole = weights("a", None, [1, 2], save=str(tmp_path / "checkpoint"))
+    resumed = weights("b", str(tmp_path / "checkpoint"), [2])
+    before = weights("c", str(tmp_path / "checkpoint"), [])
+    assert any(not torch.equal(whole[name], before[name]) for name in whole), "the second update changed something"
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_the_reward_model_learns_to_read(robust: bool, tmp_path: Path) -> None:
+    """The objective `token2text` in bfloat16, and its reading there against the saved model's in float32 on the CPU."""
+    training = test_token2text_rank.Token2TextTrainingConfig(label_smoothing=0.05, mixup=0.2, adversarial=0.1)
+    spec = test_token2text_rank.spec(training if robust else None, gpus_per_rank=1.0)
+    learner = Token2TextRank(spec, 0, 1, f"file://{tmp_path / 'meet'}")
+    corpus = test_token2text_rank.corpus
+    try:
+        for step in range(1, 121):
+            (share,) = plan_token2text(corpus(24, seed=step), 1, learner.spec.training.mixup, 0, step)
+            metrics = learner.update(step, share)
+        learner.save(str(tmp_path / "checkpoint"))
+        items = corpus(50, seed=10_000)
+        order = plan_reading(items, 1)[0]
+        readings = dict(zip(order, learner.read([items[i] for i in order], items[0]), strict=True))
+    finally:
+        learner.close()
+    assert metrics["learner/nll"] < 1.0
+    saved = Token2Text.load(tmp_path / "checkpoint" / "hf")
+    right, same = 0, 0
+    for i, item in enumerate(items):
+        with torch.no_grad():
+            output = saved(torch.tensor([item.tokens]), torch.tensor([len(item.tokens)]))
+        right += readings[i].labels == item.text_ids
+        same += readings[i].labels == output.greedy_labels()[0]
+        assert readings[i].nll == pytest.approx(-float(output.text_log_likelihood([item.text_ids])), rel=0.1, abs=0.1)
+    assert right >= 45 and same >= 48
