@@ -50,7 +50,8 @@ TTS_ROWS = (
     Row("GRPO + DiffRO + filter, R1+R2", "r2", ("objective=combined", rewards(TTS_R1, TTS_R2))),
     Row("GRPO + DiffRO + filter, R1+R2+R3", "r3", ("objective=combined", rewards(TTS_R1, TTS_R2, TTS_R3))),
 )
-# DiffRO with the full KL to the start, β 0.1 as in both papers (the rows above have none); 2507.05911 has no filter.
+# DiffRO with the full KL to the start, β 0.1 as in both papers (the rows above have none), and λ 1 instead of 0.1, so
+# that loss and KL have the papers' ratio; 2507.05911 has no filter.
 DIFFRO_KL = ("objective=diffro", "learner.diffro.weight=1.0", "learner.diffro.kl_coef=0.1", rewards(TTS_R1))
 KL_ROWS = (
     Row("DiffRO, R1, KL", "diffro-kl", DIFFRO_KL),
@@ -74,7 +75,7 @@ class Table:
 
 
 TABLES = {
-    "tts": Table("configs/tts_demo.yaml", TTS_ROWS, read_tts, report_tts),
+    "tts": Table("configs/tts_demo.yaml", (*TTS_ROWS, *KL_ROWS), read_tts, report_tts),
     "asr": Table("configs/asr_demo.yaml", ASR_ROWS, read_asr, report_asr),
     "stability": Table("configs/tts_demo.yaml", (*TTS_ROWS[:4], *KL_ROWS), read_curves, report_stability),
 }
