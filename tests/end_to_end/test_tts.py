@@ -136,8 +136,8 @@ def test_evaluation_needs_a_second_judge(tmp_path: Path, codec: Path, manifest: 
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_speech_model_without_a_codec_is_refused(tmp_path: Path, manifest: Path) -> None:
-    config = settings(tmp_path, tmp_path, manifest)
+def test_a_speech_model_without_a_codec_is_refused(tmp_path: Path, codec: Path, manifest: Path) -> None:
+    config = settings(tmp_path, codec, manifest)
     output = run("train", str(config), "model.codec=null", expect=2)
     assert "name the folder of its codec" in output
     assert not (tmp_path / "runs").exists()
