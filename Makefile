@@ -1,7 +1,7 @@
 # make demo   train the embedded demo and print WER before and after
 # make test   the fast tests; make test-slow and make test-gpu for the others
 # make chaos  real runs under faults (45 minutes); benchmarks/chaos.py for random ones
-# make paper-table  every row of the paper's tables, three seeds, and the stability plot (5 hours)
+# make paper-table  every row of the paper's tables, three seeds, and the stability plot (6 hours)
 # make check  ruff and mypy
 PYTHON ?= python3.11
 VENV := .venv
@@ -42,7 +42,7 @@ test-gpu: setup
 chaos: setup
 	$(BIN)/python -m pytest -m chaos
 
-# Our version of the paper's tables and of its Fig. 3 (about 5 hours on two cores; what is complete is not run again).
+# Our version of the paper's tables and of its Fig. 3 (about 6 hours on two cores; what is complete is not run again).
 paper-table: setup
 	$(BIN)/python benchmarks/paper_table.py tts --jobs $(JOBS)
 	$(BIN)/python benchmarks/paper_table.py asr --jobs $(JOBS)
