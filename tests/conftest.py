@@ -39,3 +39,21 @@ def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.demo_checkpoint import write_demo_checkpoint
 
     return write_demo_checkpoint(tmp_path_factory.mktemp("demo") / "model")
+
+
+@pytest.fixture(scope="session")
+def sharp_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with scaled weights: its distributions are far from uniform."""
+    from tests.demo_checkpoint import write_demo_checkpoint
+
+    return write_demo_checkpoint(tmp_path_factory.mktemp("sharp") / "model", scale=2.0)
+
+
+@pytest.fixture(scope="session")
+def token2text_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Token2Text model with random weights, of the codec in `tests.learner.test_diffro`."""
+    from tests.learner.test_diffro import reward_model
+
+    folder = tmp_path_factory.mktemp("judge") / "token2text"
+    reward_model().save(folder)
+    return folder

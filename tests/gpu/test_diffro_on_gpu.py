@@ -13,29 +13,12 @@ from learner.packing import pack, totals
 from learner.plan import plan_updates
 from learner.policy import PolicyOutput
 from learner.rank import LearnerRank
-from learner.token2text import Token2Text
-from learner.token2text_plan import plan_reading, plan_token2text
-from learner.token2text_rank import Token2TextRank
-from tests.demo_checkpoint import write_demo_checkpoint
-from tests.learner import test_diffro, test_token2text_rank
-from tests.learner.test_diffro import make_groups, reward_model, spec_for
+from tests.gpu import NEEDS_GPU
+from tests.learner import test_diffro
+from tests.learner.test_diffro import make_groups, spec_for
+from tests.learner.test_token2text_rank import learn_and_read
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_demo_checkpoint(tmp_path_factory.mktemp("model") / "model", scale=2.0)
-
-
-@pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("judge") / "token2text"
-    reward_model().save(folder)
-    return folder
+pytestmark = NEEDS_GPU
 
 
 def test_the_noise_is_the_same_on_every_device() -> None:
@@ -69,11 +52,13 @@ def test_loss_and_gradients_agree_with_the_cpu(noise: str, chunk: int) -> None:
 
 
 @pytest.mark.parametrize("objective", ["grpo", "diffro", "combined"])
-def test_an_update_points_where_the_cpus_does(model: Path, judge: Path, tmp_path: Path, objective: str) -> None:
+def test_an_update_points_where_the_cpus_does(
+    sharp_checkpoint: Path, token2text_judge: Path, tmp_path: Path, objective: str
+) -> None:
     """bfloat16 against float32: not the same gradient, but the same direction in every large matrix."""
     found = {}
     for gpus in (0.0, 1.0):
-        spec = spec_for(model, judge, objective=objective, gpus_per_rank=gpus)
+        spec = spec_for(sharp_checkpoint, token2text_judge, objective=objective, gpus_per_rank=gpus)
         found[gpus] = test_diffro.one_update(0, 1, str(tmp_path / f"meet-{gpus}"), spec)
     cpu, cuda = found[0.0]["gradients"], found[1.0]["gradients"]
     assert cuda.keys() == cpu.keys() and cpu
@@ -85,9 +70,11 @@ def test_an_update_points_where_the_cpus_does(model: Path, judge: Path, tmp_path
             assert found[1.0]["metrics"][name] == pytest.approx(found[0.0]["metrics"][name], rel=0.05), name
 
 
-def test_a_checkpoint_goes_on_as_if_nothing_had_happened(model: Path, judge: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_goes_on_as_if_nothing_had_happened(
+    sharp_checkpoint: Path, token2text_judge: Path, tmp_path: Path
+) -> None:
     """Weights and moments leave the device for the disk and come back to it."""
-    spec = spec_for(model, judge, gpus_per_rank=1.0)
+    spec = spec_for(sharp_checkpoint, token2text_judge, gpus_per_rank=1.0)
     share = plan_updates(make_groups(), [], 1, 1, "positive")[0]
 
     def weights(meeting: str, start: str | None, steps: list[int], save: str | None = None) -> dict[str, torch.Tensor]:
@@ -114,26 +101,10 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(model: Path, judge: Pat
 @pytest.mark.parametrize("robust", [False, True])
 def test_the_reward_model_learns_to_read(robust: bool, tmp_path: Path) -> None:
     """The objective `token2text` in bfloat16, and its reading there against the saved model's in float32 on the CPU."""
-    training = test_token2text_rank.Token2TextTrainingConfig(label_smoothing=0.05, mixup=0.2, adversarial=0.1)
-    spec = test_token2text_rank.spec(training if robust else None, gpus_per_rank=1.0)
-    learner = Token2TextRank(spec, 0, 1, f"file://{tmp_path / 'meet'}")
-    corpus = test_token2text_rank.corpus
-    try:
-        for step in range(1, 121):
-            (share,) = plan_token2text(corpus(24, seed=step), 1, learner.spec.training.mixup, 0, step)
-            metrics = learner.update(step, share)
-        learner.save(str(tmp_path / "checkpoint"))
-        items = corpus(50, seed=10_000)
-        order = plan_reading(items, 1)[0]
-        readings = dict(zip(order, learner.read([items[i] for i in order], items[0]), strict=True))
-    finally:
-        learner.close()
+    metrics, items, readings, outputs = learn_and_read(tmp_path, robust, steps=120, gpus_per_rank=1.0)
     assert metrics["learner/nll"] < 1.0
-    saved = Token2Text.load(tmp_path / "checkpoint" / "hf")
     right, same = 0, 0
-    for i, item in enumerate(items):
-        with torch.no_grad():
-            output = saved(torch.tensor([item.tokens]), torch.tensor([len(item.tokens)]))
+    for i, (item, output) in enumerate(zip(items, outputs, strict=True)):
         right += readings[i].labels == item.text_ids
         same += readings[i].labels == output.greedy_labels()[0]
         assert readings[i].nll == pytest.approx(-float(output.text_log_likelihood([item.text_ids])), rel=0.1, abs=0.1)

@@ -18,14 +18,13 @@ from rollout.config import EncoderConfig
 from rollout.encoder import UtteranceEncoder
 from speech.audio import load_audio
 from speech.families import ModelFamily, load_family
+from tests.gpu import NEEDS_GPU
+from tests.learner.ranks import keep_gradients
 from tests.rewards.judge_checkpoints import write_whisper
 from tests.rewards.sound_fixtures import ASR_DEMO, RATE, recordings
 from tests.speech.qwen3_asr_checkpoint import write_checkpoint
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = NEEDS_GPU
 
 UTTERANCES = recordings(8)
 
@@ -96,19 +95,12 @@ def test_sft_of_all_parts_points_where_the_cpus_does(tmp_path: Path) -> None:
             str(ASR_DEMO), None, "sft", config, 1.0, 0, tuple(family.stop_token_ids), 10, replay_weight=0.0, seed=1
         )
         rank = LearnerRank(spec, 0, 1, f"file://{tmp_path / f'meet-{gpus}'}")
-        gradients: dict[str, torch.Tensor] = {}
-
-        def keep(*_: object, rank: LearnerRank = rank, gradients: dict[str, torch.Tensor] = gradients) -> None:
-            for name, parameter in rank.policy.named_parameters():
-                if parameter.grad is not None:
-                    gradients[name] = parameter.grad.full_tensor().float().cpu()  # type: ignore[union-attr, operator]
-
-        rank.optimiser.register_step_pre_hook(keep)
+        gradients = keep_gradients(rank.policy, rank.optimiser)
         try:
             metrics = rank.update(1, plan_updates(groups, [], 1, 1)[0], dict(enumerate(encoded))).metrics
         finally:
             rank.close()
-        found[gpus] = (gradients, metrics)
+        found[gpus] = ({name: gradient.float().cpu() for name, gradient in gradients.items()}, metrics)
     (cpu, on_cpu), (cuda, on_cuda) = found[0.0], found[1.0]
     assert cpu.keys() == cuda.keys()
     for part in ("encoder", "adaptor", "language_model", "ctc"):

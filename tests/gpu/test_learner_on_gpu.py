@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from learner.packing import pack
 from learner.policy import Policy, Processing
 from speech.families import load_family
 from tests.demo_checkpoint import write_demo_checkpoint
+from tests.gpu import NEEDS_GPU
 from tests.learner.test_rank import make_batch
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = NEEDS_GPU
 
 
 def test_packed_log_probs_and_gradients_agree_with_the_cpu(tmp_path: Path) -> None:

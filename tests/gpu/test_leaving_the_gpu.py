@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
 
 from learner.plan import plan_updates
 from learner.rank import LearnerRank
 from tests.demo_checkpoint import write_demo_checkpoint
+from tests.gpu import NEEDS_GPU
 from tests.learner.test_rank import make_batch, make_spec
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = NEEDS_GPU
 
 
 def updates(model: Path, meeting: Path, leaves: bool) -> tuple[dict[str, torch.Tensor], list[int]]:

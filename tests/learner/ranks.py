@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.multiprocessing as mp
 
 
@@ -18,6 +19,22 @@ def run_ranks(function: Callable[..., object], ranks: int, *arguments: Any) -> N
         ProcessExitedException: one of them died.
     """
     mp.spawn(_run_and_leave, (function, arguments), nprocs=ranks)
+
+
+def keep_gradients(module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """A dictionary that each update fills with its full gradients by parameter, clipped, as AdamW sees them.
+
+    A collective at each update. Parameters that got no gradient are left out.
+    """
+    gradients: dict[str, torch.Tensor] = {}
+
+    def keep(*_: object) -> None:
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                gradients[name] = parameter.grad.full_tensor().clone()  # type: ignore[union-attr, operator]
+
+    optimiser.register_step_pre_hook(keep)
+    return gradients
 
 
 def _run_and_leave(rank: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:

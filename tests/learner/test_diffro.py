@@ -23,8 +23,7 @@ from learner.rank import LearnerRank, RankSpec
 from learner.token2text import Token2Text, Token2TextConfig
 from speech.errors import UserError
 from speech.records import PromptLayout
-from tests.demo_checkpoint import write_demo_checkpoint
-from tests.learner.ranks import run_ranks
+from tests.learner.ranks import keep_gradients, run_ranks
 from tests.learner.test_rank import make_spec
 
 SPEECH = range(20, 60)
@@ -202,18 +201,6 @@ def test_what_does_not_fit_is_refused() -> None:
 # -- in the learner ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_demo_checkpoint(tmp_path_factory.mktemp("diffro") / "model", scale=2.0)
-
-
-@pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("judge") / "token2text"
-    reward_model().save(folder)
-    return folder
-
-
 def spec_for(model: Path, judge: Path, **changes: Any) -> RankSpec:
     term = {"reward_model": str(judge), "weight": 0.7, "attributes": 0.3, "kl_coef": 0.1}
     term |= {name: changes.pop(name) for name in list(changes) if hasattr(DiffROConfig, name)}
@@ -233,14 +220,7 @@ def one_update(rank: int, world: int, meeting: str, spec: RankSpec, out: str | N
     with torch.no_grad():
         for parameter in learner.policy.parameters():
             parameter.mul_(1.1)
-    gradients: dict[str, torch.Tensor] = {}
-
-    def keep(*_: object) -> None:
-        for name, parameter in learner.policy.named_parameters():
-            if parameter.grad is not None:
-                gradients[name] = parameter.grad.full_tensor().clone()  # type: ignore[union-attr, operator]
-
-    learner.optimiser.register_step_pre_hook(keep)
+    gradients = keep_gradients(learner.policy, learner.optimiser)
     try:
         shares = plan_updates(make_groups(), [], 1, world, spec.config.diffro.filter)[rank]
         metrics = learner.update(2, shares, {}).metrics
@@ -261,40 +241,53 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
         assert b["metrics"][name] == pytest.approx(value, abs=1e-5, rel=1e-5), name
 
 
-def test_micro_batches_and_ranks_do_not_matter(model: Path, judge: Path, tmp_path: Path) -> None:
-    whole = one_update(0, 1, str(tmp_path / "a"), spec_for(model, judge))
+def test_micro_batches_and_ranks_do_not_matter(sharp_checkpoint: Path, token2text_judge: Path, tmp_path: Path) -> None:
+    whole = one_update(0, 1, str(tmp_path / "a"), spec_for(sharp_checkpoint, token2text_judge))
     assert whole["metrics"]["diffro/samples"] == 6
     assert whole["metrics"]["diffro/text_nll"] > 0 and whole["metrics"]["learner/full_kl"] > 1e-4
     assert max(float(g.abs().max()) for g in whole["gradients"].values()) > 1e-3
-    parts = one_update(0, 1, str(tmp_path / "b"), spec_for(model, judge, micro_batch_tokens=20, logits_chunk=5))
+    parts = one_update(
+        0, 1, str(tmp_path / "b"), spec_for(sharp_checkpoint, token2text_judge, micro_batch_tokens=20, logits_chunk=5)
+    )
     assert_same(whole, parts)
     out = tmp_path / "two"
-    run_ranks(one_update, 2, 2, str(tmp_path / "c"), spec_for(model, judge, micro_batch_tokens=30), str(out))
+    run_ranks(
+        one_update,
+        2,
+        2,
+        str(tmp_path / "c"),
+        spec_for(sharp_checkpoint, token2text_judge, micro_batch_tokens=30),
+        str(out),
+    )
     assert_same(whole, torch.load(out, weights_only=True))
 
 
-def test_combined_without_diffro_is_grpo(model: Path, judge: Path, tmp_path: Path) -> None:
-    grpo = one_update(0, 1, str(tmp_path / "a"), spec_for(model, judge, objective="grpo"))
+def test_combined_without_diffro_is_grpo(sharp_checkpoint: Path, token2text_judge: Path, tmp_path: Path) -> None:
+    grpo = one_update(0, 1, str(tmp_path / "a"), spec_for(sharp_checkpoint, token2text_judge, objective="grpo"))
     none = {"weight": 0.0, "kl_coef": 0.0, "reward_model": None}
-    combined = one_update(0, 1, str(tmp_path / "b"), spec_for(model, judge, **none))
+    combined = one_update(0, 1, str(tmp_path / "b"), spec_for(sharp_checkpoint, token2text_judge, **none))
     for name, gradient in grpo["gradients"].items():
         assert torch.equal(combined["gradients"][name], gradient), name
     assert combined["metrics"] == grpo["metrics"]
 
 
-def test_combined_is_the_sum_of_its_terms(model: Path, judge: Path, tmp_path: Path) -> None:
+def test_combined_is_the_sum_of_its_terms(sharp_checkpoint: Path, token2text_judge: Path, tmp_path: Path) -> None:
     spec = {"max_grad_norm": 0.0}
-    grpo = one_update(0, 1, str(tmp_path / "a"), spec_for(model, judge, objective="grpo", **spec))
-    alone = one_update(0, 1, str(tmp_path / "b"), spec_for(model, judge, objective="diffro", **spec))
-    both = one_update(0, 1, str(tmp_path / "c"), spec_for(model, judge, **spec))
+    grpo = one_update(0, 1, str(tmp_path / "a"), spec_for(sharp_checkpoint, token2text_judge, objective="grpo", **spec))
+    alone = one_update(
+        0, 1, str(tmp_path / "b"), spec_for(sharp_checkpoint, token2text_judge, objective="diffro", **spec)
+    )
+    both = one_update(0, 1, str(tmp_path / "c"), spec_for(sharp_checkpoint, token2text_judge, **spec))
     for name, gradient in both["gradients"].items():
         expected = grpo["gradients"][name] + alone["gradients"][name]
         torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_diffro_needs_a_reward_model(model: Path, judge: Path, tmp_path: Path) -> None:
+def test_diffro_needs_a_reward_model(sharp_checkpoint: Path, token2text_judge: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs the folder of a Token2Text model"):
         try:
-            LearnerRank(spec_for(model, judge, reward_model=None), 0, 1, f"file://{tmp_path / 'a'}")
+            LearnerRank(
+                spec_for(sharp_checkpoint, token2text_judge, reward_model=None), 0, 1, f"file://{tmp_path / 'a'}"
+            )
         finally:
             torch.distributed.destroy_process_group()

@@ -16,7 +16,7 @@ from learner.rank import LearnerRank, RankSpec
 from speech.families import load_family
 from speech.records import EncodedAudio, PromptLayout
 from tests.demo_checkpoint import write_demo_checkpoint
-from tests.learner.ranks import run_ranks
+from tests.learner.ranks import keep_gradients, run_ranks
 
 VOCABULARY = 262
 
@@ -72,14 +72,7 @@ def run_rank(rank: int, world: int, meeting: str, spec: RankSpec, out: str) -> N
     for group in replay:
         audio[group.audio + 100] = EncodedAudio(group.layout, torch.ones(group.layout.audio_length, 64), None, 1, 1)
     replay = [TrainGroup(g.layout, g.samples, g.audio + 100) for g in replay]
-    gradients: dict[str, torch.Tensor] = {}
-
-    def keep_gradients(*_: object) -> None:
-        for name, parameter in learner.policy.named_parameters():
-            if parameter.grad is not None:
-                gradients[name] = parameter.grad.full_tensor().clone()  # type: ignore[union-attr, operator]
-
-    learner.optimiser.register_step_pre_hook(keep_gradients)
+    gradients = keep_gradients(learner.policy, learner.optimiser)
     shares = plan_updates(groups, replay, spec.config.updates_per_step, world)[rank]
     mine = {index: audio[index] for index in audio_of(shares)}
     result = learner.update(1, shares, mine)

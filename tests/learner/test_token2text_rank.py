@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.config import LearnerConfig, Token2TextTrainingConfig
-from learner.token2text import Token2Text, Token2TextConfig
-from learner.token2text_plan import SpeechText, plan_reading, plan_token2text, split_items
+from learner.token2text import Token2Text, Token2TextConfig, Token2TextOutput
+from learner.token2text_plan import Reading, SpeechText, plan_reading, plan_token2text, split_items
 from learner.token2text_rank import Token2TextRank, Token2TextSpec
-from tests.learner.ranks import run_ranks
+from tests.learner.ranks import keep_gradients, run_ranks
 
 CONFIG = Token2TextConfig(
     12, tuple("abc"), {"pitch": ("low", "high")}, hidden=32, layers=2, heads=2, kernel=5, labels_per_token=1
@@ -40,15 +40,10 @@ def spec(training: Token2TextTrainingConfig | None = None, **changes: Any) -> To
 
 def one_update(rank: int, world: int, meeting: str, chosen: Token2TextSpec, out: str | None = None) -> dict[str, Any]:
     learner = Token2TextRank(chosen, rank, world, f"file://{meeting}")
-    gradients: dict[str, torch.Tensor] = {}
-
-    def keep(*_: object) -> None:
-        for name, parameter in learner.model.named_parameters():
-            gradients[name] = parameter.grad.full_tensor().clone()  # type: ignore[union-attr, operator]
-
-    learner.optimiser.register_step_pre_hook(keep)
+    gradients = keep_gradients(learner.model, learner.optimiser)
     share = plan_token2text(corpus(9), world, chosen.training.mixup, seed=5, step=3)[rank]
     metrics = learner.update(3, share)
+    assert gradients.keys() == dict(learner.model.named_parameters()).keys()
     learner.close()
     found = {"gradients": gradients, "metrics": metrics}
     if out and rank == 0:
@@ -74,22 +69,37 @@ def test_micro_batches_and_ranks_do_not_matter(tmp_path: Path) -> None:
     assert_same(whole, torch.load(out, weights_only=True))
 
 
-@pytest.mark.parametrize("robust", [False, True])
-def test_it_learns_to_read_speech_tokens(robust: bool, tmp_path: Path) -> None:
+def learn_and_read(
+    folder: Path, robust: bool, steps: int, **changes: Any
+) -> tuple[dict[str, float], list[SpeechText], dict[int, Reading], list[Token2TextOutput]]:
+    """Train a new model and let it read what it has not seen.
+
+    Returns:
+        Metrics of the last step, the items, the rank's readings by item, and what the saved model says of each, alone
+        and on the CPU.
+    """
     training = Token2TextTrainingConfig(label_smoothing=0.05, mixup=0.2, adversarial=0.1)
-    learner = Token2TextRank(spec(training if robust else None), 0, 1, f"file://{tmp_path / 'meet'}")
-    for step in range(1, 91):
-        (share,) = plan_token2text(corpus(24, seed=step), 1, learner.spec.training.mixup, 0, step)
-        metrics = learner.update(step, share)
-    learner.save(str(tmp_path / "checkpoint"))
-    items = corpus(50, seed=10_000)
-    order = plan_reading(items, 1)[0]
-    readings = dict(zip(order, learner.read([items[i] for i in order], items[0]), strict=True))
-    learner.close()
-    assert metrics["attributes/pitch/correct"] > 0.7 and metrics["learner/nll"] < 1.0
-    model = Token2Text.load(tmp_path / "checkpoint" / "hf")
+    learner = Token2TextRank(spec(training if robust else None, **changes), 0, 1, f"file://{folder / 'meet'}")
+    try:
+        for step in range(1, steps + 1):
+            (share,) = plan_token2text(corpus(24, seed=step), 1, learner.spec.training.mixup, 0, step)
+            metrics = learner.update(step, share)
+        learner.save(str(folder / "checkpoint"))
+        items = corpus(50, seed=10_000)
+        order = plan_reading(items, 1)[0]
+        readings = dict(zip(order, learner.read([items[i] for i in order], items[0]), strict=True))
+    finally:
+        learner.close()
+    model = Token2Text.load(folder / "checkpoint" / "hf")
     with torch.no_grad():
         outputs = [model(torch.tensor([item.tokens]), torch.tensor([len(item.tokens)])) for item in items]
+    return metrics, items, readings, outputs
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_it_learns_to_read_speech_tokens(robust: bool, tmp_path: Path) -> None:
+    metrics, items, readings, outputs = learn_and_read(tmp_path, robust, steps=90)
+    assert metrics["attributes/pitch/correct"] > 0.7 and metrics["learner/nll"] < 1.0
     read = [output.greedy_labels()[0] == item.text_ids for output, item in zip(outputs, items, strict=True)]
     assert sum(read) >= 45
     for i, output in enumerate(outputs):  # one by one as in padded batches
