@@ -147,11 +147,10 @@ class Case:
 
 def _memory(args: argparse.Namespace, form: int) -> float:
     """Megabytes that one form needs on top of the loaded model, measured in a fresh process."""
-    options = ["--memory-of", str(form)]
-    for name in ("batch", "tokens", "labels", "vocabulary", "hidden", "reward_hidden", "reward_layers", "noise"):
-        options += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    options += ["--threads", str(args.threads), "--dtype", args.dtype]
-    return meter.in_a_process(__file__, options, {"MALLOC_MMAP_THRESHOLD_": "65536"})
+    names = ("batch", "tokens", "labels", "vocabulary", "hidden", "reward_hidden", "reward_layers", "noise")
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    options = ("--memory-of", str(form))
+    return meter.in_a_process(__file__, options, args, (*names, "threads", "dtype"), environment)
 
 
 def _peak_growth(args: argparse.Namespace, form: int) -> float:

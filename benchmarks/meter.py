@@ -64,9 +64,21 @@ def peak_growth(run: Callable[[], object], device: str) -> float:
     return _status("VmHWM") - start
 
 
-def in_a_process(program: str, options: Sequence[str], environment: dict[str, str] | None = None) -> float:
-    """The number that a program prints last, run with these options."""
-    command = [sys.executable, program, *options]
+def in_a_process(
+    program: str,
+    options: Sequence[str],
+    args: argparse.Namespace,
+    names: Sequence[str],
+    environment: dict[str, str] | None = None,
+) -> float:
+    """The number that a benchmark prints last when it calls itself.
+
+    Args:
+        options: first on the command line.
+        args, names: parsed options that are handed on, and which.
+    """
+    handed = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
+    command = [sys.executable, program, *options, *handed]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | (environment or {}))
     return float(done.stdout.split()[-1])
 

@@ -1,6 +1,6 @@
 """Our version of the paper's tables and of its stability plot (2509.18569): which objective and which rewards do what.
 
-    python benchmarks/paper_table.py tts --seeds 1 2 3         # base, GRPO, DiffRO, combined, filter, R1 to R3
+    python benchmarks/paper_table.py tts --seeds 1 2 3         # base, GRPO, DiffRO, both, filter, R1 to R3, KL
     python benchmarks/paper_table.py asr --seeds 1 2 3         # base, R1, R1+R2, R1+R2+R3, by kind of utterance
     python benchmarks/paper_table.py stability --steps 300     # WER while training goes on
 

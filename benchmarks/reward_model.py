@@ -15,7 +15,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -83,15 +83,14 @@ def main() -> None:
 
 def row(family: SpeechFamily, utterances: tuple[Utterance, ...], ears: Ears, most: int) -> list[str]:
     """The cells of one model. Texts longer than their speech have no likelihood and are left out of its columns."""
-    voices = VoiceEncoder(family, ears.codec, EncoderConfig(), load_audio).encode(
-        [replace(utterance, audio="") for utterance in utterances]
-    )
+    voices = VoiceEncoder(family, ears.codec, EncoderConfig(), load_audio).encode(utterances)
+    model = family.load_language_model()
     nats, characters = np.zeros(len(utterances)), np.zeros(len(utterances))
     read: list[EditCounts] = []
     heard: list[list[EditCounts]] = [[], []]
     for index, (utterance, voice) in enumerate(zip(utterances, voices, strict=True)):
         prompt = voice.encoded.layout.token_ids
-        tokens = family.speech_tokens(sample_ids(family, prompt, temperature=1.0, seed=index, max_new_tokens=most))
+        tokens = family.speech_tokens(sample_ids(family, model, prompt, 1.0, seed=index, max_new_tokens=most))
         if not tokens:
             raise SystemExit(f"{family.path} said nothing for the text {utterance.text!r}")
         text, language = utterance.text, utterance.language or "en"

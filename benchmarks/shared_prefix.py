@@ -157,10 +157,9 @@ def _measure(args: argparse.Namespace, prompt: int, group: int) -> tuple[dict[st
 
 def _memory(args: argparse.Namespace, prompt: int, group: int, form: str) -> float:
     """Megabytes that one form needs on top of the loaded model, measured in a fresh process."""
-    options = ["--memory-of", form, "--prompts", str(prompt), "--groups", str(group)]
-    for name in ("response", "batch", "hidden", "head_dim", "layers", "vocabulary", "threads", "dtype"):
-        options += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    return meter.in_a_process(__file__, options)
+    options = ("--memory-of", form, "--prompts", str(prompt), "--groups", str(group))
+    names = ("response", "batch", "hidden", "head_dim", "layers", "vocabulary", "threads", "dtype")
+    return meter.in_a_process(__file__, options, args, names)
 
 
 def _peak_growth(args: argparse.Namespace, prompt: int, group: int, form: str) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from cluster.jsonl import writing
 from rollout.config import EncoderConfig
@@ -128,7 +128,7 @@ def synthesise(
     encoder = VoiceEncoder(family, codec, EncoderConfig(), load_audio)
     (prepared,) = encoder.encode([utterance])
     prompt = prepared.encoded.layout.token_ids
-    ids = sample_ids(family, prompt, temperature, seed, max_new_tokens)
+    ids = sample_ids(family, family.load_language_model(), prompt, temperature, seed, max_new_tokens)
     tokens = family.speech_tokens(ids)
     if not tokens:
         raise UserError("the model ended without a single speech token; another --seed may help")
@@ -151,10 +151,18 @@ class _OnlyAllowed(LogitsProcessor):
 
 @torch.inference_mode()
 def sample_ids(
-    family: SpeechFamily, prompt: tuple[int, ...], temperature: float, seed: int, max_new_tokens: int
+    family: SpeechFamily,
+    model: PreTrainedModel,
+    prompt: tuple[int, ...],
+    temperature: float,
+    seed: int,
+    max_new_tokens: int,
 ) -> list[int]:
-    """Sampled ids, a stop token included if one was drawn."""
-    model = family.load_language_model()
+    """Sampled ids, a stop token included if one was drawn.
+
+    Args:
+        model: the family's language model.
+    """
     room = model.config.max_position_embeddings - len(prompt)
     if room < 1:
         raise UserError(

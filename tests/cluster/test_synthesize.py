@@ -75,7 +75,7 @@ def test_the_seed_decides(family: DemoTTSFamily, codec: Codec, folder: Path) -> 
 
 def test_greedy_takes_the_likeliest_of_speech_and_stop(family: DemoTTSFamily, codec: Codec, folder: Path) -> None:
     prompt = _prompt(family, codec, folder)
-    sampled = sample_ids(family, prompt, temperature=0.0, seed=0, max_new_tokens=12)
+    sampled = sample_ids(family, family.load_language_model(), prompt, temperature=0.0, seed=0, max_new_tokens=12)
     ids = list(prompt)
     model, allowed = family.load_language_model(), list(family.allowed_token_ids)
     free = []
