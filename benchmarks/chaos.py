@@ -24,7 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cluster import jsonl
+from cluster.runs import durable
 from tests.chaos.audit import Outcome, same_weights
 from tests.chaos.faults import ONE_NODE, PHASES, Fault, random_plan
 from tests.chaos.harness import disturbed
@@ -59,7 +59,7 @@ def main() -> int:
         write_demo_checkpoint(model, scale=1.5)
     settings = settings_of(arguments)
     results = out / "results.jsonl"
-    done = {line["seed"] for line in jsonl.read(results)}
+    done = {line["seed"] for line in durable.read(results)}
     runs = -(-arguments.faults // arguments.per_run)
     todo = [arguments.seed + run for run in range(runs) if arguments.seed + run not in done][: arguments.limit]
     kinds = [kind for kind in ONE_NODE if kind != "full_disk" or can_mount()]
@@ -81,9 +81,9 @@ def main() -> int:
             "recoveries": recoveries(outcome, plan, arguments.engines),
             "seconds": round(time.monotonic() - started),
         }
-        jsonl.append(results, [line])
+        durable.append(results, [line])
         print(json.dumps(line), flush=True)
-    return report(jsonl.read(results))
+    return report(durable.read(results))
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

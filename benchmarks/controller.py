@@ -32,23 +32,23 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rich.console import Console
 
+from cluster.actors.remote import contiguous
 from cluster.config import load_config
-from cluster.display import TrainingDisplay
-from cluster.fleet import FleetCounts
-from cluster.logs import RunLog
-from cluster.memory import PeakMemory
-from cluster.runfolder import RunFolder
-from cluster.train import _Run
-from cluster.work import contiguous
-from learner.plan import plan_updates
-from learner.rank import StepResult
-from rewards.actor import RewardCounts
+from cluster.fleet.fleet import FleetCounts
+from cluster.monitoring.logs import RunLog
+from cluster.monitoring.memory import PeakMemory
+from cluster.monitoring.progress import TrainingDisplay
+from cluster.runs.folder import RunFolder
+from cluster.training.policy_run import _Run
+from learner.batches.plan import plan_updates
+from learner.spec import StepResult
+from rewards.pool.pool import RewardCounts
 from rollout.actors import EncodedRef
 from rollout.config import EngineConfig
-from rollout.stats import EngineStats
+from rollout.engine.stats import EngineStats
 from speech.manifests import Manifest
 from speech.records import Group, Prompt, PromptLayout, Reward, Trajectory, Utterance
-from speech.spans import Span
+from speech.runtime.spans import Span
 
 LAYOUT = PromptLayout(tuple(range(60)), 10, 45)
 TOKENS = 24
@@ -151,10 +151,10 @@ class SimulatedFleet:
     def counts(self) -> FleetCounts:
         return FleetCounts(self._engines, 0, 0, 0)
 
-    def members(self) -> range:
+    def replicas(self) -> range:
         return range(self._engines)
 
-    def urgent(self) -> AbstractContextManager[None]:
+    def learner_blocked(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
@@ -173,7 +173,7 @@ class SimulatedLearner:
     def publish(self, dtype: str, bucket_bytes: int) -> list[Any]:
         return []
 
-    def front_states(self) -> dict[str, Any]:
+    def frontend_state_dicts(self) -> dict[str, Any]:
         return {}
 
     def probe_logprobs(self, token_ids: list[int]) -> list[float]:

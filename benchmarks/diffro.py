@@ -93,10 +93,10 @@ class Case:
     def __init__(self, args: argparse.Namespace) -> None:
         import torch
 
-        from learner.batch import Sample, TrainGroup
+        from learner.batches.batch import Sample, TrainGroup
+        from learner.batches.packing import pack, totals
         from learner.config import DiffROConfig
-        from learner.packing import pack, totals
-        from learner.token2text import Token2Text, Token2TextConfig
+        from learner.token2text.model import Token2Text, Token2TextConfig
         from speech.records import PromptLayout
 
         torch.set_num_threads(args.threads)
@@ -131,8 +131,8 @@ class Case:
     def run(self, chunk: int) -> float:
         import torch
 
-        from learner.diffro import DiffRO
-        from learner.policy import PolicyOutput
+        from learner.losses.diffro import DiffRO
+        from learner.model.policy import PolicyOutput
 
         # One chunk for everything is exactly the naive form: nothing is recomputed, all logits and one-hots are held.
         rows = len(self.batch.targets) if chunk == NAIVE else chunk

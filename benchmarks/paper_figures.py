@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 
 from paper_runs import Figures, load
-from rewards.edits import word_edits
+from speech.edits import word_edits
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -22,15 +22,15 @@ import torch
 import transformers
 from scipy.stats import spearmanr
 
+from cluster.commands.synthesize import sample_ids
 from cluster.config import RunConfig, load_config
-from cluster.synthesize import sample_ids
-from learner.token2text import Token2Text
-from rewards.edits import EditCounts, word_edits
-from rewards.judges import Judge, build_judge
+from learner.token2text.model import Token2Text
+from rewards.listening.judge import Judge, build_judge
 from rollout.config import EncoderConfig
-from rollout.voices import VoiceEncoder
+from rollout.encoders.voices import VoiceEncoder
 from speech.audio import load_audio
 from speech.codecs import Codec, load_codec
+from speech.edits import EditCounts, word_edits
 from speech.families import SpeechFamily, load_family
 from speech.manifests.load import load_manifest
 from speech.records import Utterance

@@ -3,7 +3,7 @@
     python benchmarks/schedule_simulation.py                 # the tables of docs/measurements.md
     python benchmarks/schedule_simulation.py --jitter 0.3    # generation times that vary from step to step
 
-Nothing is sampled or learned. The windows are admitted by the real `Admission`; each goes through encode → generate →
+Nothing is sampled or learned. The batches are admitted by the real `Admission`; each goes through encode → generate →
 reward → learn → publish, one phase of a kind at a time, on devices that it may have to share:
 
 - On *own* devices a phase runs at full speed, and two phases on the same device take turns. A phase that takes t on all
@@ -11,8 +11,8 @@ reward → learn → publish, one phase of a kind at a time, on devices that it 
   shorter, such as the tail of the longest samples. With `fixed` = 0 nothing can be gained by dividing devices.
 - On *shared* cores phases run at the same time and slow each other down once they keep more than all cores busy.
 
-The bound is what no schedule can beat: the busiest device, and the way of a window through all phases divided by the
-S + 1 windows that may be under way.
+The bound is what no schedule can beat: the busiest device, and the way of a batch through all phases divided by the
+S + 1 batches that may be under way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cluster.admission import Admission
+from cluster.training.admission import Admission
 
 STAGES = ("encode", "generate", "reward", "learn", "publish")
 Job = tuple[str, int]
@@ -69,7 +69,7 @@ def simulate(schedule: Schedule) -> float:
     scored: set[int] = set()
     version, now, published = 0, 0.0, []
     while version < schedule.steps:
-        waiting += [("encode", window) for window in admission.admit(version)]
+        waiting += [("encode", rollout_batch) for rollout_batch in admission.admit(version)]
         for job in list(waiting):
             if _may_start(job, running, waiting, schedule):
                 waiting.remove(job)
@@ -82,13 +82,13 @@ def simulate(schedule: Schedule) -> float:
             if running[job] > 1e-9:
                 continue
             del running[job]
-            stage, window = job
+            stage, rollout_batch = job
             if stage in ("encode", "generate"):
-                waiting.append((STAGES[STAGES.index(stage) + 1], window))
+                waiting.append((STAGES[STAGES.index(stage) + 1], rollout_batch))
             elif stage == "reward":
-                scored.add(window)
+                scored.add(rollout_batch)
             elif stage == "learn":
-                waiting.insert(0, ("publish", window))  # before samples that wait to begin, as in an engine
+                waiting.insert(0, ("publish", rollout_batch))  # before samples that wait to begin, as in an engine
             else:
                 version += 1
                 published.append(now)

@@ -74,8 +74,8 @@ class Case:
         import torch
         from transformers import Qwen3Config, Qwen3ForCausalLM
 
-        from learner import attention
-        from learner.batch import Sample, TrainGroup
+        from learner.batches.batch import Sample, TrainGroup
+        from learner.model import attention
         from speech.records import PromptLayout
 
         torch.set_num_threads(args.threads)
@@ -110,9 +110,10 @@ class Case:
         ]
 
     def run(self, form: str) -> float:
-        from learner.logprobs import selected_logprobs
-        from learner.losses import LossConfig, grpo_loss
-        from learner.packing import pack, totals
+        from learner.batches.packing import pack, totals
+        from learner.config import LossConfig
+        from learner.losses.policy.grpo import grpo_loss
+        from learner.model.logprobs import selected_logprobs
 
         batch, device = pack(self.groups, shared_prefix=form == "shared"), self.device
         hidden = self.model.base_model(

@@ -45,27 +45,27 @@ def _run(arguments: list[str]) -> int:
         if args.address is not None:
             args.overrides.append(f"ray.address={args.address}")
         run_config = load_config(args.config, args.overrides)
-        from cluster.train import train  # takes seconds; a typo should not have to wait for it
+        from cluster.commands.train import train  # takes seconds; a typo should not have to wait for it
 
         return int(train(run_config))
     if args.command == "evaluate":
-        from cluster.evaluate_manifest import run_evaluation
+        from cluster.commands.evaluate import run_evaluation
 
         return int(run_evaluation(args))
     if args.command == "synthesize":
-        from cluster.synthesize import run as synthesize
+        from cluster.commands.synthesize import run as synthesize
 
         return int(synthesize(args))
     if args.command == "prepare":
-        from cluster.prepare import run
+        from cluster.commands.prepare import run
 
         return int(run(args))
     if args.command in ("submit", "jobs", "stop"):
-        from cluster import jobs
+        from cluster.commands import jobs
 
         return {"submit": jobs.run_submit, "jobs": jobs.run_jobs, "stop": jobs.run_stop}[args.command](args)
     if args.command == "audit":
-        from cluster.audit import run_audit
+        from cluster.commands.audit import run_audit
 
         return int(run_audit(args))
     return _config(args)
@@ -73,7 +73,7 @@ def _run(arguments: list[str]) -> int:
 
 def _config(args: argparse.Namespace) -> int:
     from cluster.config import default_yaml, dump_config, load_config
-    from cluster.config_reference import reference_markdown
+    from cluster.config.reference import reference_markdown
 
     if args.reference:
         sys.stdout.write(reference_markdown())
@@ -143,13 +143,13 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
 
     synthesize = command("synthesize", "speak a text in the voice of a recording", "")
     if "synthesize" in arguments:
-        from cluster.synthesize import add_arguments as add_synthesis
+        from cluster.commands.synthesize import add_arguments as add_synthesis
 
         add_synthesis(synthesize)
 
     prepare = command("prepare", "check a data set and write it as a manifest", "")
     if "prepare" in arguments:
-        from cluster.prepare import add_arguments
+        from cluster.commands.prepare import add_arguments
 
         add_arguments(prepare)
 
@@ -174,7 +174,7 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
         "Submitting the same configuration again resumes it. The exit code is 1 when no checkpoint was saved.",
     )
     if {"submit", "jobs", "stop"} & set(arguments):
-        from cluster.jobs import add_arguments as add_job_arguments
+        from cluster.commands.jobs import add_arguments as add_job_arguments
 
         add_job_arguments(submit, jobs, stop)
 

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import ray
 
+from cluster.actors.encoders import AudioEncoderPool, EncoderPool, VoiceEncoderPool
+from cluster.actors.listener import Listener
+from cluster.actors.model import ModelRef
+from cluster.actors.placement import Placement, shares_gpus
+from cluster.actors.remote import draining_nodes, get
+from cluster.actors.scaling import PoolScaler, waiting_shares
+from cluster.actors.start import start_ray
 from cluster.config import RunConfig
-from cluster.fleet import EngineFleet
-from cluster.listener import Listener
-from cluster.placement import Placement, takes_turns
-from cluster.prompt_pools import EncoderPool, ModelRef, PromptPool, VoicePool
-from cluster.remote import draining_nodes, get
-from cluster.scaling import PoolScaler, waiting_shares
-from cluster.timeline import gather
-from learner.actor import LearnerGroup, LearnerLostError
+from cluster.fleet.fleet import EngineFleet
+from cluster.monitoring.timeline import gather
 from learner.config import SAMPLED_OBJECTIVES
-from learner.rank import RankSpec
-from rewards.actor import RewardPool
-from rewards.judges import check_second_judge
-from rewards.sound_pipeline import CodecFactory
-from rollout.actors import actor_environment
-from rollout.encoder import EncoderMode
-from rollout.voices import VoiceMode
+from learner.gang import LearnerGroup, LearnerLostError
+from learner.spec import RankSpec
+from rewards.listening.judge import check_second_judge
+from rewards.pipeline import CodecFactory
+from rewards.pool.pool import RewardPool
+from rollout.encoders.encoder import EncoderMode
+from rollout.encoders.voices import VoiceMode
+from rollout.environment import actor_environment
 from speech.codecs import load_codec
 from speech.errors import UserError, last_line
 from speech.families import LanguageModelFamily, SpeechFamily, load_family
-from speech.spans import Span
+from speech.runtime.spans import Span
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class System:
         self.training = training
         self.family = run_family(config, training)
         self._model = ModelRef(str(Path(config.model.path).resolve()), config.model.family, config.model.options)
-        self.encoders: PromptPool
+        self.encoders: EncoderPool
         self._fleet: EngineFleet | None = None
         self._learner: LearnerGroup | None = None
         self._rewards: RewardPool | None = None
@@ -62,23 +62,23 @@ class System:
         config = self.config
         start_ray(config, config.rewards.sound.threads if listens(config, self.training) else 0)
         try:
-            self._placement, turns = Placement(config), takes_turns(config)
+            self._placement, colocated = Placement(config), shares_gpus(config)
             timeout = config.engines.startup_timeout_s
             # Everything loads at the same time: an engine takes longest.
-            self._fleet = EngineFleet(self._model, config.engines, self._placement.engine, turns)
+            self._fleet = EngineFleet(self._model, config.engines, self._placement.engine, colocated)
             self.encoders = self._encoders()
             waiting = self.encoders.start()
             # Without a learner there is no publication to wait for: the checkpoint is what is to be evaluated.
             version = None if self.training else 0
-            if not turns:
+            if not colocated:
                 self.fleet.start(version)
             if self.training:
                 loading = self._start_learner()
                 waiting += loading
-                if turns:
+                if colocated:
                     get(loading, "learner start", timeout)
-                    self.learner.turn(present=False)
-            if turns:  # not before the learner has left: an engine takes what it finds free
+                    self.learner.set_onloaded(onloaded=False)
+            if colocated:  # not before the learner has left: an engine takes what it finds free
                 self.fleet.start(version)
             if self.training and config.objective in SAMPLED_OBJECTIVES:
                 self._rewards = RewardPool(config.rewards, codec_factory(config), draining_nodes)
@@ -156,7 +156,7 @@ class System:
     def stop_learner(self) -> None:
         """Kill the gang, and where GPUs are shared let the engines make room for the next one."""
         self.learner.close()
-        if takes_turns(self.config):
+        if shares_gpus(self.config):
             self.fleet.sleep(self.config.engines.generate_timeout_s)
 
     def restart_learner(self) -> None:
@@ -177,20 +177,20 @@ class System:
         self._learner = LearnerGroup(self._rank_spec(), environment, self._placement.rank)
         return self._learner.start(config.engines.startup_timeout_s)
 
-    def _encoders(self) -> PromptPool:
+    def _encoders(self) -> EncoderPool:
         config, model, options = self.config, self._model, self._placement.encoder
         if config.model.codec is not None:
             mode: VoiceMode = "target" if config.objective == "sft" else "prompt"
-            return VoicePool(model, str(Path(config.model.codec).resolve()), config.encoder, mode, options)
+            return VoiceEncoderPool(model, str(Path(config.model.codec).resolve()), config.encoder, mode, options)
         trained = config.learner.train
         parts: EncoderMode = "features" if "encoder" in trained else "states" if "adaptor" in trained else "embeddings"
-        return EncoderPool(model, config.encoder, parts, options)
+        return AudioEncoderPool(model, config.encoder, parts, options)
 
     def _pool_scalers(self) -> list[PoolScaler]:
         encoder, rewards = self.config.encoder, self.config.rewards
-        scalers = [PoolScaler(self.encoders, "encoder", "encode", encoder.fewest, encoder.most)]
+        scalers = [PoolScaler(self.encoders, "encoder", "encode", encoder.min_count, encoder.max_count)]
         if self._rewards is not None:
-            scalers.append(PoolScaler(self._rewards, "rewards", "reward", rewards.fewest, rewards.most))
+            scalers.append(PoolScaler(self._rewards, "rewards", "reward", rewards.min_count, rewards.max_count))
         return scalers
 
     def _rank_spec(self) -> RankSpec:
@@ -243,41 +243,3 @@ def listens(config: RunConfig, training: bool) -> bool:
 def codec_factory(config: RunConfig) -> CodecFactory | None:
     """How a reward actor gets the run's codec; None for a model that hears."""
     return None if config.model.codec is None else partial(load_codec, Path(config.model.codec).resolve())
-
-
-def surrounding_cluster() -> str | None:
-    """The cluster that this process was started in: Ray sets RAY_ADDRESS in its jobs. A Jobs server's http address,
-    which users set for `ray job`, is none."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    return None if not address or "://" in address.removeprefix("ray://") else address
-
-
-def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
-    """Join the configured cluster, or start Ray here with room for every actor of the run.
-
-    Args:
-        listener_cpus: of the actor that listens to evaluations, where there is one.
-
-    Raises:
-        UserError: no cluster answers at the address.
-    """
-    if ray.is_initialized():
-        return
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = config.ray.address or surrounding_cluster()
-    if address is None:
-        # On one machine the actors take turns, so each gets its place however few cores there are; thread counts,
-        # not Ray's bookkeeping, say how much of the machine an actor uses in its turn.
-        engines, encoder, learner = config.engines, config.encoder, config.learner
-        needed = engines.most * engines.threads + encoder.most * encoder.threads + learner.ranks + listener_cpus
-        cpus = config.ray.num_cpus or max(os.cpu_count() or 1, needed + config.rewards.most)
-        store = config.ray.object_store_mb
-        settings |= {
-            "num_cpus": cpus,
-            "include_dashboard": False,
-            "object_store_memory": None if store is None else store * 2**20,
-        }
-    try:
-        ray.init(address=address or "local", **settings)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error}") from error

@@ -4,12 +4,49 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from learner.advantages import ADVANTAGES
-from learner.filters import FILTERS
-from learner.losses import LossConfig
+from learner.registries import ADVANTAGES, POLICY_LOSSES
 
 SAMPLED_OBJECTIVES = ("grpo", "diffro", "combined")
 """Objectives that learn from rollouts of the policy."""
+
+
+@dataclass
+class LossConfig:
+    name: str = field(default="grpo", metadata={"help": "Registered policy loss.", "choices": POLICY_LOSSES})
+    clip_low: float = field(default=0.2, metadata={"help": "Ratio is clipped below at 1 − clip_low.", "min": 0.0})
+    clip_high: float = field(
+        default=0.28, metadata={"help": "Ratio is clipped above at 1 + clip_high (DAPO's clip-higher).", "min": 0.0}
+    )
+    kl_coef: float = field(
+        default=0.0, metadata={"help": "Weight of KL(policy ‖ reference); 0 loads no reference policy.", "min": 0.0}
+    )
+    kl_estimator: str = field(
+        default="k3",
+        metadata={
+            "help": "Per-token KL estimator in the loss: `k3` is GRPO's; `k1` and `k2` have the gradient of the "
+            "reverse KL.",
+            "choices": ("k1", "k2", "k3"),
+        },
+    )
+    aggregation: str = field(
+        default="token",
+        metadata={
+            "help": "Mean over all tokens of the batch (`token`, DAPO), mean over each response and then over "
+            "responses (`sequence`, GRPO), or sum divided by responses × constant_length (`constant`, Dr. GRPO).",
+            "choices": ("token", "sequence", "constant"),
+        },
+    )
+    constant_length: int = field(
+        default=0,
+        metadata={"help": "Length that divides in `constant` aggregation: the rollout's max_new_tokens.", "min": 0},
+    )
+    importance_cap: float = field(
+        default=0.0,
+        metadata={
+            "help": "Upper bound of the truncated importance weight learner/engine on each token; 0 = no weight.",
+            "min": 0.0,
+        },
+    )
 
 
 @dataclass
@@ -27,7 +64,7 @@ class DiffROConfig:
         metadata={
             "help": "Samples in the DiffRO loss: `positive` takes those with an advantage above 0 that drew a stop "
             "token, `none` takes all.",
-            "choices": FILTERS,
+            "choices": ("positive", "none"),
         },
     )
     temperature: float = field(
@@ -200,7 +237,7 @@ class LearnerConfig:
     )
     augment: bool = field(
         default=False,
-        metadata={"help": "`sft` with the encoder trained: change features at random (`learner/augment.py`)."},
+        metadata={"help": "`sft` with the encoder trained: change features at random (`learner/model/augment.py`)."},
     )
     step_timeout_s: float = field(default=1800.0, metadata={"help": "Longest time for one update.", "min": 1.0})
     restarts: int = field(

@@ -3,13 +3,50 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
 
-from learner.batch import PackedBatch
-from learner.losses import Metrics, reduce_metrics, summarise_metrics
+from learner.batches.batch import PackedBatch
+
+Metrics = dict[str, torch.Tensor]
+
+
+def reduce_metrics(parts: Iterable[Mapping[str, torch.Tensor]]) -> Metrics:
+    """Merge the metrics of micro-batches or ranks: names ending in `_max` by maximum, all others by sum."""
+    merged: Metrics = {}
+    for part in parts:
+        for name, value in part.items():
+            if name not in merged:
+                merged[name] = value
+            else:
+                merged[name] = torch.maximum(merged[name], value) if name.endswith("_max") else merged[name] + value
+    return merged
+
+
+def summarise_metrics(merged: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Merged sums over a batch → means per token, maxima, the number of tokens, and the effective sample size.
+
+    Losses that count whole samples give `samples` in place of `tokens`, and get means per sample. Without a single
+    one there are no means.
+
+    `importance_ess` is (Σw)² / (n · Σw²) of the importance weights learner / engine, in (0, 1]: 1 when both agree on
+    every token.
+    """
+    unit = "tokens" if "tokens" in merged else "samples"
+    tokens = float(merged[unit])
+    summary = {unit: tokens}
+    if tokens == 0:
+        return summary
+    for name, value in merged.items():
+        if name.endswith("_max"):
+            summary[name] = float(value)
+        elif name not in (unit, "importance_squared"):
+            summary[name] = float(value) / tokens
+    if "importance_squared" in merged:
+        summary["importance_ess"] = float(merged["importance"]) ** 2 / (tokens * float(merged["importance_squared"]))
+    return summary
 
 
 class StepMetrics:
@@ -44,7 +81,7 @@ class StepMetrics:
         """Means per token (DiffRO: per sample) and maxima, over all ranks. A collective."""
         mine = {prefix: reduce_metrics(parts) for prefix, parts in self.parts.items()}
         gathered: list[dict[str, Metrics]] = [{} for _ in range(dist.get_world_size())]
-        # Objects, because a rank that only had spare micro-batches has no metrics at all.
+        # Objects, because a rank that only had dummy micro-batches has no metrics at all.
         dist.all_gather_object(gathered, mine)
         results = {"learner/grad_norm": self.grad_norm}
         for prefix in sorted({prefix for metrics in gathered for prefix in metrics}):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from learner import checkpoint
-from learner.batch import PackedBatch, Sample, TrainGroup
-from learner.config import LearnerConfig
-from learner.device import Resident
-from learner.diffro import DiffRO
-from learner.metrics import StepMetrics
-from learner.objectives import (
+from learner.batches.batch import PackedBatch, Sample, TrainGroup
+from learner.batches.packing import pack, split_micro_batches
+from learner.batches.plan import RankShare
+from learner.components import checkpoint
+from learner.components.offload import DeviceOffloader
+from learner.components.optimiser import RankContext, adamw, apply_update, full_tensor, scheduled_rate
+from learner.losses.diffro import DiffRO
+from learner.losses.objectives import (
     MicroBatchKind,
     ReferenceOutput,
     UpdateContext,
@@ -24,60 +24,13 @@ from learner.objectives import (
     needs_full_kl,
     needs_reference,
 )
-from learner.optimisation import Gang, adamw, apply_update, full_tensor, scheduled_rate
-from learner.packing import pack, split_micro_batches
-from learner.plan import RankShare
-from learner.policy import PARTS, Policy, PolicyOutput, Processing
+from learner.metrics import StepMetrics
+from learner.model.policy import PARTS, Policy, PolicyOutput
+from learner.model.sampler import SamplerSettings
+from learner.spec import RankSpec, StepResult
 from speech.families import load_family
 from speech.records import EncodedAudio, PromptLayout
-from speech.weights import WeightBucket, tensor_digest
-
-
-@dataclass(frozen=True, slots=True)
-class RankSpec:
-    """Everything that a rank must be told once.
-
-    Attributes:
-        model, family: checkpoint folder and registry name (None: by `model_type`).
-        objective: `grpo`, `diffro`, `combined` or `sft`.
-        temperature, min_new_tokens, stop_ids: the sampler's, so that log-probs agree.
-        total_steps: of the run, for the learning-rate schedule.
-        replay_weight: of the SFT replay loss.
-        seed: run seed, from which augmentation and Gumbel noise derive.
-        allowed_token_ids: the only ids that the engine may sample, None for all.
-        speech_ids: the language model's ids of the codec's tokens 0, 1, … (DiffRO only).
-    """
-
-    model: str
-    family: str | None
-    objective: str
-    config: LearnerConfig
-    temperature: float
-    min_new_tokens: int
-    stop_ids: tuple[int, ...]
-    total_steps: int
-    replay_weight: float
-    seed: int
-    allowed_token_ids: tuple[int, ...] | None = None
-    speech_ids: range = range(0)
-
-    @property
-    def sampler(self) -> Processing:
-        """What the engine does to the logits of a rollout."""
-        return Processing(self.temperature, self.min_new_tokens, self.stop_ids, self.allowed_token_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step's updates reported.
-
-    Attributes:
-        metrics: means and maxima over all tokens of the step.
-        sample_gaps: by audio index, the largest |learner − engine| log-prob of each sample, in nats.
-    """
-
-    metrics: dict[str, float]
-    sample_gaps: dict[int, list[float]]
+from speech.runtime.weights import WeightBucket, tensor_digest
 
 
 class LearnerRank:
@@ -94,8 +47,8 @@ class LearnerRank:
         """
         self.spec, self.rank, self.world_size = spec, rank, world_size
         config = spec.config
-        self.gang = Gang(config, rank, world_size, init_method)
-        self.device = self.gang.device
+        self.context = RankContext(config, rank, world_size, init_method)
+        self.device = self.context.device
         self.family = load_family(spec.model, spec.family)
         self.policy = self._load(ctc=config.ctc_weight > 0)
         self.reference = self._load(frozen=True) if needs_reference(spec) else None
@@ -104,12 +57,12 @@ class LearnerRank:
         self.writer = checkpoint.Writer()
         reward_model = None if self.diffro is None else self.diffro.reward_model
         held = [module for module in (self.policy, self.reference, reward_model) if module is not None]
-        self.resident = Resident(self.device, held, self.optimiser)
+        self.offloader = DeviceOffloader(self.device, held, self.optimiser)
 
     def _load(self, ctc: bool = False, frozen: bool = False) -> Policy:
         config = self.spec.config
         policy = Policy.load(self.family, config.train, torch.float32, ctc, frozen).to(self.device)
-        policy.shard(self.gang.mesh, self.gang.mixed_precision, config.activation_checkpointing and not frozen)
+        policy.shard(self.context.mesh, self.context.mixed_precision, config.activation_checkpointing and not frozen)
         return policy
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -157,12 +110,12 @@ class LearnerRank:
             for kind, groups in parts
             for part in split_micro_batches(list(groups), budget, shared)
         ]
-        spare = pack([share.spare], shared)
-        missing = self.gang.most(len(contexts)) - len(contexts)
-        contexts += [UpdateContext(spare, kind="spare") for _ in range(missing)]
+        dummy = pack([share.dummy], shared)
+        missing = self.context.all_reduce_max(len(contexts)) - len(contexts)
+        contexts += [UpdateContext(dummy, kind="dummy") for _ in range(missing)]
         for context in contexts:
-            # Every rank must take part in these forward passes, with the spare micro-batches too.
-            sampler = self.spec.sampler if context.kind == "policy" else Processing()
+            # Every rank must take part in these forward passes, with the dummy micro-batches too.
+            sampler = self.spec.sampler if context.kind == "policy" else SamplerSettings()
             if self.reference is not None:
                 output = self._evaluate(self.reference, context.batch, audio, sampler)
                 context.reference = (
@@ -176,7 +129,7 @@ class LearnerRank:
 
     @torch.no_grad()
     def _evaluate(
-        self, policy: Policy, batch: PackedBatch, audio: Mapping[int, EncodedAudio], sampler: Processing
+        self, policy: Policy, batch: PackedBatch, audio: Mapping[int, EncodedAudio], sampler: SamplerSettings
     ) -> PolicyOutput:
         return policy(batch, audio, sampler, self.spec.config.logits_chunk)
 
@@ -202,7 +155,7 @@ class LearnerRank:
         if tensors:
             yield WeightBucket(tensors, {n: tensor_digest(t) for n, t in tensors.items()})
 
-    def front_states(self) -> dict[str, dict[str, torch.Tensor]]:
+    def frontend_state_dicts(self) -> dict[str, dict[str, torch.Tensor]]:
         """Full weights of the parts before the language model that learn, for the encoder actors; often empty."""
         return {
             part: {
@@ -218,7 +171,7 @@ class LearnerRank:
         layout = PromptLayout(tuple(token_ids[:1]), 0, 0)
         sample = Sample(tuple(token_ids[1:]), (), 0.0)
         batch = pack([TrainGroup(layout, (sample,), audio=-1)])
-        return self.policy(batch, {}, Processing(), self.spec.config.logits_chunk).logprobs.tolist()
+        return self.policy(batch, {}, SamplerSettings(), self.spec.config.logits_chunk).logprobs.tolist()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

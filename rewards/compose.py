@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Sequence
 
 from rewards.config import RewardConfig
+from rewards.listening.group import SoundGroup
 from rewards.registry import Need, PartScore, RewardFunction, build_reward, part_name, sound_needs
-from rewards.sound import SoundGroup
 from speech.errors import UserError
 from speech.records import Group, Reward
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
-from speech.bounds import Bounded
+from rewards.registries import JUDGES, SPEAKER_MODELS
+from speech.runtime.pool_size import PoolSize
 
 
 @dataclass
@@ -28,7 +29,7 @@ class JudgeConfig:
         metadata={
             "help": "`demo` (a checkpoint of this project), `transformers` (Whisper, Qwen3-ASR), `funasr` (SenseVoice, "
             "Paraformer) or `faster_whisper`; empty = no judge",
-            "choices": ("", "demo", "transformers", "funasr", "faster_whisper"),
+            "choices": JUDGES,
         },
     )
     path: str = field(
@@ -60,7 +61,7 @@ class SpeakerConfig:
         metadata={
             "help": "`resemblyzer` (weights in its wheel), `xvector` (transformers: WavLM) or `funasr` (CAM++, "
             "ERes2Net)",
-            "choices": ("resemblyzer", "xvector", "funasr"),
+            "choices": SPEAKER_MODELS,
         },
     )
     path: str = field(default="", metadata={"help": "folder of the model, or its name on the hub; not for resemblyzer"})
@@ -89,10 +90,9 @@ def _default_items() -> list[RewardItem]:
 
 
 @dataclass
-class RewardConfig(Bounded):
+class RewardConfig(PoolSize):
     """Which rewards are computed, how they are combined, and who computes them."""
 
-    count_key: ClassVar[str] = "workers"
     items: list[RewardItem] = field(
         default_factory=_default_items, metadata={"help": "rewards of the weighted sum, each at most once"}
     )
@@ -100,13 +100,13 @@ class RewardConfig(Bounded):
         default=False,
         metadata={"help": "z-normalise each part over its group before weighting, so that no part's scale dominates"},
     )
-    workers: int = field(default=1, metadata={"help": "number of reward actors at the start", "min": 1})
+    count: int = field(default=1, metadata={"help": "number of reward actors at the start", "min": 1})
     min: int | None = field(
         default=None,
-        metadata={"help": "fewest reward actors to shrink to; null takes `workers`: never shrink", "min": 1},
+        metadata={"help": "fewest reward actors to shrink to; null takes `count`: never shrink", "min": 1},
     )
     max: int | None = field(
-        default=None, metadata={"help": "most reward actors to grow to; null takes `workers`: never grow", "min": 1}
+        default=None, metadata={"help": "most reward actors to grow to; null takes `count`: never grow", "min": 1}
     )
     timeout_s: float = field(
         default=60.0,

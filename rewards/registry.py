@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from speech.errors import UserError
+from rewards.registries import REWARDS
+from speech.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,44 +44,17 @@ class RewardFunction(Protocol):
     def __call__(self, group: Any, /) -> Sequence[PartScore]: ...
 
 
-_REGISTRY: dict[str, Callable[..., Any]] = {}
-_BUILT_IN = (
-    "rewards.accuracy",
-    "rewards.hallucination",
-    "rewards.keyword",
-    "rewards.language_match",
-    "rewards.no_stop",
-    "rewards.tts_accuracy",
-    "rewards.duration",
-    "rewards.diversity",
-    "rewards.speaker_similarity",
-    "rewards.quality",
-    "rewards.trailing_silence",
-    "rewards.token_loops",
-)
 _Factory = TypeVar("_Factory", bound=Callable[..., Any])
 
 
 def reward(name: str) -> Callable[[_Factory], _Factory]:
     """Register a reward: a class whose instances are `RewardFunction`s and whose constructor takes the options, or
-    a function `(group, *, option=default, …)`.
-
-    Raises:
-        ValueError: when another reward already has this name.
-    """
-
-    def register(factory: _Factory) -> _Factory:
-        known = _REGISTRY.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
-            raise ValueError(f"reward {name!r} is already defined by {known.__module__}.{known.__qualname__}")
-        _REGISTRY[name] = factory
-        return factory
-
-    return register
+    a function `(group, *, option=default, …)`. It stands in the module of its name in `on_text/` or `on_sound/`."""
+    return REWARDS.register(name)
 
 
 def on_sound(*needs: Need) -> Callable[[_Factory], _Factory]:
-    """Mark a reward that scores sound: it is called with a `rewards.sound.SoundGroup` in the place of the `Group`.
+    """Mark a reward that scores sound: it is called with a `SoundGroup` (`rewards.listening.group`) and no `Group`.
 
     Args:
         needs: models that it asks its sounds for; they are checked with the configuration and loaded beforehand.
@@ -101,15 +73,8 @@ def sound_needs(name: str) -> frozenset[Need] | None:
     Raises:
         UserError: no such reward.
     """
-    needs: frozenset[Need] | None = getattr(_find(name), "sound_needs", None)
+    needs: frozenset[Need] | None = getattr(REWARDS.find(name), "sound_needs", None)
     return needs
-
-
-def registered() -> dict[str, Callable[..., Any]]:
-    """All registered rewards by name, the built-in ones included."""
-    for module in _BUILT_IN:
-        importlib.import_module(module)
-    return dict(_REGISTRY)
 
 
 def part_name(name: str) -> str:
@@ -127,11 +92,11 @@ def build_reward(name: str, options: Mapping[str, Any]) -> RewardFunction:
     Raises:
         UserError: unknown name, module or option (with the nearest known one), or a value of a wrong type or range.
     """
-    factory = _find(name)
+    factory = REWARDS.find(name)
     known = _options(name, factory)
     for option in options:
         if option not in known:
-            raise UserError(f"reward {name!r} has no option {option!r}{_nearest(option, known)}")
+            raise UserError(f"reward {name!r} has no option {option!r}{did_you_mean(option, known)}")
     missing = [option for option, parameter in known.items() if parameter.default is parameter.empty]
     if absent := [option for option in missing if option not in options]:
         raise UserError(f"reward {name!r} needs the option {', '.join(map(repr, absent))}")
@@ -146,27 +111,6 @@ def build_reward(name: str, options: Mapping[str, Any]) -> RewardFunction:
     if not callable(built):
         raise UserError(f"reward {name!r}: instances of {factory.__qualname__} cannot be called with a group")
     return cast(RewardFunction, built)
-
-
-def _find(name: str) -> Callable[..., Any]:
-    if ":" not in name:
-        known = registered()
-        if name not in known:
-            hint = _nearest(name, known) or f"; known are {', '.join(sorted(known))}"
-            raise UserError(f"unknown reward {name!r}{hint}; your own is written module:function")
-        return known[name]
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # any error in the user's module: name it, keep the cause for the traceback
-        raise UserError(f"reward {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}") from error
-    if not hasattr(module, attribute):
-        raise UserError(f"reward {name!r}: {module_name!r} has no {attribute!r}{_nearest(attribute, vars(module))}")
-    factory = getattr(module, attribute)
-    if not callable(factory):
-        raise UserError(f"reward {name!r}: {attribute!r} is a {type(factory).__name__}, not a function or class")
-    found: Callable[..., Any] = factory
-    return found
 
 
 def _options(name: str, factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -192,7 +136,9 @@ def _checked(name: str, option: str, value: Any, hint: Any) -> Any:
     if origin is Literal:
         if value not in arguments:
             known = ", ".join(map(str, arguments))
-            raise UserError(f"reward {name!r}: {option} is one of {known}, not {value!r}{_nearest(value, arguments)}")
+            raise UserError(
+                f"reward {name!r}: {option} is one of {known}, not {value!r}{did_you_mean(value, arguments)}"
+            )
     elif hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"reward {name!r}: {option} is a number, not {value!r}")
@@ -204,8 +150,3 @@ def _checked(name: str, option: str, value: Any, hint: Any) -> Any:
     elif hint in (bool, int, str) and type(value) is not hint:
         raise UserError(f"reward {name!r}: {option} is of type {hint.__name__}, not {value!r}")
     return value
-
-
-def _nearest(name: Any, known: Iterable[Any]) -> str:
-    close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""

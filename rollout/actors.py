@@ -17,16 +17,16 @@ from ray import ObjectRef
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
 from speech.errors import UserError
 from speech.records import Group, Prompt, PromptLayout, Utterance
-from speech.spans import Span, SpanRecorder
-from speech.weights import Probe
+from speech.runtime.spans import Span, SpanRecorder
+from speech.runtime.weights import Probe
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from rollout.encoder import EncoderMode
-    from rollout.stats import EngineHealth, EngineStats
-    from rollout.voices import VoiceMode
+    from rollout.encoders.encoder import EncoderMode
+    from rollout.encoders.voices import VoiceMode
+    from rollout.engine.stats import EngineHealth, EngineStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,53 +83,6 @@ class Encoding:
         ]
 
 
-def actor_environment(threads: int) -> dict[str, str]:
-    """Environment of a process that computes with `threads` OpenMP threads."""
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        # Threads that spin while they wait take the cores from the actor whose turn it is.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "0",
-        # Pinning would put all engines of a machine on the same cores.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-def engine_environment(config: EngineConfig) -> dict[str, str]:
-    """Environment of an engine's process, and of vLLM's children in it."""
-    environment = actor_environment(config.threads) | {
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(int(config.startup_timeout_s))
-    }
-    if config.enforce_eager and not config.gpus_per_engine:
-        # vLLM compiles parts of its sampler even in eager mode. On CPU that costs 5 to 20 s at the first generation,
-        # and the engine dies of it where the compiler, or what others left in inductor's cache, is not to its liking.
-        environment["TORCHDYNAMO_DISABLE"] = "1"
-    return environment
-
-
-def engine_options(config: EngineConfig) -> dict[str, Any]:
-    """Arguments of `EngineActor.options` for one engine of the fleet."""
-    return {
-        "num_cpus": 1 if config.gpus_per_engine else config.threads,
-        "num_gpus": config.gpus_per_engine,
-        "runtime_env": {"env_vars": engine_environment(config)},
-    }
-
-
-def encoder_options(config: EncoderConfig) -> dict[str, Any]:
-    """Arguments of `EncoderActor.options` for one encoder."""
-    return {
-        "num_cpus": config.threads,
-        "num_gpus": config.gpus,
-        "runtime_env": {"env_vars": actor_environment(config.threads)},
-    }
-
-
 # Questions are answered while the encoder works.
 @ray.remote(concurrency_groups={"control": 1})
 class EncoderActor:
@@ -140,7 +93,7 @@ class EncoderActor:
     ) -> None:
         import torch
 
-        from rollout.encoder import UtteranceEncoder
+        from rollout.encoders.encoder import UtteranceEncoder
         from speech.audio import load_audio
         from speech.families import ModelFamily, load_family
 
@@ -201,7 +154,7 @@ class VoiceActor:
         """`codec` is the codec's folder; which codec it is the family says."""
         import torch
 
-        from rollout.voices import VoiceEncoder
+        from rollout.encoders.voices import VoiceEncoder
         from speech.audio import load_audio
         from speech.codecs import load_codec
         from speech.families import SpeechFamily, load_family
@@ -248,7 +201,7 @@ class CodecActor:
         """`codec` is the codec's folder."""
         import torch
 
-        from rollout.recordings import RecordingEncoder
+        from rollout.encoders.recordings import RecordingEncoder
         from speech.audio import load_audio
         from speech.codecs import load_codec
 
@@ -283,7 +236,7 @@ class EngineActor:
         options: Mapping[str, Any] | None = None,
         sleeps: bool = False,
     ) -> None:
-        from rollout.engine import RolloutEngine
+        from rollout.engine.engine import RolloutEngine
         from speech.families import load_family
 
         logging.getLogger("vllm").setLevel(logging.WARNING)

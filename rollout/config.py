@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from speech.bounds import Bounded
+from speech.runtime.pool_size import PoolSize
 
 Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass
-class EngineConfig(Bounded):
+class EngineConfig(PoolSize):
     """`engines`: one vLLM engine, and how many the fleet has of them."""
 
     count: int = field(default=1, metadata={"help": "number of engines at the start", "min": 1})
@@ -79,7 +79,7 @@ class SamplingConfig:
 
 
 @dataclass
-class EncoderConfig(Bounded):
+class EncoderConfig(PoolSize):
     """`encoder`: the audio-encoder actors."""
 
     count: int = field(default=1, metadata={"help": "number of encoder actors at the start", "min": 1})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -46,6 +47,12 @@ class InputError(UserError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str, Sequence[Problem], int]]:
         # Exceptions pickle by their message alone; this one crosses from an actor to the driver whole.
         return InputError, self._arguments
+
+
+def did_you_mean(word: object, known: Iterable[object], cutoff: float = 0.5) -> str:
+    """`; did you mean 'x'?` with the known word most like this one; empty when none is close."""
+    close = difflib.get_close_matches(str(word), [str(item) for item in known], n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def last_line(error: BaseException) -> str:

@@ -51,8 +51,8 @@ def sharp_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def token2text_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Token2Text model with random weights, of the codec in `tests.learner.test_diffro`."""
-    from tests.learner.test_diffro import reward_model
+    """A tiny Token2Text model with random weights, of the codec in `tests.learner.losses.test_diffro`."""
+    from tests.learner.losses.test_diffro import reward_model
 
     folder = tmp_path_factory.mktemp("judge") / "token2text"
     reward_model().save(folder)

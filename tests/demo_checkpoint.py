@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.qwen3 import Qwen3Config
 
-from speech.families.demo import save_demo_model
-from speech.families.demo_model import DemoSpeechConfig, DemoSpeechLM
+from speech.families.demo.demo_model import DemoSpeechConfig, DemoSpeechLM
+from speech.families.demo.hearing import save_demo_model
 
 SPECIAL = ["<|pad|>", "<|endoftext|>", "<|audio|>", "<|audio_start|>", "<|audio_end|>", "<|transcribe|>"]
 

@@ -22,8 +22,8 @@ from assets.build.acoustics import SAMPLE_RATE, Waveform
 from assets.build.codec_training import Schedule, train
 from assets.build.engines import Engines
 from assets.build.voices import NeuralVoice
-from speech.codecs.demo import save_model
-from speech.codecs.demo_model import DemoCodecConfig, DemoCodecModel
+from speech.codecs.demo.codec import save_model
+from speech.codecs.demo.network import DemoCodecConfig, DemoCodecModel
 
 TTS_VOICES: tuple[NeuralVoice, ...] = (
     NeuralVoice("tts-f1", 1.15, 0.98, 1.0),

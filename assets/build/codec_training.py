@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from speech.codecs import vocoder
-from speech.codecs.demo import Features, analyse, to_level
-from speech.codecs.demo_model import LOG_HZ_SCALE, DemoCodecModel, VocoderControls
+from speech.codecs.demo import vocoder
+from speech.codecs.demo.codec import Features, analyse, to_level
+from speech.codecs.demo.network import LOG_HZ_SCALE, DemoCodecModel, VocoderControls
 
 SEGMENT = 96  # frames, about a second
 EDGE_SECONDS = 0.15  # of silence around each utterance, so that the codec knows silence

@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen3 import Qwen3Config
 
-from speech.families.demo import TOKENIZER_FILES, save_demo_model
-from speech.families.demo_model import DemoSpeechConfig, DemoSpeechLM
+from speech.families.demo.demo_model import DemoSpeechConfig, DemoSpeechLM
+from speech.families.demo.hearing import TOKENIZER_FILES, save_demo_model
 
 INIT = Path("build/asr_demo_init")
 

@@ -17,7 +17,7 @@ from transformers.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 
 from assets.build.tokenizer import END, PAD
 from speech.codecs import load_codec
-from speech.families.demo_tts import SECTION, SPEECH_END, SPEECH_START, TEXT_START, VOICE_START
+from speech.families.demo.speaking import SECTION, SPEECH_END, SPEECH_START, TEXT_START, VOICE_START
 
 INIT = Path("build/tts_demo_init")
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "

@@ -1,6 +1,6 @@
-"""Registry of speech codecs: tokens for a language model to speak, and the way back to sound.
+"""Speech codecs by name: tokens for a language model to speak, and the way back to sound.
 
-To add one: write a class in this folder and add it to `CODECS`.
+To add one: a module in this folder with a subclass of `Codec` that has a `name`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from pathlib import Path
 
 from speech.codecs.base import Codec
 from speech.codecs.checks import read_json
-from speech.codecs.demo import DemoCodec
-from speech.codecs.pretrained import DacCodec, MimiCodec, NeuCodec, Xcodec2Codec
 from speech.errors import UserError
+from speech.runtime.registry import discover
 
-CODECS: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (DemoCodec, Xcodec2Codec, NeuCodec, MimiCodec, DacCodec)
-}
+CODECS: dict[str, type[Codec]] = discover("speech.codecs", Codec)  # type: ignore[type-abstract]
 
 __all__ = ["CODECS", "Codec", "load_codec"]
 

@@ -1,4 +1,4 @@
-"""Registry of model families. To add one: write a class in this folder and add it to `FAMILIES`."""
+"""Model families by name. To add one: a module in this folder with a subclass that has a `name`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ from typing import Any
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder, LanguageModelFamily, ModelFamily, SpeechFamily
-from speech.families.cosyvoice2 import CosyVoice2Family
-from speech.families.demo import DemoFamily
-from speech.families.demo_tts import DemoTTSFamily
-from speech.families.llasa import LlasaFamily
-from speech.families.qwen3_asr import Qwen3ASRFamily
+from speech.runtime.registry import discover
 
-FAMILIES: dict[str, type[LanguageModelFamily]] = {
-    family.name: family for family in (DemoFamily, Qwen3ASRFamily, DemoTTSFamily, LlasaFamily, CosyVoice2Family)
-}
+FAMILIES: dict[str, type[LanguageModelFamily]] = discover("speech.families", LanguageModelFamily)  # type: ignore[type-abstract]
 
 __all__ = ["FAMILIES", "AudioEncoder", "LanguageModelFamily", "ModelFamily", "SpeechFamily", "load_family"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from cluster.data import Ledger
+from cluster.runs.ledger import Ledger
 from tests.end_to_end.runs import records
 
 LOGPROB_GAP = 1e-2

@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+from cluster.commands.train import train
 from cluster.config import load_config
-from cluster.train import train
 from speech.errors import UserError
 from tests.chaos.faults import Fault
 from tests.chaos.injector import Injector

@@ -18,9 +18,9 @@ import psutil
 import ray
 import torch
 
-from cluster import jsonl
-from cluster.engine_member import Member, Publication
-from cluster.phases import Phase, PhaseTimer
+from cluster.fleet.replica import EngineReplica, Publication
+from cluster.monitoring.phases import Phase, PhaseTimer
+from cluster.runs import durable
 from tests.chaos.faults import Fault
 
 ACTORS = {"engine": "EngineActor", "encoder": "EncoderActor", "reward": "RewardActor", "rank": "LearnerActor"}
@@ -58,7 +58,7 @@ class Injector:
         """
         if any(fault.kind == "full_disk" for fault in plan) and not disk.is_mount():
             raise ValueError(f"{disk} is not a mount point: filling it would fill the disk of others")
-        done = [Fault(**{f.name: line[f.name] for f in dataclasses.fields(Fault)}) for line in jsonl.read(log)]
+        done = [Fault(**{f.name: line[f.name] for f in dataclasses.fields(Fault)}) for line in durable.read(log)]
         self._waiting = [fault for fault in plan if fault not in done]
         self._log, self._root, self._disk = log, root, disk
         self._lock = threading.Lock()
@@ -68,7 +68,7 @@ class Injector:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Faults strike while this is open."""
-        phase, publish = PhaseTimer.phase, Member.publish
+        phase, publish = PhaseTimer.phase, EngineReplica.publish
         injector = self
 
         @contextmanager
@@ -77,14 +77,14 @@ class Injector:
                 injector._begin(timer._step, name)
                 yield entered
 
-        def transported(member: Member, publication: Publication, now: float) -> None:
-            publish(member, injector._on_its_way(member, publication), now)
+        def transported(replica: EngineReplica, publication: Publication, now: float) -> None:
+            publish(replica, injector._on_its_way(replica, publication), now)
 
-        PhaseTimer.phase, Member.publish = watched, transported  # type: ignore[assignment, method-assign]
+        PhaseTimer.phase, EngineReplica.publish = watched, transported  # type: ignore[assignment, method-assign]
         try:
             yield
         finally:
-            PhaseTimer.phase, Member.publish = phase, publish  # type: ignore[method-assign]
+            PhaseTimer.phase, EngineReplica.publish = phase, publish  # type: ignore[method-assign]
 
     def _begin(self, step: int | None, phase: str) -> None:
         with self._lock:
@@ -170,7 +170,7 @@ class Injector:
                         noted = True
                     time.sleep(0.002)
 
-    def _on_its_way(self, member: Member, publication: Publication) -> Publication:
+    def _on_its_way(self, replica: EngineReplica, publication: Publication) -> Publication:
         fault, self._corrupt = self._corrupt, None
         if fault is None:
             return publication
@@ -179,7 +179,7 @@ class Injector:
         name = next(iter(tensors))
         tensors[name].view(torch.int32).view(-1)[0] ^= 1 << 20
         changed = ray.put(dataclasses.replace(bucket, tensors=tensors))
-        self._note(fault, [str(member), name])
+        self._note(fault, [str(replica), name])
         # The same list of results: the fleet must count what happens to it as happening to the real one.
         copy = dataclasses.replace(publication, buckets=(changed, *publication.buckets[1:]))
         return _Disguised(copy, publication)  # type: ignore[return-value]

@@ -14,7 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from cluster.remote import draining_nodes
+from cluster.actors.remote import draining_nodes
 from tests.chaos.audit import Outcome, audit
 from tests.chaos.harness import SETTINGS
 from tests.chaos.injector import processes

@@ -65,7 +65,7 @@ def test_train_gets_the_resolved_configuration(run_yaml: str, monkeypatch: pytes
         seen.append(config)
         return 3
 
-    stand_in(monkeypatch, "cluster.train", train=train)
+    stand_in(monkeypatch, "cluster.commands.train", train=train)
     arguments = ["train", run_yaml, "steps=2", "--address", "ray://head:10001", "learner.lr=0.5"]
     assert cli.main(arguments) == 3
     assert (seen[0].steps, seen[0].ray.address, seen[0].learner.lr) == (2, "ray://head:10001", 0.5)
@@ -85,7 +85,7 @@ def test_exit_codes(run_yaml: str, monkeypatch: pytest.MonkeyPatch, error: BaseE
     def train(config: RunConfig) -> int:
         raise error
 
-    stand_in(monkeypatch, "cluster.train", train=train)
+    stand_in(monkeypatch, "cluster.commands.train", train=train)
     assert cli.main(["train", run_yaml]) == code
 
 
@@ -93,7 +93,7 @@ def test_other_errors_keep_their_traceback(run_yaml: str, monkeypatch: pytest.Mo
     def train(config: RunConfig) -> int:
         raise ZeroDivisionError
 
-    stand_in(monkeypatch, "cluster.train", train=train)
+    stand_in(monkeypatch, "cluster.commands.train", train=train)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", run_yaml])
 
@@ -105,7 +105,7 @@ def test_evaluate_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(args)
         return 0
 
-    stand_in(monkeypatch, "cluster.evaluate_manifest", run_evaluation=run_evaluation)
+    stand_in(monkeypatch, "cluster.commands.evaluate", run_evaluation=run_evaluation)
     assert cli.main(["evaluate", "--model", "m", "--manifest", "t.jsonl", "engines.count=2"]) == 0
     args = seen[0]
     assert (args.model, args.manifest, args.config, args.out) == ("m", "t.jsonl", None, None)
@@ -115,7 +115,7 @@ def test_evaluate_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prepare_is_delegated(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(
         monkeypatch,
-        "cluster.prepare",
+        "cluster.commands.prepare",
         add_arguments=lambda parser: parser.add_argument("--data", required=True),
         run=lambda args: 0 if args.data == "d" else 1,
     )

@@ -1,4 +1,4 @@
-"""Sampling beside learning, for real: killed or stopped with windows in flight, resumed, and held against the data."""
+"""Sampling beside learning, for real: killed or stopped with batches in flight, resumed, and held against the data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.data import Ledger
+from cluster.runs.ledger import Ledger
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.end_to_end.runs import records, run, start, wait_for_steps, write_config
 
@@ -56,8 +56,8 @@ def test_killed_with_a_window_in_flight_loses_and_repeats_nothing(model: Path, t
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     saved = state(folder, 2)
-    assert [len(window) for window in saved["in_flight"]] == [4]
-    dealt = [tuple(place) for window in saved["in_flight"] for place in window]
+    assert [len(rollout_batch) for rollout_batch in saved["in_flight"]] == [4]
+    dealt = [tuple(place) for rollout_batch in saved["in_flight"] for place in rollout_batch]
     assert len(set(dealt)) == 4
     assert max(dealt) < (saved["source"]["epoch"], saved["source"]["position"])
     run("train", str(config))
@@ -74,7 +74,7 @@ def test_in_flight_updates_and_a_stop_with_two_windows_in_flight(model: Path, tm
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     done = len(records(folder / "metrics.jsonl"))
-    assert done < 6 and [len(window) for window in state(folder, done)["in_flight"]] == [4, 4]
+    assert done < 6 and [len(rollout_batch) for rollout_batch in state(folder, done)["in_flight"]] == [4, 4]
     assert "exactly once" in run("audit", str(folder))
     run("train", str(config))
     check(folder, tmp_path / "train.jsonl", staleness=2, steps=8)

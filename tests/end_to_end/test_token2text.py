@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from learner.token2text import Token2Text
+from learner.token2text.model import Token2Text
 from tests.end_to_end.runs import ROOT, records, run, without_times
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster.data import Ledger
+from cluster.runs.ledger import Ledger
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.end_to_end.runs import records, run, start, wait_for_steps, without_times, write_config
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from speech.codecs import load_codec
-from speech.codecs.demo import save_model
-from speech.codecs.demo_model import DemoCodecConfig, DemoCodecModel
-from speech.weights import tensor_digest
+from speech.codecs.demo.codec import save_model
+from speech.codecs.demo.network import DemoCodecConfig, DemoCodecModel
+from speech.runtime.weights import tensor_digest
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.end_to_end.runs import ROOT, records, run, write_config
-from tests.speech.tts_checkpoints import write_demo_tts
+from tests.speech.families.tts_checkpoints import write_demo_tts
 
 pytestmark = pytest.mark.slow
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from learner.gumbel import gumbel_noise, position_keys
-from learner.packing import pack, totals
-from learner.plan import plan_updates
-from learner.policy import PolicyOutput
+from learner.batches.packing import pack, totals
+from learner.batches.plan import plan_updates
+from learner.losses.gumbel import gumbel_noise, position_keys
+from learner.model.policy import PolicyOutput
 from learner.rank import LearnerRank
 from tests.gpu import NEEDS_GPU
-from tests.learner import test_diffro
-from tests.learner.test_diffro import make_groups, spec_for
-from tests.learner.test_token2text_rank import learn_and_read
+from tests.learner.losses import test_diffro
+from tests.learner.losses.test_diffro import make_groups, spec_for
+from tests.learner.token2text.test_rank import learn_and_read
 
 pytestmark = NEEDS_GPU
 

@@ -8,21 +8,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from learner.batch import Sample, TrainGroup
+from learner.batches.batch import Sample, TrainGroup
+from learner.batches.plan import plan_updates
 from learner.config import LearnerConfig
-from learner.plan import plan_updates
-from learner.rank import LearnerRank, RankSpec
+from learner.rank import LearnerRank
+from learner.spec import RankSpec
 from rewards.config import JudgeConfig
-from rewards.judges import build_judge
+from rewards.listening.judge import build_judge
 from rollout.config import EncoderConfig
-from rollout.encoder import UtteranceEncoder
+from rollout.encoders.encoder import UtteranceEncoder
 from speech.audio import load_audio
 from speech.families import ModelFamily, load_family
 from tests.gpu import NEEDS_GPU
 from tests.learner.ranks import keep_gradients
-from tests.rewards.judge_checkpoints import write_whisper
-from tests.rewards.sound_fixtures import ASR_DEMO, RATE, recordings
-from tests.speech.qwen3_asr_checkpoint import write_checkpoint
+from tests.rewards.listening.judge_checkpoints import write_whisper
+from tests.rewards.listening.sound_fixtures import ASR_DEMO, RATE, recordings
+from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
 
 pytestmark = NEEDS_GPU
 

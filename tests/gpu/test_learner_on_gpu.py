@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from learner.packing import pack
-from learner.policy import Policy, Processing
+from learner.batches.packing import pack
+from learner.model.policy import Policy
+from learner.model.sampler import SamplerSettings
 from speech.families import load_family
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.gpu import NEEDS_GPU
@@ -23,7 +24,7 @@ def test_packed_log_probs_and_gradients_agree_with_the_cpu(tmp_path: Path) -> No
     results = {}
     for device in ("cpu", "cuda"):
         policy = Policy.load(family, ["language_model"], torch.float32).to(device)
-        output = policy(batch, audio, Processing(temperature=0.9), 64)
+        output = policy(batch, audio, SamplerSettings(temperature=0.9), 64)
         output.logprobs.sum().backward()
         gradients = {name: p.grad.cpu() for name, p in policy.named_parameters() if p.grad is not None}
         results[device] = (output.logprobs.detach().cpu(), gradients)

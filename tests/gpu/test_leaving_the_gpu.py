@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from learner.plan import plan_updates
+from learner.batches.plan import plan_updates
 from learner.rank import LearnerRank
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.gpu import NEEDS_GPU
@@ -26,10 +26,10 @@ def updates(model: Path, meeting: Path, leaves: bool) -> tuple[dict[str, torch.T
             rank.update(step, plan_updates(groups, [], 1, 1)[0], audio)
             if leaves:
                 held = torch.cuda.memory_allocated()
-                rank.resident.leave()
-                rank.resident.leave()
+                rank.offloader.offload()
+                rank.offloader.offload()
                 freed.append(held - torch.cuda.memory_allocated())
-                rank.resident.enter()
+                rank.offloader.onload()
         (bucket,) = rank.weight_buckets(torch.float32, 2**30)
         return bucket.tensors, freed
     finally:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from learner.batch import Sample, TrainGroup
-from learner.plan import plan_updates
+from learner.batches.batch import Sample, TrainGroup
+from learner.batches.plan import plan_updates
 from learner.rank import LearnerRank
 from speech.records import PromptLayout
 from tests.demo_checkpoint import write_demo_checkpoint

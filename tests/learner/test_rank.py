@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from learner.batch import Sample, TrainGroup
-from learner.config import LearnerConfig
-from learner.losses import LossConfig
-from learner.plan import audio_of, plan_updates
-from learner.rank import LearnerRank, RankSpec
+from learner.batches.batch import Sample, TrainGroup
+from learner.batches.plan import audio_of, plan_updates
+from learner.config import LearnerConfig, LossConfig
+from learner.rank import LearnerRank
+from learner.spec import RankSpec
 from speech.families import load_family
 from speech.records import EncodedAudio, PromptLayout
 from tests.demo_checkpoint import write_demo_checkpoint
@@ -184,7 +184,7 @@ def test_reference_keeps_its_own_adaptor(model: Path, tmp_path: Path) -> None:
 
     shares = plan_updates(groups, [], 1, 1)[0]
     kl = [learner.update(1, shares, encoded()).metrics["learner/kl"]]
-    adaptor.load_state_dict(learner.front_states()["adaptor"])
+    adaptor.load_state_dict(learner.frontend_state_dicts()["adaptor"])
     kl.append(learner.update(2, shares, encoded()).metrics["learner/kl"])
     learner.close()
     assert kl[0] == pytest.approx(0.0, abs=1e-7)
@@ -210,7 +210,7 @@ def test_sampling_mask_reaches_the_loss(model: Path, tmp_path: Path) -> None:
 
 
 def test_frozen_parts_are_not_loaded(model: Path) -> None:
-    from learner.policy import Policy
+    from learner.model.policy import Policy
 
     policy = Policy.load(load_family(model), ["language_model"], torch.float32)
     assert policy.adaptor is None and policy.encoder is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rewards.config import JudgeConfig
-from rewards.judges import JUDGES, Judge, Transcript
+from rewards.listening.judge import Judge, Transcript
 from rewards.registry import PartScore
 from speech.records import Group
 
@@ -78,6 +78,3 @@ class HangingJudge(Judge):
         if max(map(len, waves)) > sample_rate / 2:
             time.sleep(600)
         return [Transcript("word") for _ in waves]
-
-
-JUDGES["hanging"] = f"{__name__}:HangingJudge"  # in every process that loads a reward of this module

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from rewards.accuracy import Accuracy
-from rewards.registry import PartScore, build_reward, registered, reward
+from rewards.on_text.accuracy import Accuracy
+from rewards.registries import REWARDS
+from rewards.registry import PartScore, build_reward
 from speech.errors import UserError
 
 
 def test_built_in_rewards() -> None:
-    assert set(registered()) >= {"accuracy", "hallucination", "keyword", "language_match", "no_stop"}
+    assert set(REWARDS) >= {"accuracy", "hallucination", "keyword", "language_match", "no_stop"}
     assert build_reward("accuracy", {"shape": "exp", "cap": 2}) == Accuracy(shape="exp", cap=2.0)
 
 
@@ -44,11 +45,6 @@ def test_mistakes_are_named(name: str, options: dict[str, Any], message: str) ->
 def test_a_users_function_takes_options(make_group: Any) -> None:
     scores = build_reward("tests.rewards.misbehaving_rewards:length", {"scale": 2})(make_group("a", ["abc", ""]))
     assert [score.value for score in scores] == [6.0, 0.0]
-
-
-def test_a_name_is_taken_once() -> None:
-    with pytest.raises(ValueError, match=r"already defined by rewards\.accuracy"):
-        reward("accuracy")(lambda group: [])
 
 
 def test_a_part_score_has_a_value_or_a_reason() -> None:

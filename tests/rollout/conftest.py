@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from rollout.actors import engine_environment
 from rollout.config import EngineConfig
+from rollout.environment import engine_environment
 
 # Before vLLM and torch are imported. Insecure serialisation lets a test run a function inside vLLM's worker.
 os.environ.update(engine_environment(EngineConfig(threads=1)), VLLM_ALLOW_INSECURE_SERIALIZATION="1")

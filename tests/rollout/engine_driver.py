@@ -12,8 +12,16 @@ import torch
 from transformers import PreTrainedModel
 
 from rollout.config import EngineConfig, SamplingConfig
-from rollout.engine import RolloutEngine
-from tests.rollout.tiny_lm import CONFIG, TinyFamily, buckets_of, make_prompts, probe_of, reference_logprobs, tiny_model
+from rollout.engine.engine import RolloutEngine
+from tests.rollout.tiny_lm import (
+    CONFIG,
+    TinyFamily,
+    buckets_of,
+    make_prompts,
+    probe_of,
+    reference_logprobs,
+    tiny_model,
+)
 
 Result = TypeVar("Result")
 

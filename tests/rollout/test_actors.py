@@ -16,10 +16,11 @@ import soundfile
 import torch
 from transformers import PreTrainedModel
 
-from rollout.actors import EncodedRef, EncoderActor, Encoding, EngineActor, encoder_options, engine_options
+from rollout.actors import EncodedRef, EncoderActor, Encoding, EngineActor
 from rollout.config import EncoderConfig
+from rollout.engine.stats import EngineHealth, EngineStats
+from rollout.environment import encoder_options, engine_options
 from rollout.errors import EngineLostError, PublicationError, StaleEngineError
-from rollout.stats import EngineHealth, EngineStats
 from speech.records import Group, Prompt, Utterance
 from tests.rollout.tiny_lm import CONFIG, SAMPLE_RATE, SAMPLING, buckets_of, probe_of, reference_logprobs, tiny_model
 

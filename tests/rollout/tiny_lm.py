@@ -14,7 +14,7 @@ from rollout.config import EngineConfig, SamplingConfig
 from speech.families import FAMILIES
 from speech.families.base import AudioEncoder, ModelFamily
 from speech.records import EncodedAudio, Prompt, PromptLayout, Trajectory, Utterance
-from speech.weights import Probe, WeightBucket, tensor_digest
+from speech.runtime.weights import Probe, WeightBucket, tensor_digest
 
 HIDDEN, VOCAB, STOP_IDS, OWN_EOS = 64, 512, (3, 7), 11
 SAMPLE_RATE, FRAME = 16000, 160

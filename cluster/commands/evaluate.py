@@ -1,0 +1,36 @@
+"""`speechrl evaluate`: one model, one manifest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from cluster.config import load_config
+from cluster.data.prompts import load_split
+from cluster.evaluation.split import evaluate_split
+from cluster.monitoring.tables import print_evaluation
+from cluster.runs import durable
+from cluster.system import System
+
+
+def run_evaluation(args: argparse.Namespace) -> int:
+    """Score one model on one manifest, print the table, write the hypotheses, the scores beside them
+    (`.summary.json`), and the waveforms of a model that speaks."""
+    given = [f"model.path={args.model}", f"data.train={args.manifest}"]
+    named = [] if args.config is not None else ["name=evaluation"]
+    config = load_config(args.config, [*named, *args.overrides, *given])
+    manifest = load_split(config.data, args.manifest)
+    out = Path(args.out) if args.out is not None else Path(f"hypotheses-{Path(args.manifest).stem}.jsonl")
+    probe = out.with_name(f".{out.name}.probe")
+    with durable.writing(out):  # found out now, not after the decoding
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    with System(config, training=False) as system:
+        evaluation = evaluate_split(config, system, manifest.utterances, out.with_suffix(""))
+    durable.replace(out, "".join(durable.dumps(line) + "\n" for line in evaluation.hypotheses))
+    summary = {"model": args.model, "manifest": args.manifest, **evaluation.summary}
+    durable.replace(out.with_suffix(".summary.json"), json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+    print_evaluation(evaluation.summary, skipped=len(manifest.skipped), hypotheses=out)
+    return 0

@@ -1,0 +1,129 @@
+"""What a Token2Text reward model reads out of an utterance, and what is wrong with a manifest for it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from learner.batches.grouping import Target
+from learner.token2text.model import Token2TextConfig
+from speech.errors import InputError, Problem, UserError
+from speech.manifests import Manifest
+from speech.manifests.entries import OWN_FIELDS
+from speech.records import Utterance
+from speech.text import normalise
+
+if TYPE_CHECKING:
+    from cluster.config import RunConfig
+    from learner.config import Token2TextModelConfig
+
+
+def attribute_values(utterance: Utterance, names: Iterable[str]) -> dict[str, str]:
+    """Class of each named attribute that the manifest gives: `speaker` and `language` are keys of the line itself, all
+    others stand in its `attributes`."""
+    known = {key: getattr(utterance, key) for key in OWN_FIELDS} | dict(utterance.attributes)
+    return {name: known[name] for name in names if known.get(name) is not None}
+
+
+def targets_of(model: Token2TextConfig, utterance: Utterance) -> Target:
+    """Text and attributes as the model's labels; an attribute that the manifest does not give is unknown.
+
+    Raises:
+        UserError: the text or a class is one that the model does not know.
+    """
+    values = attribute_values(utterance, model.attributes)
+    return Target(model.text_ids(utterance.text, utterance.language), model.attribute_ids(values))
+
+
+def check_manifest(model: Token2TextConfig, manifest: Manifest) -> None:
+    """See that the model can judge every utterance.
+
+    Raises:
+        InputError: naming file, line and key of every text and class that the model does not know.
+    """
+    problems: list[Problem] = []
+    for utterance, (file, line) in zip(manifest.utterances, manifest.places, strict=True):
+        try:
+            model.text_ids(utterance.text, utterance.language)
+        except UserError as error:
+            problems.append(Problem(file, line, "text", str(error)))
+        for name, value in attribute_values(utterance, model.attributes).items():
+            try:
+                model.attribute_ids({name: value})
+            except UserError as error:
+                key = name if name in OWN_FIELDS else f"attributes.{name}"
+                problems.append(Problem(file, line, key, str(error)))
+    if problems:
+        raise InputError(f"{manifest.path}: not what the Token2Text model was trained on", problems)
+
+
+def check_recordings(manifest: Manifest) -> None:
+    """See that there is something to read in every utterance.
+
+    Raises:
+        InputError: naming file and line of every text without a recording.
+    """
+    problems = [
+        Problem(file, line, "audio", "missing: the Token2Text model reads recordings")
+        for utterance, (file, line) in zip(manifest.utterances, manifest.places, strict=True)
+        if not utterance.audio
+    ]
+    if problems:
+        raise InputError(f"{manifest.path}: texts without a recording", problems)
+
+
+def new_model(shape: Token2TextModelConfig, speech_vocabulary: int, manifest: Manifest) -> Token2TextConfig:
+    """The configuration of a model that reads the texts of a manifest, with the classes that occur in it.
+
+    Args:
+        speech_vocabulary: number of the codec's tokens.
+
+    Raises:
+        UserError: the sizes make no sense, or an attribute has fewer than two classes in the manifest.
+    """
+    utterances = manifest.utterances
+    characters = shape.characters
+    if characters is None:
+        characters = "".join(sorted({c for u in utterances for c in normalise(u.text, u.language)}))
+    attributes: dict[str, tuple[str, ...]] = {}
+    for name in shape.attributes:
+        classes = sorted({value for u in utterances for value in attribute_values(u, [name]).values()})
+        if len(classes) < 2:
+            found = f"only {classes[0]!r}" if classes else "no utterance with it"
+            raise UserError(f"token2text.attributes: {name!r} needs at least two classes; {manifest.path} has {found}")
+        attributes[name] = tuple(classes)
+    try:
+        return Token2TextConfig(
+            speech_vocabulary,
+            tuple(characters),
+            attributes,
+            hidden=shape.hidden,
+            layers=shape.layers,
+            heads=shape.heads,
+            kernel=shape.kernel,
+            labels_per_token=shape.labels_per_token,
+        )
+    except ValueError as error:
+        raise UserError(f"token2text: {error}") from error
+
+
+def check_targets(config: RunConfig, manifest: Manifest) -> None:
+    """See that the reward model of DiffRO can judge what the policy is going to say.
+
+    Raises:
+        UserError: attributes are to be rewarded that the reward model does not judge, or that no utterance gives.
+        InputError: naming every text and class that it does not know.
+    """
+    settings = config.learner.diffro
+    assert settings.reward_model is not None  # checked by the configuration
+    model = Token2TextConfig.load(Path(settings.reward_model))
+    check_manifest(model, manifest)
+    if settings.attributes > 0:
+        if not model.attributes:
+            raise UserError(f"learner.diffro.attributes: {settings.reward_model} judges no attributes, only text")
+        if not any(attribute_values(utterance, model.attributes) for utterance in manifest.utterances):
+            raise UserError(
+                f"learner.diffro.attributes: no utterance of {manifest.path} says which "
+                f"{' or '.join(model.attributes)} it should have"
+            )

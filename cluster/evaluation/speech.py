@@ -1,0 +1,97 @@
+"""Scoring a manifest of texts to be spoken: two judges, speaker similarity, duration, natural ends."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.actors.encoders import EncoderPool
+from cluster.actors.listener import Listener
+from cluster.data.prompts import derived_seed
+from cluster.evaluation.result import CHUNK, Evaluation
+from cluster.fleet.fleet import EngineFleet
+from rewards.report import SampleReport
+from rollout.config import SamplingConfig
+from speech.edits import EditCounts
+from speech.records import Prompt, Utterance
+
+
+def evaluate_speech(
+    utterances: Sequence[Utterance],
+    prompts: EncoderPool,
+    fleet: EngineFleet,
+    listener: Listener,
+    sampling: SamplingConfig,
+    folder: Path | None = None,
+) -> Evaluation:
+    """Synthesise every text once and listen to it; nothing is learned from these utterances.
+
+    Args:
+        sampling: from `evaluation_sampling`.
+        folder: where the waveforms are written; None writes none.
+    """
+    lines: list[dict[str, Any]] = []
+    reports: list[SampleReport] = []
+    timeout = fleet.config.generate_timeout_s
+    for start in range(0, len(utterances), CHUNK):
+        part = utterances[start : start + CHUNK]
+        requests = [
+            Prompt(id=f"evaluation/{u.id}", utterance=u, epoch=0, position=start + i, seed=derived_seed("eval", u.id))
+            for i, u in enumerate(part)
+        ]
+        groups = fleet.generate(requests, prompts.encode(part, timeout), sampling, None)
+        heard = listener.report(groups, folder, timeout)
+        reports += heard
+        lines += [_line(utterance, report) for utterance, report in zip(part, heard, strict=True)]
+    return Evaluation(speech_summary(reports), lines)
+
+
+def speech_summary(reports: Sequence[SampleReport]) -> dict[str, Any]:
+    """What `summary.json` says of an evaluation of speech.
+
+    `wer` is of the whole corpus, `wer_mean` the mean over utterances (the protocol of seed-tts-eval), both by the judge
+    of the training; `wer_second` and `wer_second_mean` by the judge that training never hears. Samples that something
+    failed on are left out of what they have no value for, and counted in `failed`.
+    """
+    first, second = ([r.edits for r in reports], [r.edits_second for r in reports])
+    return {
+        "wer": _corpus(first),
+        "wer_mean": _mean(edits.rate for edits in first if edits is not None),
+        "wer_second": _corpus(second),
+        "wer_second_mean": _mean(edits.rate for edits in second if edits is not None),
+        "speaker_similarity": _mean(r.speaker_similarity for r in reports if r.speaker_similarity is not None),
+        "duration_mean": _mean(r.seconds for r in reports if r.seconds is not None),
+        "f0_std": _mean(r.f0_std for r in reports if r.f0_std is not None),
+        "no_stop_rate": _mean(float(not r.finished) for r in reports),
+        "utterances": len(reports),
+        "failed": sum(bool(r.problems) for r in reports),
+    }
+
+
+def _corpus(counts: Iterable[EditCounts | None]) -> float | None:
+    known = [edits for edits in counts if edits is not None]
+    return sum(known, EditCounts()).rate if known else None
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return statistics.fmean(known) if known else None
+
+
+def _line(utterance: Utterance, report: SampleReport) -> dict[str, Any]:
+    return {
+        "id": utterance.id,
+        "language": report.language,
+        "reference": report.text,
+        "hypothesis": report.heard,
+        "hypothesis_second": report.heard_second,
+        "wer": None if report.edits is None else report.edits.rate,
+        "wer_second": None if report.edits_second is None else report.edits_second.rate,
+        "speaker_similarity": report.speaker_similarity,
+        "seconds": report.seconds,
+        "finished": report.finished,
+        "wave": report.wave,
+        "problems": list(report.problems),
+    }

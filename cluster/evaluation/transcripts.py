@@ -1,0 +1,66 @@
+"""Scoring a manifest with greedy decoding: corpus WER/CER with edits and confidence intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.actors.encoders import EncoderPool
+from cluster.config import RunConfig
+from cluster.data.prompts import derived_seed
+from cluster.evaluation.result import CHUNK, Evaluation
+from cluster.fleet.fleet import EngineFleet
+from rollout.config import SamplingConfig
+from speech.edits import TranscriptPair, character_edits, corpus_summary, word_edits
+from speech.records import Prompt, Trajectory, Utterance
+from speech.text import NORMALISER_VERSION
+
+
+def evaluate(
+    utterances: Sequence[Utterance], encoders: EncoderPool, fleet: EngineFleet, sampling: SamplingConfig
+) -> Evaluation:
+    """Transcribe and score; nothing is learned from these utterances.
+
+    Args:
+        sampling: from `evaluation_sampling`.
+    """
+    lines: list[dict[str, Any]] = []
+    timeout = fleet.config.generate_timeout_s
+    for start in range(0, len(utterances), CHUNK):
+        part = utterances[start : start + CHUNK]
+        prompts = [
+            Prompt(id=f"evaluation/{u.id}", utterance=u, epoch=0, position=start + i, seed=derived_seed("eval", u.id))
+            for i, u in enumerate(part)
+        ]
+        audio = encoders.encode(part, timeout)
+        groups = fleet.generate(prompts, audio, sampling, None)
+        lines += [_line(group.prompt.utterance, group.trajectories[0], group.seconds) for group in groups]
+    pairs = [TranscriptPair(line["reference"], line["hypothesis"], line["language"]) for line in lines]
+    return Evaluation({**corpus_summary(pairs), "normaliser": NORMALISER_VERSION}, lines)
+
+
+def evaluation_sampling(config: RunConfig) -> SamplingConfig:
+    """Greedy decoding with the evaluation's own budget of tokens."""
+    greedy = config.sampling.greedy()
+    budget = config.evaluation.max_new_tokens
+    return greedy if budget is None else dataclasses.replace(greedy, max_new_tokens=budget)
+
+
+def _line(utterance: Utterance, trajectory: Trajectory, seconds: float) -> dict[str, Any]:
+    words = word_edits(utterance.text, trajectory.text, utterance.language)
+    characters = character_edits(utterance.text, trajectory.text, utterance.language)
+    return {
+        "id": utterance.id,
+        "audio": utterance.audio,
+        "seconds": seconds,
+        "language": utterance.language,
+        "reference": utterance.text,
+        "hypothesis": trajectory.text,
+        "wer": words.rate,
+        "cer": characters.rate,
+        "sub": words.substitutions,
+        "del": words.deletions,
+        "ins": words.insertions,
+        "finish_reason": trajectory.finish_reason,
+    }

@@ -1,0 +1,278 @@
+"""Looking after the engines: what was answered, who is dead, what each is to be asked next."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from cluster.actors.model import ModelRef
+from cluster.actors.remote import draining_nodes
+from cluster.fleet.assignments import Assignments
+from cluster.fleet.health import State
+from cluster.fleet.replica import Call, EngineReplica, Publication
+from cluster.fleet.rollout_future import FleetError, RolloutFuture
+from rollout.config import EngineConfig
+from rollout.engine.stats import EngineStats
+from rollout.errors import EngineLostError, PhaseTimeoutError, PublicationError, StaleEngineError
+from speech.errors import UserError, last_line
+from speech.runtime.roster import free_place
+
+logger = logging.getLogger(__name__)
+
+ENGINE_FAULTS = (EngineLostError, PhaseTimeoutError, StaleEngineError)
+"""What `generate` raises when another engine would have managed. Any other error is the work's own."""
+REFUSALS = 2
+"""So many engines that cannot verify a publication, and none that can: then the weights are at fault."""
+
+
+class Supervisor:
+    """One `tick` after another brings the engines to where they should be. Never waits; not safe for threads.
+
+    Attributes:
+        replicas: the engines, those that leave included.
+        wanted: how many there should be.
+        publication: the weights that all must hold.
+        futures: the order that each unfinished shard of work belongs to.
+        fatal: why the run cannot go on.
+        restarts: engines that were replaced.
+        away: None while the GPUs are the engines'; otherwise all must leave, keep or discard their weights, and none is
+            started.
+    """
+
+    def __init__(
+        self,
+        model: ModelRef,
+        config: EngineConfig,
+        options: Callable[[int], dict[str, Any]] = lambda slot: {},
+        sleeps: bool = False,
+    ) -> None:
+        """`options` and `sleeps`: see `EngineFleet`."""
+        self._model, self._config, self._options, self._sleeps = model, config, options, sleeps
+        self.away: Literal["kept", "discarded"] | None = None
+        self.own_version: int | None = None
+        self.replicas: list[EngineReplica] = []
+        self.wanted = config.count
+        self.publication: Publication | None = None
+        self.work = Assignments()
+        self.futures: dict[int, RolloutFuture] = {}
+        self.fatal: BaseException | None = None
+        self.restarts = 0
+        self._gone = EngineStats()
+        self._draining: set[str] = set()
+        self._nodes_asked: float | None = None
+
+    def tick(self, now: float) -> None:
+        """Collect what was answered, draw the consequences, and ask for what is needed next."""
+        self._collect(now)
+        self._judge(now)
+        self._replace(now)
+        self._resize(now)
+        self._ask(now)
+
+    def settle(self, future: RolloutFuture, error: BaseException) -> None:
+        """Let a future fail, and stop the engines that have shards of it."""
+        future.error = error
+        numbers = {number for number, of in self.futures.items() if of is future}
+        self.work.forget(numbers)
+        for number in numbers:
+            del self.futures[number]
+        for replica in self.replicas:
+            for call in replica.pending("generating"):
+                if call.subject.number in numbers:
+                    replica.cancel(call)
+
+    def stats(self) -> EngineStats:
+        """Totals over all engines since the start, as far as they were told."""
+        return _sum([self._gone, *(m.stats for m in self.replicas)])
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def _collect(self, now: float) -> None:
+        pending = {call.ref: (replica, call) for replica in self.replicas for call in replica.calls}
+        if not pending:
+            return
+        for ref in ray.wait(list(pending), num_returns=len(pending), timeout=0)[0]:
+            replica, call = pending[ref]
+            if call not in replica.calls:  # it failed a moment ago, by another of its calls
+                continue
+            replica.calls.remove(call)
+            try:
+                answer = ray.get(ref)
+            except RayTaskError as error:
+                self._raised(replica, call, error.cause or error)
+            except RayError as error:
+                if isinstance(error, RayActorError) and error.actor_init_failed:
+                    self.fatal = self.fatal or error  # a constructor raises again wherever it is called
+                self._fail(replica, f"lost while {call.kind}: {last_line(error)}")
+            else:
+                self._answered(replica, call, answer, now)
+
+    def _answered(self, replica: EngineReplica, call: Call, answer: Any, now: float) -> None:
+        health = replica.health
+        if call.kind == "starting":
+            logger.info("%s: started in %.1f s", replica, now - replica.spawned)
+            replica.node = answer
+            health.started()
+            if self.own_version is not None:
+                health.expect(0)
+                health.verified(0)
+        elif call.kind == "publishing":
+            call.subject.gaps.append(answer)
+            replica.asleep = False  # an update brings an engine back
+            health.verified(call.subject.number)
+        elif call.kind in ("sleeping", "waking"):
+            replica.asleep = call.kind == "sleeping"
+        elif call.kind == "heartbeat":
+            health.answered()
+        elif call.kind == "shutdown":
+            replica.end()
+            health.retire()
+        elif self.work.finish(call.subject, replica.incarnation):
+            health.worked()
+            self.futures.pop(call.subject.number).receive(call.subject, answer)
+
+    def _raised(self, replica: EngineReplica, call: Call, error: BaseException) -> None:
+        if call.kind == "starting" and isinstance(error, UserError):
+            self.fatal = self.fatal or error
+        if call.kind == "publishing" and isinstance(error, PublicationError):
+            call.subject.refusals += 1
+            if call.subject.refusals >= REFUSALS and not call.subject.gaps:
+                self.fatal = self.fatal or error
+        if call.kind == "generating" and not isinstance(error, ENGINE_FAULTS):
+            future = self.futures.get(call.subject.number)
+            if future is not None:
+                self.settle(future, error)
+            return
+        self._fail(replica, f"{call.kind} failed: {last_line(error)}")
+
+    # -- health --------------------------------------------------------------------------------------------------
+
+    def _judge(self, now: float) -> None:
+        if self._nodes_asked is None or now - self._nodes_asked >= self._config.heartbeat_s:
+            self._nodes_asked, self._draining = now, draining_nodes()
+        for replica in self.replicas:
+            call = replica.overdue(now)
+            if call is not None:
+                self._fail(replica, f"{call.kind} took longer than {call.budget:.0f} s")
+            elif replica.living:
+                replica.health.check(now)
+                if replica.health.state is State.DEAD:
+                    self._fail(replica, replica.health.reason or "")
+            if replica.node in self._draining and not replica.leaving:
+                logger.warning("%s: its node is about to go; it finishes what it has", replica)
+                self._leave(replica)
+
+    def _fail(self, replica: EngineReplica, reason: str) -> None:
+        """Give an engine up; what it had goes to another, or after too many engines to nobody."""
+        replica.fail(reason)
+        for shard in self.work.release(replica.incarnation):
+            future = self.futures.get(shard.number)
+            if future is not None and shard.attempts >= self._config.max_failures:
+                prompts = future.arguments[shard.number][0]
+                names = ", ".join(prompt.id for prompt in prompts[:3]) + (", …" if len(prompts) > 3 else "")
+                message = f"{shard.attempts} engines were lost on prompts {names}; the last, {replica}: {reason}"
+                self.settle(future, FleetError(message))
+
+    def _leave(self, replica: EngineReplica) -> None:
+        replica.leaving = True
+        if replica.health.state is not State.DEAD:
+            replica.health.drain()
+
+    def _replace(self, now: float) -> None:
+        """Restart the dead, and let go of those that leave once they have nothing left to do."""
+        for replica in self.replicas:
+            if replica.health.state is State.DEAD and not replica.leaving and not self.away and self.fatal is None:
+                self._revive(replica, now)
+            if not replica.leaving or replica.health.state is State.RETIRED:
+                continue
+            if replica.health.state is State.DEAD or replica.pending("starting"):
+                replica.end()
+                replica.health.retire()
+            elif not replica.pending("generating") and not replica.pending("shutdown"):
+                replica.shutdown(now)
+        for replica in [m for m in self.replicas if m.health.state is State.RETIRED]:
+            self.replicas.remove(replica)
+            self._forget_stats(replica)
+
+    def _revive(self, replica: EngineReplica, now: float) -> None:
+        health = replica.health
+        if not health.exhausted:
+            self.restarts += 1
+            self._forget_stats(replica)
+            health.restart()
+            replica.spawn(now)
+            return
+        others = [m for m in self.replicas if m is not replica and not m.leaving]
+        reason = f"{replica} failed {health.failures} times in a row, the last time: {health.reason}"
+        if len(others) >= self._config.min_count and any(m.health.serves for m in others):
+            logger.warning("%s; the fleet goes on without it", reason)
+            self.wanted = len(others)
+            self._leave(replica)
+        else:
+            self.fatal = FleetError(reason)
+
+    def _forget_stats(self, replica: EngineReplica) -> None:
+        self._gone = _sum([self._gone, replica.stats])
+        replica.stats = EngineStats()
+
+    # -- what to ask for -----------------------------------------------------------------------------------------
+
+    def _resize(self, now: float) -> None:
+        staying = [m for m in self.replicas if not m.leaving]
+        for _ in range(0 if self.away else self.wanted - len(staying)):
+            slot = free_place(m.slot for m in self.replicas)
+            replica = EngineReplica(slot, self._model, self._config, self.own_version, self._options, self._sleeps)
+            if self.publication is not None:
+                replica.health.expect(self.publication.number)
+            replica.spawn(now)
+            self.replicas.append(replica)
+        for replica in staying[self.wanted :]:
+            self._leave(replica)
+
+    def _ask(self, now: float) -> None:
+        for replica in self.replicas:
+            self._take_turns(replica, now)
+            replica.heartbeat(now)
+        if not self.away:
+            self._give_out(now)
+
+    def _take_turns(self, replica: EngineReplica, now: float) -> None:
+        """What the engine must do before it can serve: leave, come back, or take the current weights."""
+        current = self.publication
+        if not replica.living or any(replica.pending(kind) for kind in ("sleeping", "waking", "shutdown")):
+            return
+        if self.away:
+            if not replica.asleep and not replica.pending("publishing"):
+                replica.sleep(self.away == "kept", now)
+        elif replica.health.state is State.STALE and current is not None:
+            if not any(call.subject is current for call in replica.pending("publishing")):
+                replica.publish(current, now)
+        elif replica.asleep:
+            replica.wake(now)
+
+    def _give_out(self, now: float) -> None:
+        """Each waiting shard to the engine with least work. Engines that are being updated count, and their shards wait
+        for them: otherwise the first that is updated would get everything."""
+        awaited: dict[EngineReplica, int] = {
+            m: self.work.load(m.incarnation)
+            for m in self.replicas
+            if m.health.serves or (m.health.state is State.STALE and m.pending("publishing"))
+        }
+        if not any(m.health.serves for m in awaited):
+            return
+        for shard in self.work.waiting():
+            replica = min(awaited, key=lambda m: awaited[m])
+            awaited[replica] += shard.size
+            if replica.health.serves and not replica.asleep:
+                self.work.assign(shard, replica.incarnation)
+                replica.generate(shard, self.futures[shard.number].arguments[shard.number], now)
+
+
+def _sum(parts: Sequence[EngineStats]) -> EngineStats:
+    names = [field.name for field in dataclasses.fields(EngineStats)]
+    return EngineStats(**{name: sum(getattr(part, name) for part in parts) for name in names})

@@ -1,0 +1,175 @@
+"""`objective: token2text`: trains the reward model of DiffRO; folder, resume and interruption are as for a policy.
+
+No engine and no reward: recordings → codec tokens → one optimiser update a step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.data.prompts import PromptSource
+from cluster.data.targets import check_manifest, check_recordings, new_model, targets_of
+from cluster.evaluation.result import CHUNK, Evaluation
+from cluster.monitoring.head_watch import HeadWatch
+from cluster.monitoring.memory import PeakMemory
+from cluster.monitoring.progress import TrainingDisplay
+from cluster.monitoring.tables import print_summary
+from cluster.runs.checkpoints import SCORE
+from cluster.runs.folder import RunFolder
+from cluster.runs.ledger import LedgerEntry
+from cluster.token2text.evaluation import describe, score_predictions, scores
+from cluster.token2text.system import Token2TextSystem
+from cluster.training.interruption import interruption
+from cluster.training.run import Run
+from learner.token2text.model import Token2TextConfig
+from learner.token2text.plan import SpeechText
+from speech.manifests import Manifest
+from speech.records import Utterance
+
+NEW = "new"
+"""Value of `model.path` that makes a model rather than reading one."""
+
+
+def train_token2text(config: RunConfig, manifests: Mapping[str, Manifest]) -> str:
+    """Run, or resume, a training run; returns its status, `completed` or `interrupted`.
+
+    Raises:
+        UserError: bad input or configuration; nothing has been trained then.
+    """
+    start = None if config.model.path == NEW else str(Path(config.model.path).resolve())
+    # Only the actor that loads the codec knows its size, and bad texts should not have to wait for that.
+    model = new_model(config.token2text, 1, manifests["train"]) if start is None else Token2TextConfig.load(start)
+    for manifest in manifests.values():
+        check_recordings(manifest)
+        check_manifest(model, manifest)
+    with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
+        resume_from = folder.open(config)
+        folder.rewind(resume_from or 0)
+        with TrainingDisplay(config.name, config.steps) as display:
+            display.phase("starting Ray, codec and learner")
+            with Token2TextSystem(config) as system, HeadWatch():
+                if start is None:
+                    model = replace(model, speech_vocabulary=system.codec_size)
+                system.start_learner(start or model)
+                run = Token2TextRun(config, system, model, manifests, folder, display, memory)
+                status = run.execute(resume_from)
+        print_summary(run.summary(status), run.examples(), folder.path)
+    return status
+
+
+class Token2TextRun(Run):
+    """The training of a reward model."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        system: Token2TextSystem,
+        model: Token2TextConfig,
+        manifests: Mapping[str, Manifest],
+        folder: RunFolder,
+        display: TrainingDisplay,
+        memory: PeakMemory,
+    ) -> None:
+        super().__init__(config, manifests, folder, display, memory, system.learner)
+        self.system, self.model = system, model
+        self.source = PromptSource(
+            manifests["train"].utterances, config.seed, config.data.batch_prompts, config.data.shuffle
+        )
+        self.trained = 0
+
+    @property
+    def step(self) -> int:
+        return self.trained
+
+    def execute(self, resume_from: int | None) -> str:
+        """Train to the end, or until the user stops; returns the run's status."""
+        if resume_from is not None:
+            self._restore(resume_from)
+        self.evaluate_before()
+        self.started = time.monotonic()
+        with interruption(self.display) as self.interrupted:
+            try:
+                while self.step < self.config.steps and not self.interrupted:
+                    self._train_step()
+                self.save_last(self._save)
+            except Exception as error:
+                self.finish_checkpoint(error)
+                raise
+        return self.finish()
+
+    def _train_step(self) -> None:
+        """One update, recorded, evaluated and saved when due."""
+        self.saver.poll()
+        self.trained += 1
+        self.timer.start_step(self.step)
+        prompts, encoded = self.source.next_batch(), self.system.encoded_total()
+        with self.timer.phase("encode", self.config.engines.generate_timeout_s) as phase:
+            items = self._items([prompt.utterance for prompt in prompts], phase.remaining())
+        with self.timer.phase("learn", self.config.learner.step_timeout_s):
+            metrics = self.system.learner.update(self.step, items)
+        tokens = sum(len(item.tokens) for item in items)
+        metrics["rollout/encoded_utterances"] = float(self.system.encoded_total() - encoded)
+        metrics["rollout/audio_seconds"] = sum(prompt.utterance.duration or 0.0 for prompt in prompts)
+        score = None
+        if self.validates():
+            with self.timer.phase("evaluate"):
+                result = self._evaluate("valid")
+            found = scores(result.summary)
+            metrics |= {f"valid/{name}": value for name, value in found.items()}
+            score = found["cer"]
+            self.display.message(f"step {self.step}: valid {describe(result.summary)}")
+        metrics |= self.timer.finish_step()
+        metrics["time/tokens_per_second"] = tokens / max(metrics["time/step"], 1e-9)
+        self.folder.ledger.append(self.step, [LedgerEntry(prompt.id, "trained") for prompt in prompts])
+        self.folder.metrics(self.step, metrics)
+        self.display.update(self.step, metrics)
+        if self.saves():
+            self._save(score)
+
+    def _items(self, utterances: Sequence[Utterance], timeout: float | None) -> list[SpeechText]:
+        targets = [targets_of(self.model, utterance) for utterance in utterances]
+        return [
+            SpeechText(tokens, target.text_ids, target.attributes)
+            for tokens, target in zip(self.system.tokenise(utterances, timeout), targets, strict=True)
+        ]
+
+    def _evaluate(self, split: str) -> Evaluation:
+        utterances = self.manifests[split].utterances
+        items, predictions = [], []
+        for start in range(0, len(utterances), CHUNK):
+            part = self._items(utterances[start : start + CHUNK], self.config.engines.generate_timeout_s)
+            items += part
+            predictions += self.system.learner.predict(part)
+        return score_predictions(self.model, utterances, items, predictions)
+
+    def evaluate_test(self, when: str) -> Evaluation:
+        result = self._evaluate("test")
+        self.display.message(f"test {when} training: {describe(result.summary)}")
+        return result
+
+    def conditions(self) -> dict[str, Any]:
+        test = self.manifests["test"]
+        return {"model": self.config.model.path, "manifest": test.path, "utterances": len(test.utterances)}
+
+    def _save(self, score: float | None = None) -> None:
+        """Take a checkpoint: learner shards, the model itself, data position. `score` is the validation's CER."""
+        with self.timer.phase("checkpoint"):
+            self.saver.save(self.step, {SCORE: score, **self._state_dict(), **self.clocks()})
+
+    def _state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "source": self.source.state()}
+
+    def _load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.source.restore(state["source"])
+        self.trained = int(state["step"])
+
+    def _restore(self, step: int) -> None:
+        self.read_state(step, self._load_state_dict)
+        self.system.learner.load(str(self.folder.checkpoints.folder(step).resolve()))
+        self.display.start_at(step)
+        self.display.message(f"resuming from the checkpoint of step {step}")

@@ -1,0 +1,131 @@
+"""Batches on their way to the learner: encoded, sampled and scored beside it, in order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
+from types import TracebackType
+
+from cluster.config import RunConfig
+from cluster.fleet.rollout_future import RolloutFuture
+from cluster.monitoring.phases import PhaseTimer
+from cluster.system import System
+from rollout.actors import EncodedRef
+from speech.records import Group, Prompt
+
+logger = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 10.0
+"""How long `close` waits for a thread whose future it has cancelled."""
+
+
+@dataclass(slots=True, eq=False)
+class RolloutBatch:
+    """The prompts of one training step, and what has become of them so far.
+
+    Attributes:
+        number: of the step that trains it, counted from 0.
+        past_lengths: of each prompt, for the duration reward (`Group.past_lengths`).
+        audio: encoded prompts, in order; empty before.
+        future: the groups that engines are sampling.
+        scored: the groups with rewards, in the prompts' order, or the error that came in between.
+    """
+
+    number: int
+    prompts: list[Prompt]
+    past_lengths: list[tuple[int, ...]]
+    audio: list[EncodedRef] = field(default_factory=list)
+    future: RolloutFuture | None = None
+    scored: Future[list[Group]] = field(default_factory=Future)
+
+
+class Rollouts:
+    """Two threads carry batches from stage to stage: one encodes and submits, the other awaits the samples and scores.
+
+    Each takes batches in the order in which they were started, so that a later one never overtakes; several may be
+    sampled at the same time. An error stays with its batch, and comes out where the batch is awaited.
+    """
+
+    def __init__(self, config: RunConfig, system: System, timer: PhaseTimer) -> None:
+        self._config, self._system, self._timer = config, system, timer
+        self._to_encode: SimpleQueue[RolloutBatch | None] = SimpleQueue()
+        self._to_score: SimpleQueue[RolloutBatch | None] = SimpleQueue()
+        self._closed = False
+        self._sampling: list[RolloutFuture] = []
+        self._threads = [
+            threading.Thread(target=self._serve, args=(self._to_encode, self._submit), name="encode", daemon=True),
+            threading.Thread(target=self._serve, args=(self._to_score, self._finish), name="score", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Rollouts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self, rollout_batch: RolloutBatch) -> None:
+        """Begin with a batch; returns at once."""
+        self._to_encode.put(rollout_batch)
+
+    def run(self, rollout_batch: RolloutBatch) -> None:
+        """Take a batch through all stages now, in this thread and ahead of those that wait."""
+        self._begin(rollout_batch)
+        self._finish(rollout_batch)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedRef]:
+        """Run the encoder once over the prompts' utterances."""
+        with self._timer.phase("encode", self._config.engines.generate_timeout_s) as phase:
+            utterances = [prompt.utterance for prompt in prompts]
+            return self._system.encoders.encode(utterances, phase.remaining(), for_learner=True)
+
+    def close(self) -> None:
+        """Give up what is in flight and end the threads. Their batches never get a result."""
+        self._closed = True
+        for future in self._sampling:
+            future.cancel()
+        for queue in (self._to_encode, self._to_score):
+            queue.put(None)
+        for thread in self._threads:
+            thread.join(JOIN_TIMEOUT_S)
+            if thread.is_alive():
+                logger.warning("the %s thread still waits for an actor; it ends with the process", thread.name)
+
+    def _begin(self, rollout_batch: RolloutBatch) -> None:
+        rollout_batch.audio = self.encode(rollout_batch.prompts)
+        rollout_batch.future = self._system.fleet.submit(
+            rollout_batch.prompts, rollout_batch.audio, self._config.sampling
+        )
+        self._sampling.append(rollout_batch.future)
+        if self._closed:  # meanwhile
+            rollout_batch.future.cancel()
+
+    def _submit(self, rollout_batch: RolloutBatch) -> None:
+        self._begin(rollout_batch)
+        self._to_score.put(rollout_batch)
+
+    def _finish(self, rollout_batch: RolloutBatch) -> None:
+        future = rollout_batch.future
+        assert future is not None
+        with self._timer.phase("generate"):  # the fleet bounds each attempt and each restart
+            groups = future.result(None)
+        self._sampling.remove(future)
+        groups = [replace(g, past_lengths=past) for g, past in zip(groups, rollout_batch.past_lengths, strict=True)]
+        with self._timer.phase("reward"):
+            rollout_batch.scored.set_result(self._system.rewards.score(groups))
+
+    def _serve(self, queue: SimpleQueue[RolloutBatch | None], stage: Callable[[RolloutBatch], None]) -> None:
+        while (rollout_batch := queue.get()) is not None:
+            if self._closed:
+                continue
+            try:
+                stage(rollout_batch)
+            except Exception as error:  # noqa: BLE001 - it is raised where the batch is awaited
+                rollout_batch.scored.set_exception(error)

@@ -1,0 +1,175 @@
+"""What executing a run comes to whatever it trains: the test split before and after, checkpoints, time, summary."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.exceptions import RayError
+
+from cluster.config import RunConfig
+from cluster.evaluation.result import Evaluation, load_evaluation, store_evaluation
+from cluster.monitoring.memory import PeakMemory
+from cluster.monitoring.phases import PhaseTimer
+from cluster.monitoring.progress import TrainingDisplay
+from cluster.monitoring.tables import Example
+from cluster.runs.checkpoints import SAVED, STATE_FILE
+from cluster.runs.folder import RunFolder
+from cluster.runs.saver import CheckpointSaver, StateWriter
+from cluster.training.metrics import summarise
+from learner.gang import LearnerLostError
+from speech.errors import UserError
+from speech.manifests import Manifest
+
+logger = logging.getLogger(__name__)
+
+
+class Run(ABC):
+    """One execution of `speechrl train`, with everything that its parts need."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        manifests: Mapping[str, Manifest],
+        folder: RunFolder,
+        display: TrainingDisplay,
+        memory: PeakMemory,
+        learner: StateWriter,
+    ) -> None:
+        self.config, self.manifests = config, manifests
+        self.folder, self.display, self.memory = folder, display, memory
+        self.timer = PhaseTimer(on_phase=display.phase)
+        self.saver = CheckpointSaver(folder.checkpoints, learner, config.checkpoint)
+        self.interrupted: list[bool] = []
+        self.before: Evaluation | None = None
+        self.after: Evaluation | None = None
+        # What earlier executions of this run took counts too.
+        self.seconds_before, self.peak_before = 0.0, 0
+        self.started = time.monotonic()
+        for text in folder.damaged:
+            logger.warning("%s; an older checkpoint is used", text)
+        for split, manifest in manifests.items():
+            if manifest.skipped:
+                display.message(f"{split}: skipped {len(manifest.skipped)} bad lines of {manifest.path}")
+
+    @property
+    @abstractmethod
+    def step(self) -> int:
+        """The last step that was trained; 0 before the first."""
+
+    @abstractmethod
+    def evaluate_test(self, when: str) -> Evaluation:
+        """Evaluate the test split with the weights of now."""
+
+    @abstractmethod
+    def conditions(self) -> dict[str, Any]:
+        """What must be the same for an evaluation of an earlier execution to count."""
+
+    def summary(self, status: str) -> dict[str, Any]:
+        """What `summary.json` holds."""
+        return summarise(
+            status=status,
+            metrics=self.folder.read_metrics(),
+            seconds=self.seconds_before,
+            before=None if self.before is None else self.before.summary,
+            after=None if self.after is None else self.after.summary,
+            peak_bytes=max(self.peak_before, self.memory.peak_bytes),
+            skipped={split: len(manifest.skipped) for split, manifest in self.manifests.items()},
+        )
+
+    def examples(self) -> list[Example]:
+        """Some transcripts of the test split, before beside after; utterances that changed come first."""
+        before = self.before.by_id() if self.before is not None else {}
+        after = self.after.by_id() if self.after is not None else {}
+        if "test" not in self.manifests or not (before or after):
+            return []
+        utterances = [u for u in self.manifests["test"].utterances if u.id in before or u.id in after]
+        utterances.sort(key=lambda u: before.get(u.id) == after.get(u.id))
+        return [
+            Example(u.text, before.get(u.id), after.get(u.id))
+            for u in utterances[: self.config.evaluation.samples_shown]
+        ]
+
+    def evaluate_before(self) -> None:
+        """Evaluate the test split before the first step, or read what an earlier execution found then."""
+        if not (self.config.evaluation.before and "test" in self.manifests):
+            return
+        self.display.phase("evaluating the test split before training")
+        path = self.folder.path / "evaluation-before.json"
+        self.before = load_evaluation(path, self.conditions())
+        if self.before is None and self.step > 0:
+            self.display.message("the test split was not evaluated like this before the first step; `before` is empty")
+        elif self.before is None:
+            self.before = self.evaluate_test("before")
+            store_evaluation(path, self.before, self.conditions())
+
+    def finish(self) -> str:
+        """What comes after the last step: export and evaluation, unless the user stopped the run; its summary.
+
+        Returns:
+            The run's status.
+        """
+        status = "interrupted" if self.interrupted and self.step < self.config.steps else "completed"
+        self.seconds_before += time.monotonic() - self.started
+        if status == "interrupted":
+            self.display.message(f"stopped after step {self.step}; {SAVED}")
+        else:
+            # For `evaluate`, transformers or another run.
+            self.folder.checkpoints.export(self.folder.path / "export")
+            if self.config.evaluation.after and "test" in self.manifests:
+                self.display.phase("evaluating the test split after training")
+                self.after = self.evaluate_test("after")
+                store_evaluation(self.folder.path / "evaluation-after.json", self.after, self.conditions())
+        self.memory.sample()
+        self.folder.summary(self.summary(status))
+        return status
+
+    def validates(self) -> bool:
+        """Whether the present step ends with an evaluation of `data.valid`."""
+        every = self.config.evaluation.every
+        return bool(every) and "valid" in self.manifests and self.step % every == 0
+
+    def saves(self) -> bool:
+        """Whether the present step ends with a checkpoint."""
+        last = self.step == self.config.steps
+        return last or bool(self.interrupted) or self.step % self.config.checkpoint.every == 0
+
+    def save_last(self, save: Callable[[], None]) -> None:
+        """See that the step at which training has ended has a whole checkpoint, whatever ended it."""
+        self.saver.wait()
+        if self.folder.checkpoints.latest() != self.step and self.step > 0:
+            save()
+            self.saver.wait()
+
+    def clocks(self) -> dict[str, Any]:
+        """What a checkpoint says about time and memory so far."""
+        return {
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+            "peak_memory_bytes": max(self.peak_before, self.memory.peak_bytes),
+        }
+
+    def finish_checkpoint(self, error: Exception) -> None:
+        """What is being written may be whole although the training has failed; it spares the resumed run some steps."""
+        try:
+            self.saver.wait()
+        except (UserError, TimeoutError, RayError, LearnerLostError) as second:
+            error.add_note(f"the checkpoint that was being written is lost too: {second}")
+
+    def read_state(self, step: int, load_state_dict: Callable[[Mapping[str, Any]], None]) -> None:
+        """Give the state of a step's checkpoint to `load_state_dict`, and take its clocks.
+
+        Raises:
+            UserError: the state is no state of such a run.
+        """
+        file = self.folder.checkpoints.folder(step) / STATE_FILE
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+            load_state_dict(state)
+            self.seconds_before, self.peak_before = float(state["seconds"]), int(state["peak_memory_bytes"])
+        except (json.JSONDecodeError, LookupError, TypeError, ValueError) as error:
+            message = f"{file}: damaged ({error}); remove {file.parent} to resume earlier"
+            raise UserError(message) from error

@@ -1,0 +1,203 @@
+"""The training loop, for every objective: encode → sample → score → learn → publish (2509.18569, §2)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.actors.placement import shares_gpus
+from cluster.config import RunConfig
+from cluster.data.prompts import PromptSource
+from cluster.data.targets import targets_of
+from cluster.monitoring.phases import PhaseTimer
+from cluster.system import System
+from cluster.training.admission import Admission
+from cluster.training.batch import Step, TrainingBatch
+from cluster.training.length_history import LengthHistory
+from cluster.training.publish import publish
+from cluster.training.rollouts import RolloutBatch, Rollouts
+from learner.batches.batch import Sample, TrainGroup
+from learner.batches.grouping import Target, select_groups
+from learner.config import SAMPLED_OBJECTIVES
+from learner.token2text.model import Token2TextConfig
+from rollout.actors import EncodedRef
+from speech.families import ModelFamily
+from speech.records import Prompt
+
+MAX_RESAMPLING_ROUNDS = 3
+"""How often a step draws other prompts in place of groups without variance, before it trains on what it has."""
+
+
+class Trainer:
+    """Runs steps. What it must remember between steps is `version`, `step`, the two prompt sources, the prompts of
+    batches in flight and, for the duration reward, the lengths of speech so far."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        system: System,
+        source: PromptSource,
+        replay_source: PromptSource | None,
+        timer: PhaseTimer,
+    ) -> None:
+        self.config, self.system, self.timer = config, system, timer
+        self.source, self.replay_source = source, replay_source
+        self.learner = system.learner
+        self.history = LengthHistory()
+        self.colocated = shares_gpus(config)
+        self.sampled = config.objective in SAMPLED_OBJECTIVES
+        reward_model = config.learner.diffro.reward_model if config.uses_diffro else None
+        self.token2text = None if reward_model is None else Token2TextConfig.load(Path(reward_model))
+        self.rollout_batches: deque[RolloutBatch] = deque()
+        """In flight, oldest first."""
+        self.waiting: deque[list[Prompt]] = deque()
+        """Prompts of batches that were in flight when the run was saved, to be sampled anew."""
+        self.step = 0
+        self.version = 0
+
+    def run(self, after_step: Callable[[Step], bool]) -> None:
+        """Train until `config.steps`, or until `after_step` (record, evaluate, save) answers False.
+
+        Batch w is trained by step w + 1 at version w. With `staleness: S` the batches up to w + S are sampled and
+        scored meanwhile; with S = 0 each waits for the publication before it.
+        """
+        self.admission = Admission(self.config.staleness, self.config.steps, self.step)
+        with Rollouts(self.config, self.system, self.timer) as self.rollouts:
+            while self.step < self.config.steps:
+                self.step += 1
+                self.timer.start_step(self.step)
+                batch = self.collect() if self.sampled else self.collect_references()
+                self.onload_learner()
+                with self.timer.phase("learn", self.config.learner.step_timeout_s):
+                    result = self.learner.update(self.step, batch.selection.groups, batch.replay, batch.references)
+                metrics = dict(result.metrics)
+                if self.sampled:
+                    metrics["publish/probe_gap"] = self.publish(self.version + 1)
+                if not after_step(Step(self.step, self.version, batch, metrics, result.sample_gaps)):
+                    return
+
+    def collect(self) -> TrainingBatch:
+        """The oldest batch, scored; topped up as far as `zero_variance: resample` gets it."""
+        for number in self.admission.admit(self.version):
+            prompts = self.waiting.popleft() if self.waiting else self.source.next_batch()
+            self.rollout_batches.append(self.rollout_batch(number, prompts))
+            self.rollouts.start(self.rollout_batches[-1])
+        with self.timer.phase("wait", waiting=True), self.system.fleet.learner_blocked():
+            self.rollout_batches[0].scored.result()
+        rollout_batch = self.rollout_batches.popleft()
+        self.admission.train(rollout_batch.number, self.version)
+        batch = TrainingBatch()
+        self.add(rollout_batch, batch)
+        for _ in range(MAX_RESAMPLING_ROUNDS - 1 if self.config.learner.zero_variance == "resample" else 0):
+            missing = self.config.data.batch_prompts - len(batch.selection.groups)
+            if missing <= 0:
+                break
+            rollout_batch = self.rollout_batch(rollout_batch.number, self.source.take(missing))
+            with self.system.fleet.learner_blocked():
+                self.rollouts.run(rollout_batch)
+            self.add(rollout_batch, batch)
+        if self.replay_source is not None:
+            prompts = self.replay_source.next_batch()
+            batch.replay = self.references(prompts, batch)
+        return batch
+
+    def in_flight(self) -> list[list[Prompt]]:
+        """The prompts that were dealt out and are still to be trained, batch by batch: with the sources' positions
+        they are the whole position in the data."""
+        return [rollout_batch.prompts for rollout_batch in self.rollout_batches] + list(self.waiting)
+
+    def rollout_batch(self, number: int, prompts: list[Prompt]) -> RolloutBatch:
+        return RolloutBatch(number, prompts, [self.history.lengths(prompt.utterance.id) for prompt in prompts])
+
+    def add(self, rollout_batch: RolloutBatch, batch: TrainingBatch) -> None:
+        """Turn a scored batch's rewards into advantages, and refuse what is too old to be trained."""
+        groups = rollout_batch.scored.result()
+        indices = range(len(batch.audio), len(batch.audio) + len(groups))
+        batch.groups += groups
+        batch.audio += rollout_batch.audio
+        for group in groups:
+            self.history.add(group)
+        fresh = []
+        for index, group in zip(indices, groups, strict=True):
+            oldest = min(t.version_first for t in group.trajectories)
+            if self.admission.too_old(oldest, self.version):
+                reason = f"stale: {self.version - oldest} versions behind, with a bound of {self.config.staleness}"
+                batch.selection.rejected.append((group.prompt.id, reason))
+            else:
+                fresh.append((index, group))
+        learner = self.config.learner
+        keep = learner.zero_variance == "keep"
+        chosen, kept = [group for _, group in fresh], [index for index, _ in fresh]
+        targets = self.targets([group.prompt for group in chosen])
+        batch.selection.extend(select_groups(chosen, kept, learner.advantage, keep, targets))
+
+    def targets(self, prompts: Sequence[Prompt]) -> list[Target] | None:
+        """What the reward model of DiffRO should find in the speech of each prompt; None without DiffRO."""
+        if self.token2text is None:
+            return None
+        utterances = [prompt.utterance for prompt in prompts]
+        return [targets_of(self.token2text, utterance) for utterance in utterances]
+
+    def collect_references(self) -> TrainingBatch:
+        """A supervised batch: each prompt's only "sample" is its reference."""
+        batch = TrainingBatch()
+        prompts = self.source.next_batch()
+        batch.selection.groups = self.references(prompts, batch)
+        batch.selection.trained = [prompt.id for prompt in prompts]
+        return batch
+
+    def references(self, prompts: Sequence[Prompt], batch: TrainingBatch) -> list[TrainGroup]:
+        first = len(batch.audio)
+        batch.audio += self.rollouts.encode(prompts)
+        return [
+            TrainGroup(
+                batch.audio[first + i].layout,
+                (Sample(self.reference(prompt, batch.audio[first + i]), (), 1.0),),
+                first + i,
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def reference(self, prompt: Prompt, encoded: EncodedRef) -> tuple[int, ...]:
+        """Ids of the reference response: its transcript where the model hears, its speech where the model speaks."""
+        family = self.system.family
+        return tuple(family.target_ids(prompt.utterance)) if isinstance(family, ModelFamily) else encoded.target_ids
+
+    def publish(self, version: int) -> float:
+        """Give the engines the learner's weights as `version`; the largest |Δ log-prob| of the proof."""
+        self.onload_learner()
+        config, system = self.config, self.system
+        budget, in_flight = config.publish.timeout_s, config.update == "inflight"
+        if self.rollout_batches and not in_flight:
+            budget += config.engines.generate_timeout_s  # running samples end first
+        with self.timer.phase("publish", budget) as phase:
+            vocabulary = len(system.family.tokenizer)
+            fleet, encoders = system.fleet, system.encoders
+            settings, over = config.publish, self.offload_learner
+            gap = publish(version, self.learner, fleet, encoders, settings, vocabulary, phase, in_flight, over)
+        self.version = version
+        return gap
+
+    def onload_learner(self, keep_weights: bool = False) -> None:
+        """Engines leave the GPUs to the learner; where everyone has their own, nothing happens."""
+        if self.colocated:
+            with self.timer.phase("switch", self.config.engines.generate_timeout_s) as phase:
+                self.system.fleet.sleep(phase.remaining(), keep_weights)
+                self.learner.set_onloaded(onloaded=True)
+
+    def offload_learner(self) -> None:
+        """The learner leaves the GPUs; an engine comes back with the publication that follows."""
+        if self.colocated:
+            with self.timer.phase("switch"):
+                self.learner.set_onloaded(onloaded=False)
+
+    @contextmanager
+    def learner_onloaded(self) -> Iterator[None]:
+        """The learner may be asked for its state, between two turns of the engines."""
+        self.onload_learner(keep_weights=True)
+        yield
+        self.offload_learner()
+        if self.colocated:
+            self.system.fleet.wake(self.config.engines.update_timeout_s)

@@ -1,0 +1,66 @@
+"""Advantages of the samples of one group.
+
+An estimator is one function from the valid rewards of a group, (n,) with n ≥ 2, to advantages (n,), in a module of
+`learner/batches/advantages/`. Invalid samples, tiny groups and groups without variance are handled once, here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from learner.registries import ADVANTAGES
+
+Floats = npt.NDArray[np.float64]
+
+# Rewards are sums of a few weighted parts: equal parts can differ in the last bits, and dividing by such a "standard
+# deviation" would turn rounding into advantages of ±1.
+SAME_REWARD = 1e-9
+
+
+def compute_advantages(
+    name: str, rewards: Sequence[float] | Floats, valid: Sequence[bool] | npt.NDArray[np.bool_]
+) -> Floats:
+    """Advantages (G,) of one group, float64, by a registered estimator.
+
+    They are 0 for invalid samples, whose rewards are never looked at, and 0 everywhere when fewer than two samples are
+    valid or when all valid rewards are the same.
+
+    Args:
+        name: of the estimator, or a user's own as `module:function`.
+        rewards: (G,); any number for invalid samples.
+        valid: (G,).
+
+    Raises:
+        UserError: no estimator of that name.
+        ValueError: shapes differ, or a valid reward is not finite.
+    """
+    estimator = ADVANTAGES.find(name)
+    chosen, mask = _valid_rewards(rewards, valid)
+    advantages = np.zeros(len(mask))
+    if not _same(chosen):
+        advantages[mask] = estimator(chosen)
+    return advantages
+
+
+def is_zero_variance(rewards: Sequence[float] | Floats, valid: Sequence[bool] | npt.NDArray[np.bool_]) -> bool:
+    """True when a group teaches nothing: fewer than two valid samples, or the same reward for all of them."""
+    return _same(_valid_rewards(rewards, valid)[0])
+
+
+def _same(chosen: Floats) -> bool:
+    return len(chosen) < 2 or bool(np.ptp(chosen) <= SAME_REWARD * max(1.0, float(np.abs(chosen).max())))
+
+
+def _valid_rewards(
+    rewards: Sequence[float] | Floats, valid: Sequence[bool] | npt.NDArray[np.bool_]
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    values, mask = np.asarray(rewards, dtype=np.float64), np.asarray(valid, dtype=bool)
+    if values.ndim != 1 or values.shape != mask.shape:
+        raise ValueError(f"rewards and validity must both be (G,), not {values.shape} and {mask.shape}")
+    chosen = values[mask]
+    if not np.isfinite(chosen).all():
+        raise ValueError(f"a valid reward is not finite: {chosen.tolist()}")
+    return chosen, mask

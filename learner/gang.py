@@ -1,0 +1,206 @@
+"""The learner group: its ranks as actors, seen from the controller."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import torch
+
+from learner.actor import LearnerActor, Token2TextActor
+from learner.batches.batch import TrainGroup
+from learner.batches.plan import audio_of, plan_updates
+from learner.spec import RankSpec, StepResult, uses_diffro
+from learner.token2text.plan import Prediction, SpeechText, plan_predictions, plan_token2text
+from learner.token2text.rank import Token2TextSpec
+from speech.errors import UserError, last_line
+
+GRACE_S = 10.0
+"""When a rank raises, its peers may be gone: how long to wait for that to show."""
+
+
+class LearnerLostError(Exception):
+    """A rank died or did not answer. The others cannot go on without it: only a new gang helps."""
+
+
+class _ActorGang:
+    """Ranks as actors, seen from the controller. Every call reaches all of them, as their collectives demand."""
+
+    actor: Any
+    """The remote class of a rank."""
+
+    def __init__(
+        self, spec: Any, environment: dict[str, str], options: Callable[[int], dict[str, Any]] = lambda rank: {}
+    ) -> None:
+        """Create the actors; `start` is separate so that engines can load at the same time.
+
+        Args:
+            environment: environment variables of each rank (thread counts).
+            options: more of Ray's options for each rank, such as its place.
+        """
+        config = spec.config
+        self.spec = spec
+        self.actors = [
+            self.actor.options(
+                **{
+                    "num_cpus": 0 if config.gpus_per_rank else 1,
+                    "num_gpus": config.gpus_per_rank,
+                    "runtime_env": {"env_vars": environment},
+                }
+                | options(rank)
+            ).remote(spec, rank, config.ranks)
+            for rank in range(config.ranks)
+        ]
+
+    def start(self, timeout: float) -> list[ray.ObjectRef]:
+        """Begin the rendezvous and the loading; returns what to wait for.
+
+        Raises:
+            LearnerLostError: rank 0 found no place in the cluster in time, or died.
+        """
+        (address,) = self._get([self.actors[0].address.remote()], "start", timeout)
+        return [actor.start.remote(address) for actor in self.actors]
+
+    def save_in_background(self, folder: str) -> None:
+        """Copy the state on every rank and begin to write it; `saved` says when it is written."""
+        self._all("save_in_background", folder)
+
+    def saved(self) -> bool:
+        """Whether all ranks have written their part of the last checkpoint; does not wait for them.
+
+        Raises:
+            UserError: the disk refused.
+        """
+        return all(self._all("saved"))
+
+    def load(self, folder: str) -> None:
+        self._all("load", folder)
+
+    def close(self) -> None:
+        """Kill the ranks, those that hang too."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def _all(self, method: str, *args: Any) -> list[Any]:
+        return self._get([getattr(actor, method).remote(*args) for actor in self.actors], method)
+
+    def _get(self, calls: list[ray.ObjectRef], what: str, timeout: float | None = None) -> list[Any]:
+        """The answers of all ranks.
+
+        Raises:
+            LearnerLostError: a rank died, or the time is up.
+            Exception: what a rank raised, when all of them live.
+        """
+        limit = timeout or self.spec.config.step_timeout_s
+        deadline = time.monotonic() + limit
+        waiting, raised = list(calls), None
+        answers: dict[ray.ObjectRef, Any] = {}
+        while waiting:
+            ready, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+            if not ready and raised is None:
+                ranks = ", ".join(str(calls.index(call)) for call in waiting)
+                raise LearnerLostError(f"learner {what}: no answer from rank {ranks} within {limit:.0f} s")
+            if not ready:
+                break
+            try:
+                answers[ready[0]] = ray.get(ready[0])
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, ray.exceptions.ObjectLostError):
+                    raise LearnerLostError(f"learner {what}: its input was on a node that is gone") from error
+                # A collective that fails for want of a peer raises here too, and often before Ray knows of the death.
+                raised = raised or error
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+            except ray.exceptions.RayError as error:
+                rank = calls.index(ready[0])
+                raise LearnerLostError(f"learner {what}: rank {rank} is lost: {last_line(error)}") from error
+        if raised is None:
+            return [answers[call] for call in calls]
+        self._find_the_dead(what, raised)
+        if isinstance(raised.cause, UserError):
+            raise raised.cause from None
+        raise raised
+
+    def _find_the_dead(self, what: str, raised: BaseException) -> None:
+        """Raises LearnerLostError when a rank does not even say its address, for which it needs no peer."""
+        for rank, actor in enumerate(self.actors):
+            try:
+                ray.get(actor.address.remote(), timeout=GRACE_S)
+            except ray.exceptions.RayActorError as error:
+                raise LearnerLostError(f"learner {what}: rank {rank} is lost, and its peers failed") from error
+            except ray.exceptions.GetTimeoutError:
+                continue  # it waits for a peer, or computes
+
+
+class LearnerGroup(_ActorGang):
+    """The ranks of the policy."""
+
+    actor = LearnerActor
+    spec: RankSpec
+
+    def update(
+        self,
+        step: int,
+        groups: Sequence[TrainGroup],
+        replay: Sequence[TrainGroup],
+        audio: dict[int, ray.ObjectRef],
+    ) -> StepResult:
+        """One step's optimiser updates on all ranks; the result is already reduced over them.
+
+        A step whose every group was rejected changes nothing and reports nothing.
+        """
+        config = self.spec.config
+        sample_filter = config.diffro.filter if uses_diffro(self.spec) else None
+        shares = plan_updates(groups, replay, config.updates_per_step, config.ranks, sample_filter)
+        if not shares[0]:
+            return StepResult({}, {})
+        calls = [
+            actor.update.remote(step, share, {i: audio[i] for i in audio_of(share)})
+            for actor, share in zip(self.actors, shares, strict=True)
+        ]
+        return self._get(calls, "update")[0]
+
+    def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
+        """References to the buckets. The caller owns them, so that engines can fetch them when the rank is gone."""
+        streams = [actor.publish.options(num_returns="streaming").remote(dtype, bucket_bytes) for actor in self.actors]
+        self._get([stream.completed() for stream in streams], "publish")
+        return list(streams[0])
+
+    def frontend_state_dicts(self) -> dict[str, dict[str, torch.Tensor]]:
+        return self._all("frontend_state_dicts")[0]
+
+    def set_onloaded(self, onloaded: bool) -> None:
+        """Come onto the devices that others use too, or leave them."""
+        self._all("set_onloaded", onloaded)
+
+    def probe_logprobs(self, token_ids: list[int]) -> list[float]:
+        return self._all("probe_logprobs", token_ids)[0]
+
+
+class Token2TextGroup(_ActorGang):
+    """The ranks of the reward model's training."""
+
+    actor = Token2TextActor
+    spec: Token2TextSpec
+
+    def update(self, step: int, items: Sequence[SpeechText]) -> dict[str, float]:
+        """One optimiser update on all ranks; its metrics are already reduced over them."""
+        spec = self.spec
+        training = spec.training
+        shares = plan_token2text(items, spec.config.ranks, training.mixup, spec.seed, step, training.noise)
+        calls = [actor.update.remote(step, share) for actor, share in zip(self.actors, shares, strict=True)]
+        return self._get(calls, "update")[0]
+
+    def predict(self, items: Sequence[SpeechText]) -> list[Prediction]:
+        """Judge utterances without learning from them; one prediction each, in order."""
+        plan = plan_predictions(items, self.spec.config.ranks)
+        dummy = min(items, key=lambda item: len(item.tokens))
+        calls = [
+            actor.predict.remote([items[i] for i in share], dummy)
+            for actor, share in zip(self.actors, plan, strict=True)
+        ]
+        predictions: dict[int, Prediction] = {}
+        for share, part in zip(plan, self._get(calls, "predict"), strict=True):
+            predictions.update(zip(share, part, strict=True))
+        return [predictions[i] for i in range(len(items))]

@@ -1,0 +1,30 @@
+"""Toneless pinyin error: homophones are what a Chinese recogniser confuses, not what a synthesiser says wrong."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from rewards.listening.optional import import_optional
+from speech.edits import EditCounts, unit_edits, word_edits
+from speech.text import language_code, normalise
+
+
+@lru_cache(maxsize=65536)
+def pinyin_edits(reference: str, hypothesis: str, language: str) -> EditCounts:
+    """Edits in toneless syllables, as CosyVoice's recipe counts them (PAPER §5).
+
+    Both texts are normalised first, so numbers are read out. Letters that are no Han characters count one by one. In
+    languages other than Mandarin the counts are those of `word_edits`.
+
+    Raises:
+        UserError: pypinyin is not installed.
+    """
+    if language_code(language) != "zh":
+        return word_edits(reference, hypothesis, language)
+    return unit_edits(_syllables(reference), _syllables(hypothesis))
+
+
+def _syllables(text: str) -> list[str]:
+    pypinyin = import_optional("pypinyin", "pypinyin==0.55.0", "tts_accuracy with unit 'pinyin'")
+    found: list[str] = pypinyin.lazy_pinyin(normalise(text, "zh"), style=pypinyin.Style.NORMAL, errors=list)
+    return found

@@ -1,0 +1,130 @@
+"""Tokens → waves → models → rewards, for a whole call of groups at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import soundfile
+
+from rewards.compose import RewardComposition
+from rewards.config import RewardConfig
+from rewards.listening.group import Failure, Sound, SoundBatch, SoundGroup, map_isolating_failures, timed
+from rewards.listening.models import SoundModels
+from speech.codecs.base import Codec
+from speech.records import Group, Trajectory
+
+CodecFactory = Callable[[], Codec]
+"""Builds the run's codec inside the process that will use it; picklable, such as a `functools.partial`."""
+
+
+class SoundPipeline:
+    """Scores groups by rewards on sound, and by any others.
+
+    Only token ids come in and only numbers go out: waves stay in the process that made them.
+
+    Args:
+        config: rewards, their models, and the batch size.
+        codec: whose tokens the trajectories hold.
+
+    Attributes:
+        composition: the rewards.
+        models: behind the rewards, loaded when `load` is called or when first asked for.
+        seconds: wall-clock time by stage since it was made: `decode`, `judge`, `second_judge`, `speaker`, `voice`,
+            `pitch`, `quality`, `total`.
+
+    Raises:
+        UserError: a configuration error, found without loading a model.
+    """
+
+    def __init__(self, config: RewardConfig, codec: Codec) -> None:
+        self.composition = RewardComposition(config)
+        self.models = SoundModels(config.sound)
+        self.models.check(self.composition.needs)
+        self.seconds: Counter[str] = Counter()
+        self._config = config.sound
+        self._codec = codec
+
+    def load(self) -> None:
+        """Load the models that the rewards need.
+
+        Raises:
+            UserError: a model or a package is missing.
+        """
+        self.models.load(self.composition.needs)
+
+    def score(self, groups: Sequence[Group], folder: Path | None = None) -> list[Group]:
+        """The groups with rewards, in order. Never raises on behalf of a sample.
+
+        Args:
+            folder: where every sample's wave is written, by `wave_path`; None writes none.
+        """
+        with timed(self.seconds, "total"):
+            heard = self.listen(groups)
+            if folder is not None:
+                write_waves(heard, folder)
+            return [self.composition.score(sound.group, sound) for sound in heard]
+
+    def listen(self, groups: Sequence[Group]) -> list[SoundGroup]:
+        """The groups as sound, in order: all samples and all prompt voices decoded, in batches of similar length."""
+        samples = [(t, group) for group in groups for t in group.trajectories]
+        voices = list(dict.fromkeys(group.voice_tokens for group in groups if group.voice_tokens))
+        wanted: list[tuple[tuple[int, ...], tuple[int, ...], bool]] = [
+            *((t.speech_tokens, group.voice_tokens, _finished(t)) for t, group in samples),
+            *((voice, voice, True) for voice in voices),
+        ]
+        with timed(self.seconds, "decode"):
+            decoded = self._decode(wanted)
+        by_voice = dict(zip(voices, decoded[len(samples) :], strict=True))
+        rest = iter(decoded)
+        rows = [tuple(next(rest) for _ in group.trajectories) for group in groups]
+        batch = SoundBatch(groups, rows, by_voice, self.models, self._config, self.seconds)
+        firsts = np.cumsum([0, *(len(row) for row in rows)]).tolist()
+        return [
+            SoundGroup(group, row, by_voice.get(group.voice_tokens), batch, first)
+            for group, row, first in zip(groups, rows, firsts, strict=False)
+        ]
+
+    def _decode(self, wanted: Sequence[tuple[tuple[int, ...], tuple[int, ...], bool]]) -> list[Sound | Failure]:
+        def decode(part: Sequence[int]) -> list[Sound]:
+            waves = self._codec.decode([wanted[i][0] for i in part], [wanted[i][1] for i in part])
+            return [self._sound(wave, *wanted[i][::2]) for i, wave in zip(part, waves, strict=True)]
+
+        order = sorted(range(len(wanted)), key=lambda i: len(wanted[i][0]))
+        results = dict(zip(order, map_isolating_failures(decode, order, "codec", self._config.batch), strict=True))
+        return [results[i] for i in range(len(wanted))]
+
+    def _sound(self, wave: np.ndarray, tokens: tuple[int, ...], finished: bool) -> Sound:
+        if not np.isfinite(wave).all():
+            raise ValueError("the decoded wave is not finite")
+        return Sound(
+            wave=np.clip(wave, -1.0, 1.0).astype(np.float32, copy=False),
+            sample_rate=self._codec.sample_rate,
+            tokens=tokens,
+            token_rate=self._codec.token_rate,
+            finished=finished,
+            silent=float(np.abs(wave).max(initial=0.0)) < self._config.silence_peak,
+        )
+
+
+def wave_path(folder: Path, group: Group, index: int) -> Path:
+    """Where a sample's wave is written: the utterance, the epoch, and the sample's place in its group."""
+    prompt = group.prompt
+    return folder / f"{quote(prompt.utterance.id, safe='')}-e{prompt.epoch}-{index}.wav"
+
+
+def write_waves(groups: Sequence[SoundGroup], folder: Path) -> None:
+    """Write every decoded sample as a 16-bit wav file; empty ones too, as files without samples."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for sound_group in groups:
+        for trajectory, sound in zip(sound_group.group.trajectories, sound_group.sounds, strict=True):
+            if isinstance(sound, Sound):
+                path = wave_path(folder, sound_group.group, trajectory.index)
+                soundfile.write(path, sound.wave, sound.sample_rate, subtype="PCM_16")
+
+
+def _finished(trajectory: Trajectory) -> bool:
+    return trajectory.finish_reason == "stop"

@@ -1,0 +1,57 @@
+"""A publication on the engine's side: vLLM's weight-update life cycle, and the proof that it worked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from rollout.errors import PublicationError, within
+from rollout.weights.staging import StagedWeights
+from speech.runtime.weights import Probe
+
+
+async def load(engine: AsyncLLM, version: int, weights: StagedWeights, timeout_s: float) -> None:
+    """Put staged weights into a paused engine, label them, and drop every cache of the old ones.
+
+    Args:
+        timeout_s: budget of each phase.
+
+    Raises:
+        PhaseTimeoutError: naming the phase.
+        Exception: vLLM's, carrying the message of the worker (for instance the tensor whose digest differs).
+    """
+
+    def lost() -> bool:
+        return engine.errored
+
+    info = {"files": [str(file) for file in weights.files], "digests": dict(weights.digests)}
+    request = WeightTransferUpdateRequest(update_info=info)
+    await within(timeout_s, "starting the weight update", engine.start_weight_update(), lost)
+    await within(timeout_s, "loading the weights", engine.update_weights(request), lost)
+    finish = engine.finish_weight_update(weight_version=str(version))
+    await within(timeout_s, "finishing the weight update", finish, lost)
+    # Samples in flight are computed again from their tokens: their keys and values belong to the old weights.
+    reset = engine.reset_prefix_cache(reset_running_requests=True)
+    if not await within(timeout_s, "dropping the prefix cache", reset, lost):
+        raise PublicationError("the prefix cache of the old weights could not be dropped")
+    await within(timeout_s, "dropping the multimodal cache", engine.reset_mm_cache(), lost)
+    await within(timeout_s, "dropping the encoder cache", engine.reset_encoder_cache(), lost)
+
+
+def compare(probe: Probe, logprobs: Sequence[float]) -> float:
+    """Largest |Δ| in nats between the engine's log-probs on a probe and the learner's.
+
+    Raises:
+        PublicationError: it exceeds the probe's tolerance, or is not a number.
+    """
+    deltas = [abs(ours - theirs) for ours, theirs in zip(logprobs, probe.logprobs, strict=True)]
+    # A NaN must fail, and max() may pass over one.
+    worst = float("nan") if any(delta != delta for delta in deltas) else max(deltas)
+    if not worst <= probe.tolerance:
+        raise PublicationError(
+            f"the engine's log-probs on the probe differ by {worst:.3g} nats from the learner's "
+            f"(tolerance {probe.tolerance:.3g}): these are not the weights that were sent"
+        )
+    return worst

@@ -1,0 +1,152 @@
+"""The sender's half of the `object_store` transport: buckets → files that the engine's workers can map."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import shutil
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import safetensors
+from safetensors.torch import save_file
+
+from rollout.errors import PublicationError, within
+from speech.runtime.weights import WeightBucket
+
+SHARED_MEMORY = Path("/dev/shm")
+"""A tmpfs: a file here is memory that every process of the node can map without a copy."""
+PREFIX = "speechrl-weights-"
+
+
+@dataclass(frozen=True, slots=True)
+class StagedWeights:
+    """A whole publication on disk.
+
+    Attributes:
+        files: safetensors files, one per bucket, in the sender's order.
+        digests: `tensor_digest` by tensor name, as computed by the sender.
+    """
+
+    files: tuple[Path, ...]
+    digests: Mapping[str, str]
+
+
+@asynccontextmanager
+async def staged(
+    buckets: Iterable[WeightBucket], expected: Mapping[str, tuple[int, ...]], timeout_s: float
+) -> AsyncIterator[StagedWeights]:
+    """Write buckets one at a time to shared memory (or to a temporary folder when it is full) and remove them after.
+
+    All of them are staged before the first is loaded, so that nothing reaches the model unless everything arrived.
+
+    Args:
+        buckets: consumed in a thread; may block (for instance on Ray's object store).
+        expected: shape by name of every tensor that the engine's checkpoint holds.
+
+    Raises:
+        PublicationError: names or shapes differ from `expected`.
+        PhaseTimeoutError: after `timeout_s`; the thread then stops before its next bucket.
+    """
+    with _Stage() as stage:
+        await within(timeout_s, "staging the weights", asyncio.to_thread(stage.write, buckets))
+        check_names(stage.shapes, expected)
+        yield StagedWeights(tuple(stage.files), stage.digests)
+
+
+class _Stage:
+    """Folders of one publication, each locked as long as its writer lives."""
+
+    def __init__(self) -> None:
+        self.files: list[Path] = []
+        self.digests: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._locks: dict[Path, IO[bytes]] = {}
+        self._guard = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> _Stage:
+        return self
+
+    def write(self, buckets: Iterable[WeightBucket]) -> None:
+        for bucket in buckets:
+            with self._guard:
+                if self._closed:
+                    return
+                self._write_one(bucket)
+
+    def _write_one(self, bucket: WeightBucket) -> None:
+        size = sum(tensor.nbytes for tensor in bucket.tensors.values())
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_room_for(size)))
+        self._locks[folder] = _lock(folder)
+        self.files.append(folder / "weights.safetensors")
+        save_file(dict(bucket.tensors), self.files[-1])
+        self.digests.update(bucket.digests)
+        self.shapes.update({name: tuple(tensor.shape) for name, tensor in bucket.tensors.items()})
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            self._closed = True
+            for folder, lock in self._locks.items():
+                shutil.rmtree(folder)
+                lock.close()
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    file = (folder / "lock").open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def remove_orphans() -> None:
+    """Remove what a killed engine left in shared memory: folders whose lock nobody holds any more."""
+    for root in (SHARED_MEMORY, Path(tempfile.gettempdir())):
+        for folder in root.glob(f"{PREFIX}*"):
+            try:
+                lock = _lock(folder)
+            except OSError:  # held by a living engine, of another user, or gone by now
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.close()
+
+
+def _room_for(size: int) -> Path | None:
+    """Shared memory when `size` bytes fit, with as much again to spare for Ray's own object store."""
+    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size:
+        return SHARED_MEMORY
+    return None
+
+
+def check_names(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare a publication with the checkpoint that the engine was started from.
+
+    vLLM finds a wrong name only after it has emptied the model, and cannot go back from there.
+
+    Raises:
+        PublicationError: listing missing, unknown and misshapen tensors.
+    """
+    faults = [f"missing {name}" for name in sorted(expected.keys() - shapes.keys())]
+    faults += [f"unknown {name}" for name in sorted(shapes.keys() - expected.keys())]
+    faults += [
+        f"{name} is {shapes[name]}, not {expected[name]}"
+        for name in sorted(shapes.keys() & expected.keys())
+        if shapes[name] != expected[name]
+    ]
+    if faults:
+        shown = "; ".join(faults[:10]) + ("" if len(faults) <= 10 else f"; … and {len(faults) - 10} more")
+        raise PublicationError(f"the tensors sent are not those of the engine's model: {shown}")
+
+
+def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape by name of every tensor in a folder of safetensors files, read from their headers alone."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    return shapes

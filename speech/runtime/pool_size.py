@@ -1,0 +1,28 @@
+"""How many actors of a kind a run may have: `min` and `max` beside the number that it starts with."""
+
+from __future__ import annotations
+
+
+class PoolSize:
+    """Base of the sections of a configuration that count actors.
+
+    It declares no fields: each section documents its own keys.
+    """
+
+    count: int
+    min: int | None
+    max: int | None
+
+    def __post_init__(self) -> None:
+        if not self.min_count <= self.count <= self.max_count:
+            raise ValueError(f"`count` is {self.count}, which is not between `min` and `max`")
+
+    @property
+    def min_count(self) -> int:
+        """The lower bound of the number."""
+        return self.count if self.min is None else self.min
+
+    @property
+    def max_count(self) -> int:
+        """The upper bound of the number."""
+        return self.count if self.max is None else self.max

@@ -1,0 +1,117 @@
+"""Plug-ins by name. A kind of plug-in has a folder; each module in it registers one, under the module's own name.
+
+Names are read off the folder, so a configuration is checked without importing torch or a judge's library. A plug-in is
+imported when it is first asked for. A user's own needs no registration: it is written `module:attribute`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from speech.errors import UserError, did_you_mean
+
+Entry = TypeVar("Entry")
+Plugin = TypeVar("Plugin", bound=Callable[..., Any])
+
+
+class Registry(Collection[str], Generic[Entry]):
+    """The plug-ins of one kind. As a collection it holds their names, and every name of the form `module:attribute`."""
+
+    def __init__(self, kind: str, *packages: str) -> None:
+        """
+        Args:
+            kind: of plug-in, for messages, such as `reward`.
+            packages: dotted names of the folders; every module in them is a plug-in.
+        """
+        self.kind = kind
+        self._packages = packages
+        self._entries: dict[str, Entry] = {}
+
+    @cached_property
+    def _modules(self) -> dict[str, str]:
+        return {
+            module.name: f"{package}.{module.name}"
+            for package in self._packages
+            for module in pkgutil.iter_modules(_paths(package))
+            if not module.ispkg
+        }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._modules))
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._modules or ":" in name)
+
+    def register(self, name: str) -> Callable[[Plugin], Plugin]:
+        """Decorator of a plug-in in one of the folders.
+
+        Raises:
+            ValueError: the module has another name, or another plug-in has this one.
+        """
+
+        def enter(plugin: Plugin) -> Plugin:
+            if self._modules.get(name) != plugin.__module__:
+                raise ValueError(f"{self.kind} {name!r} must be registered by the module of its name, in its folder")
+            self._entries[name] = plugin  # type: ignore[assignment]
+            return plugin
+
+        return enter
+
+    def find(self, name: str) -> Entry:
+        """The plug-in of a name, or a user's own.
+
+        Raises:
+            UserError: there is none of that name, or it cannot be imported; the message names the nearest one.
+        """
+        if ":" in name:
+            return self._import(name)
+        if name not in self._modules:
+            hint = did_you_mean(name, self) or f"; known are {', '.join(self)}"
+            raise UserError(f"unknown {self.kind} {name!r}{hint}; your own is written module:function")
+        importlib.import_module(self._modules[name])
+        if name not in self._entries:
+            raise ValueError(f"{self._modules[name]} registers no {self.kind} {name!r}")
+        return self._entries[name]
+
+    def _import(self, name: str) -> Entry:
+        module_name, _, attribute = name.partition(":")
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:  # any error in the user's module: name it, keep the cause for the traceback
+            message = f"{self.kind} {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}"
+            raise UserError(message) from error
+        if not hasattr(module, attribute):
+            hint = did_you_mean(attribute, vars(module))
+            raise UserError(f"{self.kind} {name!r}: {module_name!r} has no {attribute!r}{hint}")
+        found: Any = getattr(module, attribute)
+        if not callable(found):
+            kind = type(found).__name__
+            raise UserError(f"{self.kind} {name!r}: {attribute!r} is a {kind}, not a function or class")
+        plugin: Entry = found
+        return plugin
+
+
+def discover(package: str, base: type[Entry]) -> dict[str, type[Entry]]:
+    """Import every module below a package; the concrete subclasses of `base` found there, by their attribute `name`."""
+    found: dict[str, type[Entry]] = {}
+    for module in sorted(pkgutil.walk_packages(_paths(package), f"{package}."), key=lambda module: module.name):
+        for value in vars(importlib.import_module(module.name)).values():
+            own = inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.name
+            if own and not inspect.isabstract(value) and "name" in vars(value):
+                found[vars(value)["name"]] = value
+    return found
+
+
+def _paths(package: str) -> list[str]:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations is not None, package
+    return list(spec.submodule_search_locations)

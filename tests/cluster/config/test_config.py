@@ -1,0 +1,240 @@
+"""Configuration: what a user gets wrong is named with file, line and key, all of it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import RunConfig, default_yaml, dump_config, load_config
+from cluster.config.binding import nearest, walk
+from cluster.config.reference import REGENERATE, reference_markdown
+from speech.errors import InputError, UserError
+
+REQUIRED = "name: demo\nmodel:\n  path: assets/model\ndata:\n  train: train.jsonl\n"
+
+
+def write(folder: Path, text: str, name: str = "run.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(path: Path | None, *overrides: str) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        load_config(path, overrides)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_values_come_from_file_and_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, REQUIRED + "learner:\n  lr: 3e-4\nsteps: 1e3\n")
+    config = load_config(path, ["seed=7", "rewards.items=[{name: accuracy, weight: 2}]", "rewards.items.0.weight=3"])
+    assert config.learner.lr == 3e-4
+    assert config.steps == 1000
+    assert isinstance(config.steps, int)
+    assert config.seed == 7
+    assert [(item.name, item.weight) for item in config.rewards.items] == [("accuracy", 3.0)]
+    assert config.data.limits.min_seconds > 0
+
+
+def test_text_from_the_command_line_needs_no_quotes(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, REQUIRED), ["name=2024"]).name == "2024"
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, REQUIRED), ["learner.lr=1e-7", "data.valid=声.jsonl"])
+    again = write(tmp_path, dump_config(config), "again.yaml")
+    assert load_config(again) == config
+
+
+def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
+    text = REQUIRED + (
+        "seed: many\n"  # 6
+        "objective: gpro\n"  # 7
+        "learner:\n"
+        "  kl_coef: 1e-3\n"  # 9
+        "  shared_prefix: 1\n"  # 10
+        "  loss:\n"
+        "    clip_low: -3\n"  # 12
+        "rewards:\n"
+        "  items:\n"
+        "    - name: accuracy\n"
+        "      wieght: 2\n"  # 16
+        "evaluation: often\n"  # 17
+        "ray:\n"
+        "  num_cpus: 1.5\n"  # 19
+    )
+    path = write(tmp_path, text)
+    assert sorted(problems(path, "sampling.gruop_size=4"), key=lambda p: p.split(": ")[1]) == sorted(
+        [
+            f"{path}:6: seed: expected a whole number, got 'many'",
+            f"{path}:7: objective: expected one of `grpo`, `diffro`, `combined`, `sft`, `token2text`, got 'gpro'; "
+            "did you mean `grpo`?",
+            f"{path}:9: learner.kl_coef: unknown key; did you mean `learner.loss.kl_coef`?",
+            f"{path}:10: learner.shared_prefix: expected true or false, got 1",
+            f"{path}:12: learner.loss.clip_low: must be at least 0, got -3.0",
+            f"{path}:16: rewards.items.0.wieght: unknown key; did you mean `rewards.items[].weight`?",
+            f"{path}:17: evaluation: expected a section with keys, got 'often'",
+            f"{path}:19: ray.num_cpus: expected a whole number, got 1.5",
+            "command line: sampling.gruop_size: unknown key; did you mean `sampling.group_size`?",
+        ],
+        key=lambda p: p.split(": ")[1],
+    )
+
+
+@pytest.mark.parametrize(("section", "count"), [("engines", "count"), ("encoder", "count"), ("rewards", "count")])
+def test_the_number_at_the_start_lies_between_its_bounds(section: str, count: str) -> None:
+    base = ["name=n", "model.path=m", "data.train=t", f"{section}.{count}=3"]
+    for bound in ("min=4", "max=2"):
+        assert problems(None, *base, f"{section}.{bound}") == [
+            f"command line: {section}: `{count}` is 3, which is not between `min` and `max`"
+        ]
+    fixed = getattr(load_config(None, base), section)
+    assert (fixed.min_count, fixed.max_count) == (3, 3)
+    elastic = getattr(load_config(None, [*base, f"{section}.min=1", f"{section}.max=5"]), section)
+    assert (elastic.min_count, elastic.max_count) == (1, 5)
+
+
+def test_missing_keys_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: demo\nmodel: {}\n")
+    assert problems(path) == [
+        f"{path}:2: model.path: required, but not given",
+        f"{path}: data.train: required, but not given",
+    ]
+    assert problems(None) == [
+        f"command line: {key}: required, but not given" for key in ("name", "model.path", "data.train")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps", "'steps' is not of the form key=value"),
+        ("=3", "'=3' is not of the form key=value"),
+        ("steps=[1,", "steps: '[1,' is not valid YAML"),
+        ("steps=${nothing}", "steps: Interpolation key 'nothing' not found"),
+        ("learner.lr=.nan", "learner.lr: must be at least 0, got nan"),
+        ("name=a/b", "name: 'a/b' cannot be the name of a folder"),
+        ("name=null", "name: expected text, got nothing"),
+        ("evaluation.every=5", "evaluation.every: evaluations during training need a manifest in `data.valid`"),
+        ("data.replay_weight=0.1", "data: `replay` and a `replay_weight` above 0 only make sense together"),
+        ("data.limits.min_seconds=99", "data.limits: need 0 <= min_seconds <= max_seconds"),
+        ("engines.dtype=int8", "engines.dtype: expected one of"),
+        ("rewards.items.1.name=acuracy", "rewards.items.1: unknown reward 'acuracy'"),
+        ("rewards.items.7.name=accuracy", "rewards.items.7.name: list index out of range"),
+        ("learner.los.kl_coef=1", "command line: learner.los: unknown key; did you mean `learner.loss`?"),
+        ("rewards.items={a: 1}", "rewards.items: expected a list, got a section with keys"),
+        ("rewards.items=[{name: acuracy}]", "rewards.items.0: unknown reward 'acuracy'; did you mean 'accuracy'?"),
+        ("learner.train=[language_model, encodr]", "got 'encodr'; did you mean `encoder`?"),
+    ],
+)
+def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
+    found = problems(write(tmp_path, REQUIRED), override)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("staleness=1",), "learner.loss.importance_cap: stale samples need importance weights"),
+        (("update=inflight",), "update: nothing is in flight at a publication with `staleness: 0`"),
+        (("staleness=-1",), "staleness: must be at least 0, got -1"),
+        (("staleness=1", "objective=sft"), "staleness: `objective: sft` samples nothing that could be stale"),
+        (
+            ("staleness=1", "placement=colocated", "learner.loss.importance_cap=2"),
+            "placement: components that take turns cannot overlap; `colocated` needs `staleness: 0`",
+        ),
+        (
+            ("placement=colocated", "engines.gpus_per_engine=1"),
+            "placement: `colocated` needs engines and learner both on GPUs, or both without",
+        ),
+        (
+            ("placement=colocated", "engines.gpus_per_engine=1", "learner.gpus_per_rank=1", "learner.ranks=2"),
+            "placement: `colocated` puts one engine and one learner rank on each GPU",
+        ),
+        (
+            ("placement=colocated", "engines.gpus_per_engine=1", "learner.gpus_per_rank=1", "encoder.max=2"),
+            "placement: `colocated` gives encoders a fixed share of each GPU",
+        ),
+    ],
+)
+def test_schedules_that_make_no_sense(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    found = problems(write(tmp_path, REQUIRED), *overrides)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_schedules_that_make_sense(tmp_path: Path) -> None:
+    path = write(tmp_path, REQUIRED)
+    config = load_config(path, ["staleness=2", "update=inflight", "learner.loss.importance_cap=2"])
+    assert (config.staleness, config.update, config.placement) == (2, "inflight", "disaggregated")
+    assert load_config(path, ["placement=colocated"]).placement == "colocated"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [\n", ":2: not valid YAML"),
+        ("name: a\nname: b\n", ":2: not valid YAML: found duplicate key name"),
+        ("- a\n- b\n", "expected `key: value` lines at the top"),
+        ("defaults: run.yaml\n", "includes this file from itself"),
+        ("defaults: other.yaml\n", "other.yaml: no such configuration file"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none.yaml: no such configuration file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_defaults_build_on_another_file(tmp_path: Path) -> None:
+    base = write(tmp_path, REQUIRED + "seed: 1\nsteps: 5\n", "base.yaml")
+    path = write(tmp_path, "defaults: base.yaml\nsteps: 6\nmodel:\n  family: demo\n")
+    config = load_config(path)
+    assert (config.seed, config.steps, config.model.path, config.model.family) == (1, 6, "assets/model", "demo")
+    base.write_text(REQUIRED + "sede: 1\n", encoding="utf-8")
+    assert problems(path) == [f"{base}:6: sede: unknown key; did you mean `seed`?"]
+
+
+def test_interpolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORPUS", "/corpus")
+    config = load_config(write(tmp_path, REQUIRED), ["data.train=${oc.env:CORPUS}/train.jsonl", "steps=${seed}"])
+    assert config.data.train == "/corpus/train.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("learner.kl_coef", "learner.loss.kl_coef"), ("sedd", "seed"), ("sampling.temprature", "sampling.temperature")],
+)
+def test_nearest_key(wrong: str, right: str) -> None:
+    assert nearest(wrong, [key.path for key in walk(RunConfig)]) == right
+
+
+def test_every_key_says_what_it_means() -> None:
+    assert [key.path for key in walk(RunConfig) if key.section is None and not key.field.metadata.get("help")] == []
+
+
+def test_defaults_and_reference_cover_every_key() -> None:
+    page = reference_markdown()
+    for key in walk(RunConfig):
+        assert f"`{key.path}`" in page or key.section is not None
+    assert "path: ???" in default_yaml()
+
+
+def test_reference_page_is_current() -> None:
+    page = Path(__file__).parents[3] / "docs" / "configuration.md"
+    text: Any = page.read_text(encoding="utf-8") if page.exists() else None
+    assert text == reference_markdown(), f"docs/configuration.md is out of date; regenerate it: {REGENERATE}"
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_shipped_configurations_are_valid(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    assert load_config(path, ["seed=5"]).seed == 5

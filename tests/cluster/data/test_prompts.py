@@ -1,0 +1,179 @@
+"""Exactly once per epoch, wherever the run was cut."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cluster.data.prompts import PromptSource
+from cluster.runs.ledger import Audit, Ledger, LedgerEntry
+from speech.errors import UserError
+from speech.records import Utterance
+
+
+def utterances(count: int) -> list[Utterance]:
+    return [Utterance(id=f"spk/u{i}", audio=f"/u{i}.wav", text=f"word {i}") for i in range(count)]
+
+
+SIZES = st.integers(1, 40)
+BATCHES = st.integers(1, 17)
+SEEDS = st.integers(0, 2**31 - 1)
+
+
+@given(size=SIZES, batch=BATCHES, seed=SEEDS, shuffle=st.booleans())
+def test_every_prompt_is_dealt_exactly_once_per_epoch(size: int, batch: int, seed: int, shuffle: bool) -> None:
+    source = PromptSource(utterances(size), seed, batch, shuffle)
+    prompts = []
+    while source.complete_epochs < 3:
+        dealt = source.next_batch()
+        assert len(dealt) == batch
+        prompts += dealt
+    assert len({p.id for p in prompts}) == len(prompts)
+    counts = Counter(p.utterance.id for p in prompts if p.epoch < 3)
+    assert set(counts.values()) == {3}
+    assert len(counts) == size
+    assert [(p.epoch, p.position) for p in prompts] == [divmod(i, size) for i in range(len(prompts))]
+    assert all(p.id == f"{p.epoch}/{p.utterance.id}" and 0 <= p.seed < 2**31 for p in prompts)
+
+
+@given(size=SIZES, batch=BATCHES, seed=SEEDS, before=st.integers(0, 12), extra=st.integers(0, 5))
+def test_restore_continues_the_same(size: int, batch: int, seed: int, before: int, extra: int) -> None:
+    source = PromptSource(utterances(size), seed, batch)
+    for _ in range(before):
+        source.next_batch()
+    source.take(extra)
+    state = json.loads(json.dumps(source.state()))
+    again = PromptSource(utterances(size), seed, batch)
+    again.restore(state)
+    assert [again.next_batch() for _ in range(6)] == [source.next_batch() for _ in range(6)]
+
+
+def test_prompts_that_were_dealt_are_found_again_by_their_places() -> None:
+    source = PromptSource(utterances(5), 3, 4)
+    dealt = source.take(13)
+    state = source.state()
+    places = [(p.epoch, p.position) for p in dealt]
+    assert source.at(places[3:9]) == dealt[3:9]
+    assert source.at(reversed(places)) == dealt[::-1]
+    assert source.state() == state and source.at([]) == []
+    with pytest.raises(IndexError):
+        source.at([(0, 5)])
+
+
+def test_epochs_and_seeds_have_their_own_orders() -> None:
+    first = PromptSource(utterances(50), 1, 50)
+    other = PromptSource(utterances(50), 2, 50)
+    orders = [[p.utterance.id for p in batch] for batch in (first.next_batch(), first.next_batch(), other.next_batch())]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    plain = PromptSource(utterances(5), 1, 5, shuffle=False)
+    assert [p.utterance.id for p in plain.next_batch()] == [u.id for u in utterances(5)]
+
+
+def test_prompt_seeds_differ_and_do_not_depend_on_the_batch() -> None:
+    small = PromptSource(utterances(30), 3, 4)
+    large = PromptSource(utterances(30), 3, 60)
+    seeds = {p.id: p.seed for p in large.next_batch()}
+    assert len(set(seeds.values())) == 60
+    assert all(seeds[p.id] == p.seed for p in small.take(60))
+
+
+def test_order_is_pinned() -> None:
+    """A change here makes every checkpoint in the world continue elsewhere."""
+    source = PromptSource(utterances(6), 0, 6)
+    assert [(p.utterance.id, p.seed) for p in source.next_batch()] == PINNED
+
+
+def test_restore_refuses_other_data() -> None:
+    state = PromptSource(utterances(5), 0, 2).state()
+    with pytest.raises(UserError, match="training utterances have changed"):
+        PromptSource(utterances(6), 0, 2).restore(state)
+    with pytest.raises(UserError, match="made with seed 0"):
+        PromptSource(utterances(5), 1, 2).restore(state)
+
+
+def test_refuses_what_cannot_be_dealt() -> None:
+    with pytest.raises(ValueError, match="at least one utterance"):
+        PromptSource([], 0, 2)
+    with pytest.raises(ValueError, match="not unique"):
+        PromptSource(utterances(2) * 2, 0, 2)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(size=st.integers(1, 12), batch=BATCHES, every=st.integers(1, 4), kills=st.lists(st.integers(1, 6), max_size=4))
+def test_killed_runs_account_for_every_prompt(
+    tmp_path_factory: pytest.TempPathFactory, size: int, batch: int, every: int, kills: list[int]
+) -> None:
+    """Train in steps, checkpoint every few, die at arbitrary steps, resume: the ledger comes out exact."""
+    path = tmp_path_factory.mktemp("run") / "ledger.jsonl"
+    ledger, last = Ledger(path), 0
+    saved: tuple[int, dict[str, Any] | None] = (0, None)
+    for steps in [*kills, 10]:
+        source = PromptSource(utterances(size), 0, batch)
+        step, state = saved
+        if state is not None:
+            source.restore(state)
+        ledger.rewind(step)
+        for _ in range(steps):
+            step += 1
+            prompts = source.next_batch()
+            ledger.append(
+                step,
+                [
+                    LedgerEntry(p.id, "rejected", "no valid sample")
+                    if p.seed % 5 == 0
+                    else LedgerEntry(p.id, "trained")
+                    for p in prompts
+                ],
+            )
+            if step % every == 0:
+                saved = (step, source.state())
+        last = step
+        with path.open("a", encoding="utf-8") as file:
+            file.write('{"step": 99, "pro')  # killed in the middle of a line
+    audit = ledger.audit([u.id for u in utterances(size)], source.complete_epochs)
+    assert audit.exact
+    assert audit.trained + audit.rejected == last * batch
+    assert sum(audit.reasons.values()) == audit.rejected
+
+
+def test_audit_finds_what_is_wrong(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append(1, [LedgerEntry("0/a", "trained"), LedgerEntry("0/b/c", "trained")])
+    ledger.append(2, [LedgerEntry("0/a", "trained"), LedgerEntry("1/x", "rejected", "audio is corrupt")])
+    audit = ledger.audit(["a", "b/c", "d"])
+    assert audit == Audit(
+        trained=3,
+        rejected=1,
+        reasons={"audio is corrupt": 1},
+        complete_epochs=1,
+        duplicates=("0/a",),
+        missing=("0/d",),
+        unknown=("1/x",),
+    )
+    assert not audit.exact
+    assert ledger.audit(["a", "b/c", "d"], in_flight=["0/d"]).missing == ()
+    ledger.rewind(1)
+    assert ledger.audit(["a", "b/c"], 1).exact
+
+
+def test_ledger_needs_reasons() -> None:
+    with pytest.raises(ValueError, match="reason"):
+        LedgerEntry("0/a", "rejected")
+    with pytest.raises(ValueError, match="reason"):
+        LedgerEntry("0/a", "trained", "because")
+
+
+PINNED = [
+    ("spk/u0", 2068729847),
+    ("spk/u1", 396864438),
+    ("spk/u4", 671798742),
+    ("spk/u3", 1604705386),
+    ("spk/u2", 1483497436),
+    ("spk/u5", 1438587203),
+]

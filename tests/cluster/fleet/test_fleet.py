@@ -1,0 +1,264 @@
+"""The fleet against real Ray actors that stand in for engines: they keep an engine's manners and compute nothing, so
+that death, silence and refusal cost seconds. Real engines under the same faults are in tests/chaos."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.actors.model import ModelRef
+from cluster.fleet import replica as engine_member
+from cluster.fleet.fleet import EngineFleet
+from cluster.fleet.health import State
+from cluster.fleet.rollout_future import FleetError, WithdrawnError
+from rollout.actors import EncodedRef
+from rollout.config import EngineConfig, SamplingConfig
+from rollout.engine.stats import EngineStats
+from rollout.errors import PublicationError, StaleEngineError
+from speech.errors import UserError
+from speech.records import Prompt, PromptLayout, Utterance
+from speech.runtime.weights import Probe
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+SAMPLING = SamplingConfig()
+PROBE = Probe((1, 2), (-1.0,), 1e-3)
+
+
+@ray.remote
+class StandIn:
+    """Behaves as an `EngineActor`. A prompt `die` kills it and `hang` stops it, each the first time only, told by a
+    file in the folder that stands for the model's; `always-die` every time. A bucket may be a refusal."""
+
+    def __init__(self, folder: str, family: str | None, config: EngineConfig, options: Any, sleeps: bool) -> None:
+        if config.dtype == "bfloat16":
+            raise UserError("no bfloat16 here")
+        self.folder, self.version, self.generated = Path(folder), None, 0
+        self.asleep = False
+
+    def first(self, name: str) -> bool:
+        marker = self.folder / name
+        seen = marker.exists()
+        marker.touch()
+        return not seen
+
+    async def start(self, version: int | None) -> str:
+        self.version = version
+        return ray.get_runtime_context().get_node_id()
+
+    async def update_weights(self, version: int, buckets: Sequence[Any], probe: Probe, in_flight: bool) -> float:
+        (word,) = await asyncio.gather(*buckets)
+        if word == "corrupt" or (word == "corrupt once" and self.first(f"refused-{version}")):
+            raise PublicationError("a digest differs")
+        self.version, self.asleep = version, False
+        return 1e-6
+
+    async def generate(self, prompts: Sequence[Prompt], audio: Sequence[Any], sampling: SamplingConfig) -> list[str]:
+        if self.version is None or self.asleep:
+            raise StaleEngineError("it awaits a publication")
+        ids = [prompt.id for prompt in prompts]
+        if "long" in ids:
+            raise UserError("too long")
+        if "always-die" in ids or ("die" in ids and self.first("died")):
+            os._exit(1)
+        if "hang" in ids and self.first("hung"):
+            time.sleep(600)
+        try:
+            await asyncio.sleep(600 if "endless" in ids else 0.3 if "slow" in ids else 0)
+        except asyncio.CancelledError:
+            (self.folder / "cancelled").touch()
+            raise
+        self.generated += len(prompts)
+        return [f"{name}@{self.version}" for name in ids]
+
+    async def sleep(self, keep_weights: bool) -> None:
+        self.asleep = True
+
+    async def wake(self) -> None:
+        self.asleep = False
+
+    async def health(self) -> None:
+        pass
+
+    async def stats(self) -> EngineStats:
+        return EngineStats(prompts=self.generated)
+
+    async def shutdown(self) -> None:
+        pass
+
+
+Start = Callable[..., EngineFleet]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    monkeypatch.setattr(engine_member, "EngineActor", StandIn)
+    monkeypatch.setattr(engine_member, "engine_options", lambda config: {"num_cpus": 0})
+    fleets = []
+
+    def started(**settings: Any) -> EngineFleet:
+        config = EngineConfig(**{"heartbeat_s": 0.2, "heartbeat_timeout_s": 4.0} | settings)
+        fleet = EngineFleet(ModelRef(str(tmp_path), None), config)
+        fleets.append(fleet)
+        fleet.start(None)
+        fleet.ready()
+        return fleet
+
+    yield started
+    for fleet in fleets:
+        fleet.shutdown()
+
+
+def order(*ids: str) -> tuple[list[Prompt], list[EncodedRef]]:
+    utterance = Utterance(id="u", audio="/none", text="")
+    prompts = [Prompt(id=name, utterance=utterance, epoch=0, position=i, seed=i) for i, name in enumerate(ids)]
+    return prompts, [EncodedRef(ray.put(0), 1.0, PromptLayout((0,), 0, 1)) for _ in ids]
+
+
+def generate(fleet: EngineFleet, *ids: str, timeout: float | None = 60.0) -> list[Any]:
+    return fleet.generate(*order(*ids), SAMPLING, timeout)
+
+
+def publish(fleet: EngineFleet, version: int, word: str = "sound") -> float:
+    return fleet.publish(version, [ray.put(word)], PROBE, 30.0)
+
+
+def test_work_keeps_its_order_and_waits_for_a_verified_publication(start: Start) -> None:
+    fleet = start(count=2)
+    with pytest.raises(TimeoutError, match="engine 0 is stale; engine 1 is stale"):
+        generate(fleet, "a", timeout=0.5)
+    publish(fleet, 7)
+    assert generate(fleet, "a", "b", "c") == ["a@7", "b@7", "c@7"]
+    assert fleet.counts().healthy == 2 and fleet.stats().prompts == 4, "the first one was done after all"
+
+
+def both_serve(fleet: EngineFleet) -> None:
+    """Nobody asks for anything, and yet the engines come back."""
+    deadline = time.monotonic() + 30
+    while fleet.counts().healthy < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_dead_and_hung_engines_are_replaced_and_refitted(start: Start) -> None:
+    fleet = start(count=2)
+    publish(fleet, 3)
+    assert generate(fleet, "a", "die", "b", "c") == ["a@3", "die@3", "b@3", "c@3"]
+    both_serve(fleet)
+    assert generate(fleet, "hang", "b") == ["hang@3", "b@3"]
+    counts = fleet.counts()
+    assert counts.restarts == 2 and counts.reissued == 2 + 1
+    both_serve(fleet)
+
+
+@pytest.mark.slow
+def test_an_only_engine_that_dies_is_waited_for(start: Start) -> None:
+    fleet = start()
+    publish(fleet, 1)
+    assert generate(fleet, "a", "die") == ["a@1", "die@1"]
+    assert fleet.stats().prompts == 2 and fleet.counts().reissued == 2
+
+
+@pytest.mark.slow
+def test_work_that_kills_every_engine_ends_with_its_name(start: Start) -> None:
+    fleet = start(count=2, max_failures=2)
+    publish(fleet, 1)
+    with pytest.raises(FleetError, match="2 engines were lost on prompts always-die"):
+        generate(fleet, "always-die", "b")
+
+
+def test_an_error_of_the_work_is_not_the_engines(start: Start) -> None:
+    fleet = start()
+    publish(fleet, 1)
+    with pytest.raises(UserError, match="too long"):
+        generate(fleet, "a", "long")
+    assert generate(fleet, "a") == ["a@1"] and fleet.counts().restarts == 0
+
+
+def test_cancelled_work_stops_and_costs_no_engine(start: Start, tmp_path: Path) -> None:
+    fleet = start()
+    publish(fleet, 1)
+    endless = fleet.submit(*order("endless"), SAMPLING)
+    while not fleet.replicas()[0].pending("generating"):
+        time.sleep(0.02)
+    time.sleep(0.5)  # it has begun
+    endless.cancel()
+    with pytest.raises(WithdrawnError):
+        endless.result(5.0)
+    assert generate(fleet, "a") == ["a@1"] and fleet.counts().restarts == fleet.counts().reissued == 0
+    assert (tmp_path / "cancelled").exists(), "the engine stopped as well"
+
+
+@pytest.mark.slow
+def test_engines_leave_for_the_learner_and_are_not_restarted_before_it_has_gone(start: Start) -> None:
+    fleet = start(count=2)
+    publish(fleet, 1)
+    fleet.sleep(60.0, keep_weights=True)
+    early = fleet.submit(*order("a", "b"), SAMPLING)
+    time.sleep(0.5)
+    assert not early.done()
+    fleet.wake(60.0)
+    assert early.result(60.0) == ["a@1", "b@1"]
+    fleet.sleep(60.0)
+    ray.kill(fleet.replicas()[0].actor)
+    time.sleep(1.0)
+    assert fleet.counts().restarts == 0 and all(replica.asleep for replica in fleet.replicas())
+    publish(fleet, 2)
+    assert generate(fleet, "a", "b") == ["a@2", "b@2"] and fleet.counts().restarts == 1
+    both_serve(fleet)
+
+
+def test_a_constructor_that_raises_is_called_once(start: Start) -> None:
+    with pytest.raises(ray.exceptions.RayActorError, match="no bfloat16 here"):
+        start(dtype="bfloat16")
+
+
+@pytest.mark.slow
+def test_a_refused_publication_is_repeated_on_a_new_engine_and_then_believed(start: Start) -> None:
+    fleet = start()
+    publish(fleet, 1)
+    publish(fleet, 2, "corrupt once")
+    assert fleet.counts().restarts == 1 and generate(fleet, "a") == ["a@2"]
+    with pytest.raises(PublicationError, match="digest"):
+        publish(fleet, 3, "corrupt")
+
+
+@pytest.mark.slow
+def test_the_fleet_grows_while_it_is_waited_for_and_shrinks_when_idle(start: Start) -> None:
+    fleet = start(count=1, max=3)
+    for version in range(1, 40):
+        publish(fleet, version)
+        assert generate(fleet, "slow", "b", "c") == [f"{name}@{version}" for name in ("slow", "b", "c")]
+        if fleet.counts().healthy == 3:
+            break
+    assert fleet.counts().healthy == 3, "the learner does nothing but wait"
+    for version in range(100, 140):
+        publish(fleet, version)
+        generate(fleet, "a", "b", "c")
+        time.sleep(0.2)  # learning
+        if len(fleet.replicas()) == 1:
+            break
+    assert len(fleet.replicas()) == 1
+
+
+@pytest.mark.slow
+def test_an_engine_on_a_node_that_will_go_drains_first(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = start(count=2)
+    publish(fleet, 1)
+    first = fleet.replicas()[0]
+    slow = fleet.submit(*order("slow", "b"), SAMPLING)
+    first.node = "doomed"
+    monkeypatch.setattr("cluster.fleet.supervisor.draining_nodes", lambda: {"doomed"})
+    deadline = time.monotonic() + 20
+    while first in fleet.replicas():
+        assert first.health.state in (State.HEALTHY, State.DRAINING) and time.monotonic() < deadline
+        time.sleep(0.02)
+    assert slow.result(30.0) == ["slow@1", "b@1"] and fleet.counts().reissued == 0
+    publish(fleet, 2)
+    assert generate(fleet, "a", "b") == ["a@2", "b@2"]

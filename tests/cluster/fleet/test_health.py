@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.fleet.health import LIVING, Health, HealthLimits, State
+
+LIMITS = HealthLimits(suspect_s=5, dead_s=20, failures=3)
+
+EVENTS = st.one_of(
+    st.tuples(st.just("expect"), st.integers(1, 4)),
+    st.tuples(st.just("verified"), st.integers(1, 4)),
+    st.tuples(st.just("wait"), st.integers(1, 12)),
+    st.tuples(
+        st.sampled_from(["started", "worked", "asked", "answered", "failed", "restart", "drain", "retire"]), st.just(0)
+    ),
+)
+
+
+def apply(health: Health, event: str, value: int, now: float) -> bool:
+    """Whether the machine accepted the event."""
+    arguments = {"expect": (value,), "verified": (value,), "asked": (now,), "failed": ("test",)}.get(event, ())
+    try:
+        getattr(health, event)(*arguments)
+    except ValueError:
+        return False
+    return True
+
+
+@given(st.lists(EVENTS, max_size=60))
+def test_only_the_verified_current_publication_makes_an_engine_serve(events: list[tuple[str, int]]) -> None:
+    health, now = Health(LIMITS), 0.0
+    expected = proven = asked = None  # what an observer outside knows
+    for event, value in events:
+        before = health.state
+        if event == "wait":
+            now += value
+            health.check(now)
+            if health.state is State.DEAD and before is not State.DEAD:
+                assert asked is not None and now - asked >= LIMITS.dead_s
+                proven = asked = None
+        elif apply(health, event, value, now):
+            expected = value if event == "expect" else expected
+            proven = value if event == "verified" else None if event == "failed" else proven
+            if event == "asked" and asked is None:
+                asked = now
+            became_stale = before in (State.HEALTHY, State.SUSPECT) and health.state is State.STALE
+            if event in ("answered", "failed", "expect") or became_stale:
+                asked = None
+        else:
+            assert health.state is before, "a refused event changes nothing"
+        if health.serves:
+            assert proven == expected is not None
+        if health.state is State.HEALTHY and before is not State.HEALTHY:
+            allowed = {(State.STALE, "verified"), (State.SUSPECT, "answered"), (State.SUSPECT, "expect")}
+            assert (before, event) in allowed
+        if before is State.DEAD and health.state is not before:
+            assert health.state in (State.RESTARTING, State.RETIRED)
+        if before is State.RESTARTING and health.state is not before:
+            assert health.state in (State.STALE, State.DEAD, State.DRAINING)
+        if before is State.RETIRED:
+            assert health.state is State.RETIRED
+        if before is State.DRAINING:
+            assert health.state in (State.DRAINING, State.DEAD, State.RETIRED)
+
+
+def healthy() -> Health:
+    health = Health(LIMITS)
+    health.expect(1)
+    health.started()
+    health.verified(1)
+    assert health.serves
+    return health
+
+
+def test_silence_makes_an_engine_suspect_and_then_dead() -> None:
+    health = healthy()
+    health.check(1000.0)
+    assert health.serves, "no question was asked"
+    health.asked(1000.0)
+    health.check(1004.9)
+    assert health.serves
+    health.check(1005.0)
+    assert health.state is State.SUSPECT and not health.serves
+    health.asked(1010.0)  # asking again does not reset the clock
+    health.answered()
+    assert health.serves
+    health.asked(1100.0)
+    health.check(1120.0)
+    assert health.state is State.DEAD and health.reason == "no answer to a heartbeat for 20 s"
+
+
+def test_a_restarted_engine_is_stale_until_the_current_publication() -> None:
+    health = healthy()
+    health.failed("killed")
+    health.restart()
+    health.expect(2)
+    health.started()
+    health.verified(1)  # a refit that was under way when publication 2 came
+    assert health.state is State.STALE
+    health.verified(2)
+    assert health.serves
+    health.expect(3)
+    assert health.state is State.STALE
+
+
+def test_failures_count_in_a_row() -> None:
+    health = healthy()
+    for expected in (1, 2):
+        health.failed("x")
+        assert health.failures == expected and not health.exhausted
+        health.restart()
+        health.started()
+        health.verified(1)
+    health.worked()
+    assert health.failures == 0
+    for _ in range(3):
+        assert not health.exhausted
+        health.failed("x")
+        if not health.exhausted:
+            health.restart()
+    assert health.exhausted
+
+
+def test_limits_are_checked_and_living_states_answer() -> None:
+    with pytest.raises(ValueError):
+        HealthLimits(5, 5, 1)
+    with pytest.raises(ValueError):
+        HealthLimits(1, 2, 0)
+    assert State.RESTARTING not in LIVING and State.DEAD not in LIVING

@@ -1,0 +1,94 @@
+"""Properties of the advantage estimators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.batches.advantage import compute_advantages, is_zero_variance
+from learner.registries import ADVANTAGES
+from speech.errors import UserError
+
+NAMES = ("group_std", "group_mean", "leave_one_out")
+# Rewards in steps of 1/64 keep sums exact, so that properties can be tested tightly.
+reward = st.integers(-256, 256).map(lambda n: n / 64)
+rewards_and_validity = st.lists(st.tuples(reward, st.booleans()), min_size=1, max_size=12)
+any_name = st.sampled_from(NAMES)
+
+
+def _split(pairs: list[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([r for r, _ in pairs]), np.array([v for _, v in pairs])
+
+
+@given(rewards_and_validity, any_name)
+def test_invalid_samples_get_nothing_and_count_for_nothing(pairs: list[tuple[float, bool]], name: str) -> None:
+    rewards, valid = _split(pairs)
+    result = compute_advantages(name, rewards, valid)
+    assert result.shape == rewards.shape and (result[~valid] == 0).all()
+    alone = compute_advantages(name, rewards[valid], np.ones(valid.sum(), dtype=bool))
+    np.testing.assert_array_equal(result[valid], alone)
+    # Whatever stands in an invalid place is never looked at.
+    np.testing.assert_array_equal(compute_advantages(name, np.where(valid, rewards, np.nan), valid), result)
+
+
+@given(rewards_and_validity, any_name)
+def test_zero_variance_and_tiny_groups_are_all_zeros(pairs: list[tuple[float, bool]], name: str) -> None:
+    rewards, valid = _split(pairs)
+    zero = is_zero_variance(rewards, valid)
+    assert zero == (len(set(rewards[valid])) < 2)
+    assert zero == (not compute_advantages(name, rewards, valid).any())
+
+
+@given(rewards_and_validity, any_name, st.integers(-64, 64), st.randoms())
+def test_shift_invariance_zero_sum_and_equivariance(
+    pairs: list[tuple[float, bool]], name: str, shift: int, random: object
+) -> None:
+    rewards, valid = _split(pairs)
+    result = compute_advantages(name, rewards, valid)
+    np.testing.assert_allclose(compute_advantages(name, rewards + shift, valid), result, atol=1e-9)
+    assert abs(result.sum()) < 1e-9
+    order = list(range(len(rewards)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(compute_advantages(name, rewards[order], valid[order]), result[order], atol=1e-9)
+
+
+@given(rewards_and_validity, st.integers(1, 50))
+def test_scale(pairs: list[tuple[float, bool]], scale: int) -> None:
+    rewards, valid = _split(pairs)
+    for name, factor in (("group_std", 1), ("group_mean", scale), ("leave_one_out", scale)):
+        scaled = compute_advantages(name, rewards * scale, valid)
+        # group_std is scale-free up to its epsilon, 1e-6 against a deviation of at least 1/64/√12.
+        np.testing.assert_allclose(scaled, compute_advantages(name, rewards, valid) * factor, rtol=1e-3, atol=1e-9)
+
+
+def test_values_by_hand() -> None:
+    rewards, valid = [1.0, 0.0, 9.0, 0.5], [True, True, False, True]
+    np.testing.assert_allclose(compute_advantages("group_mean", rewards, valid), [0.5, -0.5, 0, 0])
+    np.testing.assert_allclose(compute_advantages("group_std", rewards, valid), [1, -1, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(compute_advantages("leave_one_out", rewards, valid), [0.75, -0.75, 0, 0])
+
+
+@given(st.lists(reward, min_size=2, max_size=12))
+def test_leave_one_out_is_a_rescaled_group_mean(values: list[float]) -> None:
+    valid = [True] * len(values)
+    mean, others = (compute_advantages(name, values, valid) for name in ("group_mean", "leave_one_out"))
+    np.testing.assert_allclose(others, mean * len(values) / (len(values) - 1), atol=1e-9)
+
+
+def test_rounding_is_not_variance() -> None:
+    rewards = [0.1 + 0.2, 0.3, 0.3]
+    assert rewards[0] != rewards[1]
+    assert is_zero_variance(rewards, [True] * 3)
+    assert not compute_advantages("group_std", rewards, [True] * 3).any()
+
+
+def test_bad_input_and_registry() -> None:
+    with pytest.raises(UserError, match="unknown advantage 'gae'; known are group_mean, group_std, leave_one_out"):
+        compute_advantages("gae", [1.0], [True])
+    with pytest.raises(ValueError, match="not finite"):
+        compute_advantages("group_std", [1.0, float("nan")], [True, True])
+    with pytest.raises(ValueError, match="must both be"):
+        compute_advantages("group_std", [1.0, 2.0], [True])
+    assert sorted(ADVANTAGES) == sorted(NAMES)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speech.edits import EditCounts, TranscriptPair, character_edits, corpus_summary, word_edits
+
+WORDS = st.lists(st.sampled_from(["anna", "light", "red", "go", "stop"]), max_size=8).map(" ".join)
+
+
+def test_words_and_characters() -> None:
+    counts = word_edits("Turn the red light on.", "turn a red light on now", "en")
+    assert counts == EditCounts(hits=4, substitutions=1, deletions=0, insertions=1, longest_insertion=1)
+    assert counts.rate == pytest.approx(2 / 5)
+    assert character_edits("red", "bed", "en").rate == pytest.approx(1 / 3)
+    assert character_edits("a b", "ab", "en") == EditCounts(hits=2, deletions=1)
+
+
+def test_chinese_is_scored_by_character() -> None:
+    counts = word_edits("打开客厅的灯。", "打开客厅灯", "zh")
+    assert counts == EditCounts(hits=5, deletions=1)
+    assert character_edits("打开客厅的灯。", "打开客厅灯", "zh") == counts
+    assert word_edits("打开客厅的灯", "打开客厅灯", None) == counts
+
+
+def test_empty_sides() -> None:
+    assert word_edits("", "", "en").rate == 0.0
+    assert word_edits("", "a b c", "en") == EditCounts(insertions=3, longest_insertion=3)
+    assert word_edits("", "a b c", "en").rate == 3.0
+    assert word_edits("a b", "", "en") == EditCounts(deletions=2)
+    assert word_edits("…", "。", None) == EditCounts()
+
+
+def test_written_forms_are_no_errors() -> None:
+    assert word_edits("I can't pay $21.", "i can not pay twenty one dollars", "en").errors == 0
+    assert word_edits("我有25块钱", "我有二十五块钱", "zh").errors == 0
+
+
+@given(WORDS, WORDS)
+def test_lengths_and_bounds(reference: str, hypothesis: str) -> None:
+    counts = word_edits(reference, hypothesis, "en")
+    assert counts.reference_length == len(reference.split())
+    assert counts.hits + counts.substitutions + counts.insertions == len(hypothesis.split())
+    assert counts.errors <= max(len(reference.split()), len(hypothesis.split()))
+    assert counts.longest_insertion <= counts.insertions
+    assert (counts.errors == 0) == (reference == hypothesis)
+
+
+def test_counts_add() -> None:
+    total = EditCounts(1, 2, 3, 4, 2) + EditCounts(1, 1, 1, 1, 1)
+    assert total == EditCounts(2, 3, 4, 5, 2)
+
+
+def test_corpus_summary() -> None:
+    pairs = [
+        TranscriptPair("red light on", "red light on", "en"),
+        TranscriptPair("stop the red car", "stop red car car", "en"),
+        TranscriptPair("打开灯", "打开的灯", "zh"),
+    ]
+    summary = corpus_summary(pairs)
+    english, chinese = summary["languages"]["en"], summary["languages"]["zh"]
+    assert english["wer"] == pytest.approx(2 / 7)
+    assert (english["words"], english["utterances"], english["sentence_error_rate"]) == (7, 2, 0.5)
+    assert chinese["wer"] == chinese["cer"] == pytest.approx(1 / 3)
+    assert (chinese["sub"], chinese["del"], chinese["ins"]) == (0, 0, 1)
+    assert summary["wer"] == pytest.approx(3 / 10) and summary["utterances"] == 3
+    assert summary["wer_low"] <= summary["wer"] <= summary["wer_high"]
+    assert corpus_summary(pairs) == summary, "the bootstrap is seeded"
+    with pytest.raises(ValueError, match="no transcripts"):
+        corpus_summary([])
+
+
+def test_interval_narrows_with_more_utterances() -> None:
+    pairs = [TranscriptPair("red light", "red light" if i % 3 else "red lamp", "en") for i in range(300)]
+    few, many = corpus_summary(pairs[:30]), corpus_summary(pairs)
+    assert many["wer_high"] - many["wer_low"] < few["wer_high"] - few["wer_low"]
