@@ -5,13 +5,13 @@ To add one: a module in this folder with a subclass of `Codec` that has a `name`
 
 from __future__ import annotations
 
-import difflib
+import inspect
 from pathlib import Path
 
 from speech.codecs.base import Codec
 from speech.codecs.checks import read_json
-from speech.errors import UserError
-from speech.runtime.registry import discover
+from speech.errors import UserError, did_you_mean
+from speech.runtime.registry import discover, import_own
 
 CODECS: dict[str, type[Codec]] = discover("speech.codecs", Codec)  # type: ignore[type-abstract]
 
@@ -25,20 +25,29 @@ def load_codec(path: str | Path, name: str | None = None) -> Codec:
         UserError: no such folder or config, no codec knows this model type, or no codec has this name.
     """
     folder = Path(path)
-    if name is not None and name not in CODECS:
-        near = difflib.get_close_matches(name, CODECS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise UserError(f"unknown codec {name!r}{hint} Known: {', '.join(sorted(CODECS))}")
+    named = None if name is None else _named(name)
     if not folder.is_dir():
         raise UserError(f"codec folder {folder} does not exist")
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise UserError(f"codec folder {folder} lacks config.json; is it a Hugging Face checkpoint?")
-    if name is not None:
-        return CODECS[name](folder)
+    if named is not None:
+        return named(folder)
     model_type = read_json(config_path).get("model_type")
     for codec in CODECS.values():
         if model_type in codec.model_types:
             return codec(folder)
     known = ", ".join(f"{codec.name} ({'/'.join(codec.model_types)})" for codec in CODECS.values())
     raise UserError(f"{config_path}: no codec for model_type {model_type!r}. Known: {known}. See docs/codecs.md.")
+
+
+def _named(name: str) -> type[Codec]:
+    if ":" in name:
+        own = import_own("codec", name)
+        if not (inspect.isclass(own) and issubclass(own, Codec)):
+            raise UserError(f"codec {name!r} is no subclass of speech.codecs.Codec")
+        return own
+    if name not in CODECS:
+        hint = did_you_mean(name, CODECS) or f"; known are {', '.join(sorted(CODECS))}"
+        raise UserError(f"unknown codec {name!r}{hint}; your own is written module:Class")
+    return CODECS[name]

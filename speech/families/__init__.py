@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from speech.errors import UserError
+from speech.errors import UserError, did_you_mean
 from speech.families.base import AudioEncoder, LanguageModelFamily, ModelFamily, SpeechFamily
-from speech.runtime.registry import discover
+from speech.runtime.registry import discover, import_own
 
 FAMILIES: dict[str, type[LanguageModelFamily]] = discover("speech.families", LanguageModelFamily)  # type: ignore[type-abstract]
 
@@ -25,7 +24,7 @@ def load_family(
 
     Args:
         path: Hugging Face checkpoint folder.
-        name: registry name, or None.
+        name: of the family, a user's own as `module:Class`, or None.
         options: keyword arguments of the family's class, for instance `{"force_language": "en"}`.
 
     Raises:
@@ -38,17 +37,27 @@ def load_family(
         raise UserError(f"model folder {folder} does not exist")
     if not config_path.is_file():
         raise UserError(f"model folder {folder} lacks config.json; is it a Hugging Face checkpoint?")
-    if name is not None and name not in FAMILIES:
-        raise UserError(f"unknown model family {name!r}{_hint(name, FAMILIES)} Known: {', '.join(sorted(FAMILIES))}")
-    family = _recognised(config_path) if name is None else FAMILIES[name]
+    family = _recognised(config_path) if name is None else _named(name)
     known = [parameter for parameter in inspect.signature(family).parameters if parameter != "path"]
     for option in options or {}:
         if option not in known:
             has = f"has {', '.join(known)}" if known else "has none"
             raise UserError(
-                f"model family {family.name!r} has no option {option!r}{_hint(option, known)} The family {has}"
+                f"model family {family.name!r} has no option {option!r}{did_you_mean(option, known)}; the family {has}"
             )
     return family(folder, **(options or {}))
+
+
+def _named(name: str) -> type[LanguageModelFamily]:
+    if ":" in name:
+        own = import_own("model family", name)
+        if not (inspect.isclass(own) and issubclass(own, LanguageModelFamily)):
+            raise UserError(f"model family {name!r} is no subclass of speech.families.LanguageModelFamily")
+        return own
+    if name not in FAMILIES:
+        hint = did_you_mean(name, FAMILIES) or f"; known are {', '.join(sorted(FAMILIES))}"
+        raise UserError(f"unknown model family {name!r}{hint}; your own is written module:Class")
+    return FAMILIES[name]
 
 
 def _recognised(config_path: Path) -> type[LanguageModelFamily]:
@@ -66,8 +75,3 @@ def _recognised(config_path: Path) -> type[LanguageModelFamily]:
         f"{config_path}: no model family for model_type {config.get('model_type')!r}. Known: {known}. "
         "docs/model-families.md shows how to add one."
     )
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else "."

@@ -73,7 +73,8 @@ class Registry(Collection[str], Generic[Entry]):
             UserError: there is none of that name, or it cannot be imported; the message names the nearest one.
         """
         if ":" in name:
-            return self._import(name)
+            own: Entry = import_own(self.kind, name)
+            return own
         if name not in self._modules:
             hint = did_you_mean(name, self) or f"; known are {', '.join(self)}"
             raise UserError(f"unknown {self.kind} {name!r}{hint}; your own is written module:function")
@@ -82,26 +83,32 @@ class Registry(Collection[str], Generic[Entry]):
             raise ValueError(f"{self._modules[name]} registers no {self.kind} {name!r}")
         return self._entries[name]
 
-    def _import(self, name: str) -> Entry:
-        module_name, _, attribute = name.partition(":")
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:  # any error in the user's module: name it, keep the cause for the traceback
-            message = f"{self.kind} {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}"
-            raise UserError(message) from error
-        if not hasattr(module, attribute):
-            hint = did_you_mean(attribute, vars(module))
-            raise UserError(f"{self.kind} {name!r}: {module_name!r} has no {attribute!r}{hint}")
-        found: Any = getattr(module, attribute)
-        if not callable(found):
-            kind = type(found).__name__
-            raise UserError(f"{self.kind} {name!r}: {attribute!r} is a {kind}, not a function or class")
-        plugin: Entry = found
-        return plugin
+
+def import_own(kind: str, name: str) -> Any:
+    """A user's own plug-in, written `module:attribute`.
+
+    Raises:
+        UserError: it cannot be imported, or is neither a function nor a class.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # any error in the user's module: name it, keep the cause for the traceback
+        message = f"{kind} {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}"
+        raise UserError(message) from error
+    if not hasattr(module, attribute):
+        raise UserError(f"{kind} {name!r}: {module_name!r} has no {attribute!r}{did_you_mean(attribute, vars(module))}")
+    found = getattr(module, attribute)
+    if not callable(found):
+        raise UserError(f"{kind} {name!r}: {attribute!r} is a {type(found).__name__}, not a function or class")
+    return found
 
 
 def discover(package: str, base: type[Entry]) -> dict[str, type[Entry]]:
-    """Import every module below a package; the concrete subclasses of `base` found there, by their attribute `name`."""
+    """Plug-ins that are subclasses of one class, where finding the right one needs all of them.
+
+    Imports every module below a package; the concrete subclasses of `base` found there, by their attribute `name`.
+    """
     found: dict[str, type[Entry]] = {}
     for module in sorted(pkgutil.walk_packages(_paths(package), f"{package}."), key=lambda module: module.name):
         for value in vars(importlib.import_module(module.name)).values():

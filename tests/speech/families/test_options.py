@@ -44,5 +44,5 @@ def test_wrong_options_are_named(qwen: Path, demo_checkpoint: Path) -> None:
         load_family(qwen, options={"force_language": "xx"})
     with pytest.raises(UserError, match="force_language is 1;"):
         load_family(qwen, options={"force_language": 1})
-    with pytest.raises(UserError, match=r"'demo' has no option 'x'\. The family has none"):
+    with pytest.raises(UserError, match=r"'demo' has no option 'x'; the family has none"):
         load_family(demo_checkpoint, "demo", {"x": 1})

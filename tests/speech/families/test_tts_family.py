@@ -204,6 +204,6 @@ def test_initialisation_is_a_function_of_its_seed(tmp_path: Path) -> None:
 
 
 def test_options_are_those_of_the_family(checkpoints: dict[str, Path], demo_checkpoint: Path) -> None:
-    with pytest.raises(UserError, match=r"'demo_tts' has no option 'force_language'\. The family has none"):
+    with pytest.raises(UserError, match=r"'demo_tts' has no option 'force_language'; the family has none"):
         load_family(checkpoints["demo_tts"], options={"force_language": True})
     assert isinstance(load_family(demo_checkpoint, options={}), ModelFamily)
