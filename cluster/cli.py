@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from speech.errors import UserError
 
@@ -19,6 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 2 for something the user can fix (its message is on stderr), 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Rewards and other plug-ins of a user's own may lie in the working directory, as Ray's workers find them there.
+    # Last, so that no file there takes the place of a package.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
         return _run(arguments)
     except UserError as error:

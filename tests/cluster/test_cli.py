@@ -71,6 +71,14 @@ def test_train_gets_the_resolved_configuration(run_yaml: str, monkeypatch: pytes
     assert (seen[0].steps, seen[0].ray.address, seen[0].learner.lr) == (2, "ray://head:10001", 0.5)
 
 
+def test_a_plug_in_in_the_working_directory_is_found(tmp_path: Path, run_yaml: str) -> None:
+    (tmp_path / "my_rewards.py").write_text("def mine(group): return []\n")
+    speechrl = str(Path(sys.executable).with_name("speechrl"))
+    command = [speechrl, "config", run_yaml, "rewards.items=[{name: my_rewards:mine}]"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "my_rewards:mine" in done.stdout, done.stderr
+
+
 def test_user_errors_are_messages(run_yaml: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", run_yaml, "setps=3"]) == 2
     captured = capsys.readouterr()

@@ -49,6 +49,7 @@ def load_auto_model(path: str, device: str, threads: int, **overrides: Any) -> A
             ncpu=threads,
             disable_update=True,
             disable_pbar=True,
+            trust_remote_code=False,  # otherwise the folder's own config.yaml can ask for its code to be run
             log_level="ERROR",
             **overrides,
         )

@@ -135,6 +135,17 @@ def test_sense_voice_through_funasr(tmp_path: Path) -> None:
         build_judge(JudgeConfig("funasr", str(tmp_path / "none")))
 
 
+def test_a_funasr_folder_cannot_run_its_own_code(tmp_path: Path) -> None:
+    pytest.importorskip("funasr")
+    pytest.importorskip("kaldi_native_fbank")
+    folder = write_sense_voice(tmp_path / "sense")
+    (folder / "model.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n", encoding="utf-8")
+    with (folder / "config.yaml").open("a", encoding="utf-8") as config:
+        config.write(f"trust_remote_code: true\nremote_code: {folder / 'model.py'}\n")
+    build_judge(JudgeConfig("funasr", str(folder)))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_cam_plus_plus_through_funasr(tmp_path: Path) -> None:
     pytest.importorskip("funasr")
     pytest.importorskip("kaldi_native_fbank")
