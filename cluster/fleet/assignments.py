@@ -78,5 +78,5 @@ class Assignments:
         return sum(shard.size for shard in self._shards.values() if shard.worker == worker)
 
     def __len__(self) -> int:
-        """Pieces that are not finished."""
+        """Shards that are not finished."""
         return len(self._shards)

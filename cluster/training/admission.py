@@ -12,7 +12,7 @@ class Admission:
     trained has the lengths of what was submitted.
     """
 
-    def __init__(self, staleness: int, rollout_batches: int, first: int = 0) -> None:
+    def __init__(self, staleness: int, batches: int, first: int = 0) -> None:
         """
         Args:
             staleness: S, the largest difference between a batch's number and the version at which it starts.
@@ -25,7 +25,7 @@ class Admission:
         if staleness < 0 or first < 0:
             raise ValueError(f"staleness {staleness} and the first batch {first} must be at least 0")
         self.staleness = staleness
-        self._windows = rollout_batches
+        self._batches = batches
         self._to_train = self._to_start = first
 
     @property
@@ -35,25 +35,21 @@ class Admission:
 
     def admit(self, version: int) -> range:
         """Batches that may start now that the engines have `version`; they count as started."""
-        end = max(self._to_start, min(version + self.staleness + 1, self._windows))
+        end = max(self._to_start, min(version + self.staleness + 1, self._batches))
         admitted, self._to_start = range(self._to_start, end), end
         return admitted
 
-    def train(self, rollout_batch: int, version: int) -> None:
+    def train(self, batch: int, version: int) -> None:
         """Let the learner at `version` have a batch.
 
         Raises:
             RuntimeError: it is not the oldest in flight, or it belongs to another version. Both are mistakes of the
                 caller, which would break the order or the bound.
         """
-        if rollout_batch != self._to_train or rollout_batch not in self.in_flight:
-            raise RuntimeError(
-                f"batch {rollout_batch} cannot be trained: in flight are {list(self.in_flight)}, oldest first"
-            )
-        if rollout_batch != version:
-            raise RuntimeError(
-                f"batch {rollout_batch} belongs to version {rollout_batch}, and the learner is at {version}"
-            )
+        if batch != self._to_train or batch not in self.in_flight:
+            raise RuntimeError(f"batch {batch} cannot be trained: in flight are {list(self.in_flight)}, oldest first")
+        if batch != version:
+            raise RuntimeError(f"batch {batch} belongs to version {batch}, and the learner is at {version}")
         self._to_train += 1
 
     def too_old(self, version_first: int, version: int) -> bool:
