@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from speech.errors import PhaseTimeoutError
+
 Result = TypeVar("Result")
 LOSS_CHECK_S = 1.0
 
@@ -21,10 +23,6 @@ class StaleEngineError(Exception):
 
 class EngineLostError(Exception):
     """The engine's processes are gone; only a new engine helps."""
-
-
-class PhaseTimeoutError(Exception):
-    """A phase took longer than its budget; the message names the phase and the budget."""
 
 
 async def within(
@@ -46,7 +44,7 @@ async def within(
         while not task.done():
             left = deadline - time.monotonic()
             if left <= 0:
-                raise PhaseTimeoutError(f"{phase} took longer than {seconds:g} s")
+                raise PhaseTimeoutError(phase, seconds)
             await asyncio.wait({task}, timeout=min(left, LOSS_CHECK_S))
             if not task.done() and lost():
                 raise EngineLostError(f"the engine's processes were gone during {phase}")

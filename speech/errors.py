@@ -6,6 +6,7 @@ import difflib
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class UserError(Exception):
@@ -53,6 +54,25 @@ def did_you_mean(word: object, known: Iterable[object], cutoff: float = 0.5) -> 
     """`; did you mean 'x'?` with the known word most like this one; empty when none is close."""
     close = difflib.get_close_matches(str(word), [str(item) for item in known], n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class PhaseTimeoutError(TimeoutError):
+    """A phase did not end in time. The one time-out of this project, whoever waited and in whatever process.
+
+    Attributes:
+        phase: its name.
+        seconds: its budget, or the time it took where it had none.
+        detail: what was known when the time was up, such as the state of those that were waited for; may be empty.
+    """
+
+    def __init__(self, phase: str, seconds: float, detail: str = "") -> None:
+        # One argument: OSError, whose subclass TimeoutError is, would take a second one for the text of an errno.
+        super().__init__(f"phase `{phase}` did not end within {round(seconds, 1):g} s" + (detail and f": {detail}"))
+        self.phase, self.seconds, self.detail = phase, seconds, detail
+
+    def __reduce__(self) -> tuple[type[PhaseTimeoutError], tuple[str, float, str], dict[str, Any]]:
+        # Exceptions pickle by their message alone; the state keeps the notes.
+        return type(self), (self.phase, self.seconds, self.detail), self.__dict__
 
 
 def last_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from speech.errors import UserError
+from speech.errors import PhaseTimeoutError, UserError
 
 
 def get(calls: Sequence[ray.ObjectRef], what: str, timeout: float | None) -> list[Any]:
@@ -16,12 +16,13 @@ def get(calls: Sequence[ray.ObjectRef], what: str, timeout: float | None) -> lis
 
     Raises:
         UserError: as raised in the actor.
-        TimeoutError: naming the call.
+        PhaseTimeoutError: naming the call.
     """
     try:
         return ray.get(list(calls), timeout=timeout)
     except ray.exceptions.GetTimeoutError:
-        raise TimeoutError(f"{what}: no answer from {len(calls)} actors within {timeout:.0f} s") from None
+        assert timeout is not None
+        raise PhaseTimeoutError(what, timeout, f"no answer from {len(calls)} actors") from None
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None

@@ -23,6 +23,7 @@ from cluster.fleet.supervisor import Supervisor
 from rollout.actors import EncodedRef
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine.stats import EngineStats
+from speech.errors import PhaseTimeoutError
 from speech.records import Group, Prompt
 from speech.runtime.weights import Probe
 
@@ -173,14 +174,14 @@ class EngineFleet:
         Until then no engine is started or restarted either. One that cannot leave is killed.
 
         Raises:
-            TimeoutError: saying what the fleet looks like.
+            PhaseTimeoutError: saying what the fleet looks like.
         """
         with self._lock:
             self._engines.away = "kept" if keep_weights else "discarded"
         self._until(lambda: all(m.gone for m in self._engines.replicas), timeout, "engine sleep")
 
     def wake(self, timeout: float | None) -> None:
-        """Come back with the weights that were kept. Raises TimeoutError."""
+        """Come back with the weights that were kept. Raises PhaseTimeoutError."""
         with self._lock:
             self._engines.away = None
         self._until(lambda: not any(m.asleep for m in self._engines.replicas), timeout, "engine wake-up")
@@ -226,7 +227,7 @@ class EngineFleet:
         """End the engines in an orderly way.
 
         Raises:
-            TimeoutError, RayError: where that does not work.
+            PhaseTimeoutError, RayError: where that does not work.
         """
         self._stop.set()
         if self._thread is not None:
@@ -236,8 +237,8 @@ class EngineFleet:
         try:
             ray.get(calls, timeout=SHUTDOWN_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError:
-            message = f"engine shutdown: no answer from {len(calls)} engines within {SHUTDOWN_TIMEOUT_S:.0f} s"
-            raise TimeoutError(message) from None
+            detail = f"no answer from {len(calls)} engines"
+            raise PhaseTimeoutError("engine shutdown", SHUTDOWN_TIMEOUT_S, detail) from None
 
     def _tick(self) -> None:
         with self._lock:
@@ -285,8 +286,8 @@ class EngineFleet:
                     for m in self._engines.replicas
                 )
             left = TICK_S if deadline is None else min(TICK_S, deadline - time.monotonic())
-            if left <= 0:
-                raise TimeoutError(f"{what}: not finished within {timeout:.0f} s; {state}")
+            if timeout is not None and left <= 0:
+                raise PhaseTimeoutError(what, timeout, state)
             if calls:
                 ray.wait(calls, timeout=left)
             else:

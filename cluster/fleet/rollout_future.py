@@ -70,7 +70,7 @@ class RolloutFuture:
         Raises:
             UserError: what an engine says about a prompt.
             FleetError: engines fail again and again.
-            TimeoutError: saying what the fleet looks like.
+            PhaseTimeoutError: saying what the fleet looks like.
         """
         self._wait(self, timeout)
         if self.error is not None:

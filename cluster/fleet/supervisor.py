@@ -18,8 +18,8 @@ from cluster.fleet.replica import Call, EngineReplica, Publication
 from cluster.fleet.rollout_future import FleetError, RolloutFuture
 from rollout.config import EngineConfig
 from rollout.engine.stats import EngineStats
-from rollout.errors import EngineLostError, PhaseTimeoutError, PublicationError, StaleEngineError
-from speech.errors import UserError, last_line
+from rollout.errors import EngineLostError, PublicationError, StaleEngineError
+from speech.errors import PhaseTimeoutError, UserError, last_line
 from speech.runtime.roster import free_place
 
 logger = logging.getLogger(__name__)

@@ -8,21 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from speech.errors import PhaseTimeoutError
 from speech.runtime.spans import SpanRecorder
-
-
-class PhaseTimeout(TimeoutError):  # noqa: N818  (a time-out, as in the standard library's own naming)
-    """A phase did not end in time.
-
-    Attributes:
-        phase: its name.
-        seconds: its budget, or the time it took where it had none.
-    """
-
-    def __init__(self, phase: str, seconds: float) -> None:
-        super().__init__(f"phase `{phase}` did not end within {seconds:.0f} s")
-        self.phase = phase
-        self.seconds = seconds
 
 
 class Phase:
@@ -43,13 +30,13 @@ class Phase:
         """Seconds left of the budget, to be passed on as the time-out of each blocking call; None = no limit.
 
         Raises:
-            PhaseTimeout: nothing is left.
+            PhaseTimeoutError: nothing is left.
         """
         if self.timeout_s is None:
             return None
         left = self.timeout_s - self.elapsed
         if left <= 0:
-            raise PhaseTimeout(self.name, self.timeout_s)
+            raise PhaseTimeoutError(self.name, self.timeout_s)
         return left
 
 
@@ -103,7 +90,7 @@ class PhaseTimer:
 
         Python cannot interrupt a blocking call from outside, so a budget works through `Phase.remaining()`, which
         goes into each call (`ray.get(…, timeout=phase.remaining())`); the `TimeoutError` that this raises comes out
-        as `PhaseTimeout`.
+        as `PhaseTimeoutError`.
 
         Args:
             name: what the metric `time/<name>` is called.
@@ -111,7 +98,7 @@ class PhaseTimer:
             waiting: the phase only waits for something, so its time counts as idle.
 
         Raises:
-            PhaseTimeout: in place of any `TimeoutError` from inside. Other errors get a note with phase and step.
+            PhaseTimeoutError: in place of any `TimeoutError` from inside. Other errors get a note with phase and step.
         """
         if self._on_phase is not None:
             self._on_phase(name)
@@ -123,11 +110,11 @@ class PhaseTimer:
         try:
             with self.spans.span(name):
                 yield phase
-        except PhaseTimeout as error:
+        except PhaseTimeoutError as error:
             error.add_note(self._place(name))
             raise
         except TimeoutError as error:
-            timeout = PhaseTimeout(name, phase.elapsed if timeout_s is None else timeout_s)
+            timeout = PhaseTimeoutError(name, phase.elapsed if timeout_s is None else timeout_s)
             timeout.add_note(self._place(name))
             raise timeout from error
         except BaseException as error:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from cluster.config import CheckpointConfig
 from cluster.runs import durable
 from cluster.runs.checkpoints import STATE_FILE, CheckpointFolder
-from speech.errors import UserError
+from speech.errors import PhaseTimeoutError, UserError
 
 _POLL_S = 0.02
 
@@ -54,7 +54,7 @@ class CheckpointSaver:
 
         Raises:
             UserError: the disk refuses this checkpoint or the one before; those before that are whole.
-            TimeoutError: one of them took longer than `checkpoint.timeout_s`.
+            PhaseTimeoutError: one of them took longer than `checkpoint.timeout_s`.
         """
         self.wait()
         self._state = json.dumps(state, indent=2) + "\n"
@@ -69,7 +69,7 @@ class CheckpointSaver:
         """Go on with what is being written, without waiting; True when there is nothing (more).
 
         Raises:
-            UserError, TimeoutError: see `save`.
+            UserError, PhaseTimeoutError: see `save`.
         """
         if self._step is None:
             return True
@@ -82,14 +82,14 @@ class CheckpointSaver:
                 return True
             seconds = self._clock() - self._began
             if seconds > self._config.timeout_s:
-                raise TimeoutError(f"the checkpoint of step {self._step} was not written within {seconds:.0f} s")
+                raise PhaseTimeoutError(f"checkpoint of step {self._step}", self._config.timeout_s)
         return False
 
     def wait(self) -> None:
         """Wait until what is being written counts.
 
         Raises:
-            UserError, TimeoutError: see `save`.
+            UserError, PhaseTimeoutError: see `save`.
         """
         while not self.poll():
             time.sleep(_POLL_S)

@@ -22,7 +22,7 @@ from rollout.actors import EncodedRef
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine.stats import EngineStats
 from rollout.errors import PublicationError, StaleEngineError
-from speech.errors import UserError
+from speech.errors import PhaseTimeoutError, UserError
 from speech.records import Prompt, PromptLayout, Utterance
 from speech.runtime.weights import Probe
 
@@ -65,6 +65,8 @@ class StandIn:
         ids = [prompt.id for prompt in prompts]
         if "long" in ids:
             raise UserError("too long")
+        if "late" in ids and self.first("late"):
+            raise PhaseTimeoutError("generating 1 groups", 5.0)
         if "always-die" in ids or ("die" in ids and self.first("died")):
             os._exit(1)
         if "hang" in ids and self.first("hung"):
@@ -131,7 +133,9 @@ def publish(fleet: EngineFleet, version: int, word: str = "sound") -> float:
 
 def test_work_keeps_its_order_and_waits_for_a_verified_publication(start: Start) -> None:
     fleet = start(count=2)
-    with pytest.raises(TimeoutError, match="engine 0 is stale; engine 1 is stale"):
+    with pytest.raises(
+        PhaseTimeoutError, match=r"`generate` did not end within 0\.5 s: engine 0 is stale; engine 1 is"
+    ):
         generate(fleet, "a", timeout=0.5)
     publish(fleet, 7)
     assert generate(fleet, "a", "b", "c") == ["a@7", "b@7", "c@7"]
@@ -179,6 +183,14 @@ def test_an_error_of_the_work_is_not_the_engines(start: Start) -> None:
     with pytest.raises(UserError, match="too long"):
         generate(fleet, "a", "long")
     assert generate(fleet, "a") == ["a@1"] and fleet.counts().restarts == 0
+
+
+def test_a_time_out_in_an_engine_is_the_engines(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """It crosses from the actor's process as what it is: otherwise the work would be blamed, and the run would end."""
+    fleet = start()
+    publish(fleet, 1)
+    assert generate(fleet, "late") == ["late@1"] and fleet.counts().restarts == 1
+    assert "engine 0: generating failed: phase `generating 1 groups` did not end within 5 s" in caplog.text
 
 
 def test_cancelled_work_stops_and_costs_no_engine(start: Start, tmp_path: Path) -> None:

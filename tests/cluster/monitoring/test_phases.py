@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from cluster.monitoring.phases import PhaseTimeout, PhaseTimer
+from cluster.monitoring.phases import PhaseTimer
+from speech.errors import PhaseTimeoutError
 
 
 class Clock:
@@ -64,7 +65,7 @@ def test_time_out_names_phase_and_step() -> None:
     timer = PhaseTimer(clock=clock)
     timer.start_step(12)
     with (
-        pytest.raises(PhaseTimeout, match="phase `publish` did not end within 30 s") as caught,
+        pytest.raises(PhaseTimeoutError, match="phase `publish` did not end within 30 s") as caught,
         timer.phase("publish", timeout_s=30) as phase,
     ):
         assert phase.remaining() == 30.0
@@ -78,14 +79,25 @@ def test_time_out_names_phase_and_step() -> None:
 
 def test_a_time_out_from_inside_becomes_the_phases() -> None:
     timer = PhaseTimer(clock=Clock())
-    with pytest.raises(PhaseTimeout, match="phase `inner`") as caught, timer.phase("outer"), timer.phase("inner", 5):
+    with (
+        pytest.raises(PhaseTimeoutError, match="phase `inner`") as caught,
+        timer.phase("outer"),
+        timer.phase("inner", 5),
+    ):
         raise TimeoutError("Get timed out: some object(s) not ready.")
     assert isinstance(caught.value.__cause__, TimeoutError)
 
 
+def test_a_time_out_that_names_its_own_phase_keeps_the_name() -> None:
+    raises = pytest.raises(PhaseTimeoutError, match="engine 0 is stale")
+    with raises as caught, PhaseTimer().phase("switch", 5):
+        raise PhaseTimeoutError("engine sleep", 4.0, "engine 0 is stale")
+    assert caught.value.phase == "engine sleep" and caught.value.__notes__ == ["in phase `switch`"]
+
+
 def test_rays_time_out_is_one() -> None:
     exceptions = pytest.importorskip("ray.exceptions")
-    with pytest.raises(PhaseTimeout), PhaseTimer().phase("encode", 1):
+    with pytest.raises(PhaseTimeoutError), PhaseTimer().phase("encode", 1):
         raise exceptions.GetTimeoutError("not ready")
 
 
