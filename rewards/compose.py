@@ -64,7 +64,7 @@ class RewardComposition:
             name: _call(name, function, group, sound if name in self.on_sound else group)
             for name, (_, function) in self._parts.items()
         }
-        reasons = [_first_reason(group, scores, index) for index in range(len(group.trajectories))]
+        reasons = [_first_reason(scores, index) for index in range(len(group.trajectories))]
         totals = self._totals(scores, reasons)
         rewards = tuple(
             Reward(
@@ -122,9 +122,7 @@ def _finite(name: str, score: PartScore) -> PartScore:
     return PartScore(value=value, details=details)
 
 
-def _first_reason(group: Group, scores: dict[str, Sequence[PartScore]], index: int) -> str | None:
-    if group.trajectories[index].finish_reason == "abort":
-        return "sample: aborted by the engine"  # half a sample has no score, good or bad
+def _first_reason(scores: dict[str, Sequence[PartScore]], index: int) -> str | None:
     return next((reason for part in scores.values() if (reason := part[index].invalid) is not None), None)
 
 

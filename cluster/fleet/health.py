@@ -75,11 +75,6 @@ class Health:
         """Whether it failed as often in a row as is allowed."""
         return self.failures >= self._limits.failures
 
-    @property
-    def awaits_answer(self) -> bool:
-        """Whether a heartbeat is under way."""
-        return self._asked is not None
-
     def expect(self, publication: int) -> None:
         """Another publication is current from now on; who has not verified it does not serve.
 

@@ -83,11 +83,6 @@ def test_one_bad_sample_leaves_the_others(make_group: MakeGroup, name: str, text
     assert [r.total for r in rewards[1:]] == pytest.approx([1.0, -1.0]), "invalid samples are outside the mean"
 
 
-def test_an_aborted_sample_has_no_score(make_group: MakeGroup) -> None:
-    (reward,) = compose(("accuracy", 1.0)).score(make_group("a", ["a"], finish_reason="abort")).rewards
-    assert reward.invalid == "sample: aborted by the engine"
-
-
 def test_an_empty_transcript_is_a_real_score(make_group: MakeGroup) -> None:
     (reward,) = compose(("accuracy", 1.0), ("hallucination", 1.0)).score(make_group("go home", [""])).rewards
     assert reward.valid and reward.total == 0.0
