@@ -91,7 +91,12 @@ class PublishConfig:
         },
     )
     timeout_s: float = field(
-        default=300.0, metadata={"help": "Longest time for one publication, in seconds.", "min": 1}
+        default=300.0,
+        metadata={
+            "help": "Budget of a publication until the engines have their turn, and then of each engine's update, in "
+            "seconds.",
+            "min": 1,
+        },
     )
 
 

@@ -35,7 +35,8 @@ def publish(
 
     Args:
         vocabulary: token ids below this number may stand in the probe.
-        phase: whose budget bounds each part of it; an engine that must be restarted is given its own time for that.
+        phase: whose budget bounds what comes before the engines, and then, whole again, the update of each engine and
+            each attempt of it: an engine is not to be killed for a learner that was slow (decision 021).
         in_flight: see `EngineFleet.publish`.
         before_load: called when the learner has given everything and before an engine takes it.
 
@@ -44,6 +45,7 @@ def publish(
 
     Raises:
         PublicationError: naming engine, phase and tensor. The engine refuses to sample until a good publication.
+        PhaseTimeoutError: the budget was over before the engines had their turn.
     """
     buckets = learner.publish(fleet.config.dtype, config.bucket_mb * 2**20)
     encoders.update(learner.frontend_state_dicts(), phase.remaining())
@@ -51,4 +53,4 @@ def publish(
     tolerance = config.probe_tolerance if config.probe_tolerance is not None else TOLERANCE[fleet.config.dtype]
     probe = Probe(tuple(token_ids), tuple(learner.probe_logprobs(token_ids)), tolerance)
     before_load()
-    return fleet.publish(version, buckets, probe, phase.remaining(), in_flight)
+    return fleet.publish(version, buckets, probe, phase.timeout_s, in_flight)

@@ -17,6 +17,7 @@ from cluster.actors.model import ModelRef
 from cluster.fleet import replica as engine_member
 from cluster.fleet.fleet import EngineFleet
 from cluster.fleet.health import State
+from cluster.fleet.replica import EngineReplica, Publication
 from cluster.fleet.rollout_future import FleetError, WithdrawnError
 from rollout.actors import EncodedRef
 from rollout.config import EngineConfig, SamplingConfig
@@ -56,6 +57,8 @@ class StandIn:
         (word,) = await asyncio.gather(*buckets)
         if word == "corrupt" or (word == "corrupt once" and self.first(f"refused-{version}")):
             raise PublicationError("a digest differs")
+        if word == "slow" or (word == "hanging once" and self.first(f"hung-{version}")):
+            await asyncio.sleep(600 if word == "hanging once" else 6)
         self.version, self.asleep = version, False
         return 1e-6
 
@@ -239,6 +242,36 @@ def test_a_refused_publication_is_repeated_on_a_new_engine_and_then_believed(sta
     assert fleet.counts().restarts == 1 and generate(fleet, "a") == ["a@2"]
     with pytest.raises(PublicationError, match="digest"):
         publish(fleet, 3, "corrupt")
+
+
+@pytest.mark.slow
+def test_a_publication_may_take_longer_than_a_heartbeat(start: Start) -> None:
+    """A busy loader is not dead: its update has a budget of its own."""
+    fleet = start(count=2)
+    publish(fleet, 1, "slow")
+    assert fleet.counts().restarts == 0 and fleet.counts().healthy == 2
+    assert generate(fleet, "a", "b") == ["a@1", "b@1"]
+
+
+@pytest.mark.slow
+def test_an_engine_that_hangs_in_its_update_is_replaced_and_its_successor_has_the_whole_budget(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_member, "GRACE_S", 1.0)
+    budgets = []
+    asked = EngineReplica.publish
+
+    def noted(replica: EngineReplica, publication: Publication, now: float) -> None:
+        asked(replica, publication, now)
+        (call,) = replica.pending("publishing")
+        assert call.deadline is not None
+        budgets.append(call.deadline - now)
+
+    monkeypatch.setattr(EngineReplica, "publish", noted)
+    fleet = start()
+    assert fleet.publish(1, [ray.put("hanging once")], PROBE, 5.0) == 1e-6
+    assert fleet.counts().restarts == 1 and "engine 0: publishing took longer than 5 s" in caplog.text
+    assert budgets == pytest.approx([6.0, 6.0])
 
 
 @pytest.mark.slow
