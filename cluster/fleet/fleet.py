@@ -195,14 +195,15 @@ class EngineFleet:
     def stats(self) -> EngineStats:
         """Totals over all engines since the start; those of lost ones as far as they were known."""
         with self._lock:
-            asked = {m.actor.stats.remote(): m for m in self._engines.replicas if m.living}
+            asked = {m.actor.stats.remote(): (str(m), m.incarnation) for m in self._engines.replicas if m.living}
         answered = ray.wait(list(asked), num_returns=len(asked), timeout=STATS_TIMEOUT_S)[0] if asked else []
         with self._lock:
             for ref in answered:
+                name, incarnation = asked[ref]
                 try:
-                    asked[ref].stats = ray.get(ref)
+                    self._engines.told[incarnation] = ray.get(ref)
                 except RayError as error:  # its heartbeat, or its next call, will say so too
-                    logger.info("%s does not tell its statistics: %s", asked[ref], error)
+                    logger.info("%s does not tell its statistics: %s", name, error)
             return self._engines.stats()
 
     def counts(self) -> FleetCounts:

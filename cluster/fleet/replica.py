@@ -15,7 +15,6 @@ from cluster.fleet.assignments import Shard
 from cluster.fleet.health import LIVING, Health, HealthLimits, State
 from rollout.actors import EngineActor
 from rollout.config import EngineConfig
-from rollout.engine.stats import EngineStats
 from rollout.environment import engine_options
 from speech.runtime.weights import Probe
 
@@ -99,7 +98,6 @@ class EngineReplica:
         self.node: str | None = None
         self.asleep = False
         self.last_heartbeat = self.spawned = 0.0
-        self.stats = EngineStats()
 
     def __str__(self) -> str:
         return f"engine {self.slot}"

@@ -40,6 +40,7 @@ class Supervisor:
         futures: the order that each unfinished shard of work belongs to.
         fatal: why the run cannot go on.
         restarts: engines that were replaced.
+        told: the last totals of each incarnation, those that are gone included: a late answer counts as whose it is.
         away: None while the GPUs are the engines'; otherwise all must leave, keep or discard their weights, and none is
             started.
     """
@@ -62,7 +63,7 @@ class Supervisor:
         self.futures: dict[int, RolloutFuture] = {}
         self.fatal: BaseException | None = None
         self.restarts = 0
-        self._gone = EngineStats()
+        self.told: dict[int, EngineStats] = {}
         self._draining: set[str] = set()
         self._nodes_asked: float | None = None
 
@@ -88,7 +89,7 @@ class Supervisor:
 
     def stats(self) -> EngineStats:
         """Totals over all engines since the start, as far as they were told."""
-        return _sum([self._gone, *(m.stats for m in self.replicas)])
+        return _sum(list(self.told.values()))
 
     # -- answers -------------------------------------------------------------------------------------------------
 
@@ -197,13 +198,11 @@ class Supervisor:
                 replica.shutdown(now)
         for replica in [m for m in self.replicas if m.health.state is State.RETIRED]:
             self.replicas.remove(replica)
-            self._forget_stats(replica)
 
     def _revive(self, replica: EngineReplica, now: float) -> None:
         health = replica.health
         if not health.exhausted:
             self.restarts += 1
-            self._forget_stats(replica)
             health.restart()
             replica.spawn(now)
             return
@@ -215,10 +214,6 @@ class Supervisor:
             self._leave(replica)
         else:
             self.fatal = FleetError(reason)
-
-    def _forget_stats(self, replica: EngineReplica) -> None:
-        self._gone = _sum([self._gone, replica.stats])
-        replica.stats = EngineStats()
 
     # -- what to ask for -----------------------------------------------------------------------------------------
 

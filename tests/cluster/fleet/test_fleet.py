@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from rollout.errors import PublicationError, StaleEngineError
 from speech.errors import PhaseTimeoutError, UserError
 from speech.records import Prompt, PromptLayout, Utterance
 from speech.runtime.weights import Probe
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SAMPLING = SamplingConfig()
@@ -92,6 +94,9 @@ class StandIn:
         pass
 
     async def stats(self) -> EngineStats:
+        while self.generated == 1 and (self.folder / "slow-to-tell").exists():
+            (self.folder / "asked").touch()
+            await asyncio.sleep(0.02)
         return EngineStats(prompts=self.generated)
 
     async def shutdown(self) -> None:
@@ -162,6 +167,29 @@ def test_dead_and_hung_engines_are_replaced_and_refitted(start: Start) -> None:
     counts = fleet.counts()
     assert counts.restarts == 2 and counts.reissued == 2 + 1
     both_serve(fleet)
+
+
+def test_totals_count_an_engine_once_though_it_was_replaced_while_they_were_asked_for(
+    start: Start, tmp_path: Path
+) -> None:
+    fleet = start(count=2)
+    publish(fleet, 1)
+    generate(fleet, "a", "b", "c")
+    assert fleet.stats().prompts == 3
+    first, second = fleet.replicas()
+    (tmp_path / "slow-to-tell").touch()  # for the second, which has done one prompt
+    totals: list[EngineStats] = []
+    asking = threading.Thread(target=lambda: totals.append(fleet.stats()))
+    asking.start()
+    until((tmp_path / "asked").exists)
+    assert ray.get(first.actor.stats.remote()).prompts == 2, "its answer to the other question is there too"
+    ray.kill(first.actor)
+    until(lambda: fleet.counts().restarts == 1)
+    (tmp_path / "slow-to-tell").unlink()
+    asking.join()
+    assert [total.prompts for total in totals] == [3]
+    both_serve(fleet)
+    assert fleet.stats().prompts == 3 and second in fleet.replicas()
 
 
 @pytest.mark.slow
