@@ -211,7 +211,7 @@ class EngineFleet:
         with self._lock:
             states = [m.health.state for m in self._engines.replicas]
             healthy = states.count(State.HEALTHY) + states.count(State.SUSPECT)
-            stale = states.count(State.STALE) + states.count(State.RESTARTING)
+            stale = sum(states.count(state) for state in (State.STALE, State.RESTARTING, State.DEAD))
             return FleetCounts(healthy, stale, self._engines.restarts, self._engines.work.reissued)
 
     def actors(self) -> dict[str, Any]:

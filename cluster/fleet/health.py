@@ -21,6 +21,11 @@ class State(StrEnum):
 LIVING = frozenset({State.STALE, State.HEALTHY, State.SUSPECT, State.DRAINING})
 """States of an engine that ought to answer."""
 
+BACKOFF_S = 30.0
+"""Between the second failure in a row and the next start. So long vLLM's processes may outlive their actor
+(`rollout.orphans`), and hold its GPU."""
+BACKOFF_CAP_S = 300.0
+
 
 @dataclass(frozen=True, slots=True)
 class HealthLimits:
@@ -30,15 +35,28 @@ class HealthLimits:
         suspect_s: after so many an engine is SUSPECT.
         dead_s: after so many it is DEAD.
         failures: so many without finished work in between, and the engine is given up.
+        backoff_s: between the second failure in a row and the next start, in seconds; doubled by each one after it.
+        backoff_cap_s: longest time between a failure and the next start.
     """
 
     suspect_s: float
     dead_s: float
     failures: int
+    backoff_s: float = BACKOFF_S
+    backoff_cap_s: float = BACKOFF_CAP_S
 
     def __post_init__(self) -> None:
         if not 0 < self.suspect_s < self.dead_s or self.failures < 1:
             raise ValueError("need 0 < suspect_s < dead_s and at least one failure")
+        if not 0 <= self.backoff_s <= self.backoff_cap_s:
+            raise ValueError("need 0 <= backoff_s <= backoff_cap_s")
+
+    def backoff(self, failures: int) -> float:
+        """Seconds between the last of so many failures in a row and the next start. None after the first one: most
+        engines that are lost come back at once."""
+        if failures <= 1:
+            return 0.0
+        return min(self.backoff_cap_s, self.backoff_s * 2.0 ** min(failures - 2, 100))
 
 
 class Health:
@@ -64,6 +82,8 @@ class Health:
         self.state = State.RESTARTING
         self.failures = 0
         self.reason: str | None = None
+        self.restart_at = 0.0
+        """On the clock: not before then a dead engine is started again."""
 
     @property
     def serves(self) -> bool:
@@ -130,20 +150,23 @@ class Health:
             return
         silence = now - self._asked
         if silence >= self._limits.dead_s:
-            self.failed(f"no answer to a heartbeat for {silence:.0f} s")
+            self.failed(f"no answer to a heartbeat for {silence:.0f} s", now)
         elif silence >= self._limits.suspect_s and self.state is State.HEALTHY:
             self.state = State.SUSPECT
 
-    def failed(self, reason: str) -> None:
+    def failed(self, reason: str, now: float) -> None:
         """It died, hung, or holds weights that could not be verified."""
         self._refuse(State.DEAD, State.RETIRED)
         self.state, self.reason = State.DEAD, reason
         self.failures += 1
+        self.restart_at = now + self._limits.backoff(self.failures)
         self._verified = self._asked = None
 
-    def restart(self) -> None:
-        """A new actor takes the place of the dead one."""
+    def restart(self, now: float) -> None:
+        """A new actor takes the place of the dead one. Raises ValueError before `restart_at`."""
         self._require(State.DEAD)
+        if now < self.restart_at:
+            raise ValueError(f"this engine may not be started for {self.restart_at - now:.0f} s")
         self.state = State.RESTARTING
 
     def drain(self) -> None:

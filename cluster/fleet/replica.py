@@ -168,16 +168,19 @@ class EngineReplica:
         """A call whose time is up."""
         return next((call for call in self.calls if call.deadline is not None and now >= call.deadline), None)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, now: float) -> None:
         """Give its actor up, dead or not; nothing that it still answers counts."""
-        logger.warning("%s: %s", self, reason)
         if self.health.state is not State.DEAD:  # of silence it is dead already
-            self.health.failed(reason)
+            self.health.failed(reason, now)
+        wait = self.health.restart_at - now
+        later = f"; it is not started again for {wait:.0f} s" if wait > 0 and not self.health.exhausted else ""
+        logger.warning("%s: %s%s", self, reason, later)
         self.end()
 
     def end(self) -> None:
         """Kill the actor."""
         self.calls.clear()
+        self.asleep = False
         ray.kill(self.actor)
 
     def _ask(self, kind: Kind, ref: ray.ObjectRef, now: float, budget: float, subject: Any = None) -> None:

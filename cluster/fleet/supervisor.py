@@ -105,11 +105,11 @@ class Supervisor:
             try:
                 answer = ray.get(ref)
             except RayTaskError as error:
-                self._raised(replica, call, error.cause or error)
+                self._raised(replica, call, error.cause or error, now)
             except RayError as error:
                 if isinstance(error, RayActorError) and error.actor_init_failed:
                     self.fatal = self.fatal or error  # a constructor raises again wherever it is called
-                self._fail(replica, f"lost while {call.kind}: {last_line(error)}")
+                self._fail(replica, f"lost while {call.kind}: {last_line(error)}", now)
             else:
                 self._answered(replica, call, answer, now)
 
@@ -137,7 +137,7 @@ class Supervisor:
             health.worked()
             self.futures.pop(call.subject.number).receive(call.subject, answer)
 
-    def _raised(self, replica: EngineReplica, call: Call, error: BaseException) -> None:
+    def _raised(self, replica: EngineReplica, call: Call, error: BaseException, now: float) -> None:
         if call.kind == "starting" and isinstance(error, UserError):
             self.fatal = self.fatal or error
         if call.kind == "publishing" and isinstance(error, PublicationError):
@@ -149,7 +149,7 @@ class Supervisor:
             if future is not None:
                 self.settle(future, error)
             return
-        self._fail(replica, f"{call.kind} failed: {last_line(error)}")
+        self._fail(replica, f"{call.kind} failed: {last_line(error)}", now)
 
     # -- health --------------------------------------------------------------------------------------------------
 
@@ -159,18 +159,18 @@ class Supervisor:
         for replica in self.replicas:
             call = replica.overdue(now)
             if call is not None:
-                self._fail(replica, f"{call.kind} took longer than {call.budget:.0f} s")
+                self._fail(replica, f"{call.kind} took longer than {call.budget:.0f} s", now)
             elif replica.living:
                 replica.health.check(now)
                 if replica.health.state is State.DEAD:
-                    self._fail(replica, replica.health.reason or "")
+                    self._fail(replica, replica.health.reason or "", now)
             if replica.node in self._draining and not replica.leaving:
                 logger.warning("%s: its node is about to go; it finishes what it has", replica)
                 self._leave(replica)
 
-    def _fail(self, replica: EngineReplica, reason: str) -> None:
+    def _fail(self, replica: EngineReplica, reason: str, now: float) -> None:
         """Give an engine up; what it had goes to another, or after too many engines to nobody."""
-        replica.fail(reason)
+        replica.fail(reason, now)
         for shard in self.work.release(replica.incarnation):
             future = self.futures.get(shard.number)
             if future is not None and shard.attempts >= self._config.max_failures:
@@ -202,9 +202,10 @@ class Supervisor:
     def _revive(self, replica: EngineReplica, now: float) -> None:
         health = replica.health
         if not health.exhausted:
-            self.restarts += 1
-            health.restart()
-            replica.spawn(now)
+            if now >= health.restart_at:
+                self.restarts += 1
+                health.restart(now)
+                replica.spawn(now)
             return
         others = [m for m in self.replicas if m is not replica and not m.leaving]
         reason = f"{replica} failed {health.failures} times in a row, the last time: {health.reason}"

@@ -52,6 +52,8 @@ class StandIn:
         return not seen
 
     async def start(self, version: int | None) -> str:
+        if (self.folder / "gpu-held").exists():
+            raise RuntimeError("no memory is free on the GPU")
         self.version = version
         return ray.get_runtime_context().get_node_id()
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.fleet.health import LIVING, Health, HealthLimits, State
+from cluster.fleet.health import BACKOFF_S, LIVING, Health, HealthLimits, State
 
 LIMITS = HealthLimits(suspect_s=5, dead_s=20, failures=3)
 
@@ -20,7 +20,13 @@ EVENTS = st.one_of(
 
 def apply(health: Health, event: str, value: int, now: float) -> bool:
     """Whether the machine accepted the event."""
-    arguments = {"expect": (value,), "verified": (value,), "asked": (now,), "failed": ("test",)}.get(event, ())
+    arguments = {
+        "expect": (value,),
+        "verified": (value,),
+        "asked": (now,),
+        "failed": ("test", now),
+        "restart": (now,),
+    }.get(event, ())
     try:
         getattr(health, event)(*arguments)
     except ValueError:
@@ -57,6 +63,7 @@ def test_only_the_verified_current_publication_makes_an_engine_serve(events: lis
             assert (before, event) in allowed
         if before is State.DEAD and health.state is not before:
             assert health.state in (State.RESTARTING, State.RETIRED)
+            assert health.state is State.RETIRED or now >= health.restart_at
         if before is State.RESTARTING and health.state is not before:
             assert health.state in (State.STALE, State.DEAD, State.DRAINING)
         if before is State.RETIRED:
@@ -93,8 +100,8 @@ def test_silence_makes_an_engine_suspect_and_then_dead() -> None:
 
 def test_a_restarted_engine_is_stale_until_the_current_publication() -> None:
     health = healthy()
-    health.failed("killed")
-    health.restart()
+    health.failed("killed", 5.0)
+    health.restart(5.0)
     health.expect(2)
     health.started()
     health.verified(1)  # a refit that was under way when publication 2 came
@@ -106,21 +113,63 @@ def test_a_restarted_engine_is_stale_until_the_current_publication() -> None:
 
 
 def test_failures_count_in_a_row() -> None:
-    health = healthy()
+    health, now = healthy(), 0.0
     for expected in (1, 2):
-        health.failed("x")
+        health.failed("x", now)
         assert health.failures == expected and not health.exhausted
-        health.restart()
+        now = health.restart_at
+        health.restart(now)
         health.started()
         health.verified(1)
     health.worked()
     assert health.failures == 0
     for _ in range(3):
         assert not health.exhausted
-        health.failed("x")
+        health.failed("x", now)
         if not health.exhausted:
-            health.restart()
+            now = health.restart_at
+            health.restart(now)
     assert health.exhausted
+
+
+@given(
+    backoff=st.one_of(st.just(0.0), st.floats(0.001, 100)),
+    more=st.floats(0, 1000),
+    failures=st.integers(1, 10_000),
+    start=st.floats(0, 1e6),
+)
+def test_restarts_in_a_row_wait_longer_and_longer_but_the_first_does_not(
+    backoff: float, more: float, failures: int, start: float
+) -> None:
+    limits = HealthLimits(5, 20, 10_001, backoff, backoff + more)
+    assert limits.backoff(1) == 0.0
+    wait, longer = limits.backoff(failures), limits.backoff(failures + 1)
+    assert wait <= longer <= limits.backoff_cap_s
+    assert longer == limits.backoff_cap_s or longer == (2 * wait if failures > 1 else backoff)
+    health = Health(limits)
+    health.failures = failures - 1
+    health.failed("x", start)
+    assert health.restart_at == start + wait
+    if start + wait / 2 < health.restart_at:
+        with pytest.raises(ValueError, match="may not be started for"):
+            health.restart(start + wait / 2)
+        assert health.state is State.DEAD
+    health.restart(health.restart_at)
+    assert health.state is State.RESTARTING
+
+
+def test_finished_work_ends_the_row_and_with_it_the_wait() -> None:
+    health, now = healthy(), 100.0
+    for _ in range(2):
+        health.failed("x", now)
+        now = health.restart_at
+        health.restart(now)
+        health.started()
+        health.verified(1)
+    assert now == 100.0 + BACKOFF_S
+    health.worked()
+    health.failed("x", now)
+    assert health.restart_at == now
 
 
 def test_limits_are_checked_and_living_states_answer() -> None:
@@ -128,4 +177,6 @@ def test_limits_are_checked_and_living_states_answer() -> None:
         HealthLimits(5, 5, 1)
     with pytest.raises(ValueError):
         HealthLimits(1, 2, 0)
+    with pytest.raises(ValueError):
+        HealthLimits(1, 2, 1, 60.0, 30.0)
     assert State.RESTARTING not in LIVING and State.DEAD not in LIVING

@@ -1,0 +1,62 @@
+"""The supervisor on a clock that moves when told to, with the actors of test_fleet.py in the place of engines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.actors.model import ModelRef
+from cluster.fleet import replica as engine_member
+from cluster.fleet.health import BACKOFF_S, State
+from cluster.fleet.supervisor import Supervisor
+from rollout.config import EngineConfig
+from tests.cluster.fleet.test_fleet import StandIn
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_member, "EngineActor", StandIn)
+    monkeypatch.setattr(engine_member, "engine_options", lambda config: {"num_cpus": 0})
+
+
+def tick_until(supervisor: Supervisor, now: float, condition: Callable[[], bool]) -> None:
+    """Look again and again without the clock moving; the actors are real, and take their time."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        supervisor.tick(now)
+        time.sleep(0.02)
+
+
+def test_restarts_of_one_engine_wait_longer_and_longer_but_the_first_does_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A start that fails because the dead engine's children still hold the GPU must not use up all attempts."""
+    (tmp_path / "gpu-held").touch()
+    supervisor = Supervisor(ModelRef(str(tmp_path), None), EngineConfig(max_failures=4))
+    supervisor.own_version = 0
+    supervisor.tick(0.0)
+    (member,) = supervisor.members
+    tick_until(supervisor, 1.0, lambda: member.health.failures == 1)
+    assert supervisor.restarts == 1 and member.health.state is State.RESTARTING, "at once"
+    tick_until(supervisor, 1.0, lambda: member.health.failures == 2)
+    assert f"no memory is free on the GPU; it is not started again for {BACKOFF_S:.0f} s" in caplog.text
+    for now in (1.0, 0.99 + BACKOFF_S):
+        supervisor.tick(now)
+        assert supervisor.restarts == 1 and member.health.state is State.DEAD
+    now = 1.0 + BACKOFF_S
+    supervisor.tick(now)
+    assert supervisor.restarts == 2
+    tick_until(supervisor, now, lambda: member.health.failures == 3)
+    (tmp_path / "gpu-held").unlink()
+    supervisor.tick(now + 1.99 * BACKOFF_S)
+    assert supervisor.restarts == 2 and supervisor.fatal is None
+    now += 2 * BACKOFF_S
+    tick_until(supervisor, now, lambda: member.health.serves)
+    assert supervisor.restarts == 3
+    member.end()
