@@ -227,7 +227,8 @@ class Supervisor:
                 replica.health.expect(self.publication.number)
             replica.spawn(now)
             self.replicas.append(replica)
-        for replica in staying[self.wanted :]:
+        # As in `Roster.adjust`: what has not started costs least.
+        for replica in sorted(staying, key=lambda m: (not m.living, m.slot))[self.wanted :]:
             self._leave(replica)
 
     def _ask(self, now: float) -> None:

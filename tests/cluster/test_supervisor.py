@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 
 from cluster.actors.model import ModelRef
 from cluster.fleet import replica as engine_member
@@ -60,3 +61,23 @@ def test_restarts_of_one_engine_wait_longer_and_longer_but_the_first_does_not(
     tick_until(supervisor, now, lambda: member.health.serves)
     assert supervisor.restarts == 3
     member.end()
+
+
+def test_the_engine_that_has_not_started_goes_first(tmp_path: Path) -> None:
+    """As in the pools: the one that serves would take its work, and its caches, with it."""
+    supervisor = Supervisor(ModelRef(str(tmp_path), None), EngineConfig(count=3))
+    supervisor.own_version = 0
+    tick_until(supervisor, 0.0, lambda: [m.health.serves for m in supervisor.members] == [True] * 3)
+    first, second, third = supervisor.members
+    (tmp_path / "gpu-held").touch()
+    ray.kill(first.actor)
+    tick_until(supervisor, 100.0, lambda: first.health.failures == 2)
+    assert first.health.state is State.DEAD, "it waits for its next start"
+    supervisor.wanted = 2
+    supervisor.tick(100.0)
+    assert [m for m in supervisor.members if not m.leaving] == [second, third]
+    supervisor.wanted = 1
+    supervisor.tick(100.0)
+    assert [m for m in supervisor.members if not m.leaving] == [second], "of those that serve, the highest place"
+    for member in supervisor.members:
+        member.end()
