@@ -209,7 +209,8 @@ class Supervisor:
             return
         others = [m for m in self.replicas if m is not replica and not m.leaving]
         reason = f"{replica} failed {health.failures} times in a row, the last time: {health.reason}"
-        if len(others) >= self._config.min_count and any(m.health.serves for m in others):
+        # Not only those that serve: between two publications none does for a moment.
+        if len(others) >= self._config.min_count and any(m.living for m in others):
             logger.warning("%s; the fleet goes on without it", reason)
             self.wanted = len(others)
             self._leave(replica)

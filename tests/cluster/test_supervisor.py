@@ -12,6 +12,7 @@ import ray
 from cluster.actors.model import ModelRef
 from cluster.fleet import replica as engine_member
 from cluster.fleet.health import BACKOFF_S, State
+from cluster.fleet.rollout_future import FleetError
 from cluster.fleet.supervisor import Supervisor
 from rollout.config import EngineConfig
 from tests.cluster.fleet.test_fleet import StandIn
@@ -61,6 +62,24 @@ def test_restarts_of_one_engine_wait_longer_and_longer_but_the_first_does_not(
     tick_until(supervisor, now, lambda: member.health.serves)
     assert supervisor.restarts == 3
     member.end()
+
+
+@pytest.mark.parametrize("fewest", [1, 2])
+def test_an_engine_is_given_up_beside_one_that_still_loads_weights(
+    tmp_path: Path, fewest: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unless the fleet would be smaller than `engines.min` then."""
+    supervisor = Supervisor(ModelRef(str(tmp_path), None), EngineConfig(count=2, min=fewest, max_failures=1))
+    tick_until(supervisor, 0.0, lambda: [m.health.state for m in supervisor.members] == [State.STALE] * 2)
+    first, second = supervisor.members
+    ray.kill(first.actor)
+    tick_until(supervisor, 100.0, lambda: first.health.state is State.RETIRED or supervisor.fatal is not None)
+    if fewest == 1:
+        assert supervisor.members == [second] and supervisor.wanted == 1 and supervisor.fatal is None
+        assert "the fleet goes on without it" in caplog.text
+    else:
+        assert isinstance(supervisor.fatal, FleetError) and "engine 0 failed 1 times in a row" in str(supervisor.fatal)
+    second.end()
 
 
 def test_the_engine_that_has_not_started_goes_first(tmp_path: Path) -> None:
