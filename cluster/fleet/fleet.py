@@ -301,7 +301,9 @@ class EngineFleet:
     def _rescale(self) -> None:
         """Once per publication, which is once per step: what does the last step say about the fleet's size?"""
         seen, engines = self._clock.take(), self._engines
-        if any(not m.living or m.leaving for m in engines.replicas) or len(engines.replicas) != engines.wanted:
+        changing = any(not m.living or m.leaving for m in engines.replicas) or len(engines.replicas) != engines.wanted
+        # The clock may not have heard yet of an engine that was given up; its size would bring that one back.
+        if changing or (seen is not None and seen.actors != engines.wanted):
             self._policy.forget()
         elif seen is not None:
             wanted = self._policy.observe(seen)

@@ -210,6 +210,24 @@ def test_work_that_kills_every_engine_ends_with_its_name(start: Start) -> None:
         generate(fleet, "always-die", "b")
 
 
+@pytest.mark.slow
+def test_the_fleet_goes_on_without_an_engine_that_fails_again_and_again(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = start(count=2, min=1, max_failures=2)
+    publish(fleet, 1)
+    (tmp_path / "gpu-held").touch()
+    first, second = fleet.replicas()
+    slow = fleet.submit(*order("slow", "b"), SAMPLING)
+    ray.kill(first.actor)
+    assert slow.result(60.0) == ["slow@1", "b@1"], "the other one does it all"
+    until(lambda: fleet.replicas() == [second])
+    assert "engine 0 failed 2 times in a row" in caplog.text and "the fleet goes on without it" in caplog.text
+    publish(fleet, 2)
+    assert generate(fleet, "a", "b") == ["a@2", "b@2"] and fleet.counts().restarts == 1
+    assert fleet.replicas() == [second], "nor is it started again"
+
+
 def test_an_error_of_the_work_is_not_the_engines(start: Start) -> None:
     fleet = start()
     publish(fleet, 1)
