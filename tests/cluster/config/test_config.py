@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.config import RunConfig, default_yaml, dump_config, load_config
-from cluster.config.binding import nearest, walk
+from cluster.config.keys import nearest, walk
 from cluster.config.reference import REGENERATE, reference_markdown
 from speech.errors import InputError, UserError
 
@@ -54,7 +54,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
         "objective: gpro\n"  # 7
         "learner:\n"
         "  kl_coef: 1e-3\n"  # 9
-        "  shared_prefix: 1\n"  # 10
+        "  activation_checkpointing: 1\n"  # 10
         "  loss:\n"
         "    clip_low: -3\n"  # 12
         "rewards:\n"
@@ -72,8 +72,8 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
             f"{path}:7: objective: expected one of `grpo`, `diffro`, `combined`, `sft`, `token2text`, got 'gpro'; "
             "did you mean `grpo`?",
             f"{path}:9: learner.kl_coef: unknown key; did you mean `learner.loss.kl_coef`?",
-            f"{path}:10: learner.shared_prefix: expected true or false, got 1",
-            f"{path}:12: learner.loss.clip_low: must be at least 0, got -3.0",
+            f"{path}:10: learner.activation_checkpointing: expected true or false, got 1",
+            f"{path}:12: learner.loss.clip_low: must be at least 0, got -3",
             f"{path}:16: rewards.items.0.wieght: unknown key; did you mean `rewards.items[].weight`?",
             f"{path}:17: evaluation: expected a section with keys, got 'often'",
             f"{path}:19: ray.num_cpus: expected a whole number, got 1.5",
@@ -217,7 +217,7 @@ def test_nearest_key(wrong: str, right: str) -> None:
 
 
 def test_every_key_says_what_it_means() -> None:
-    assert [key.path for key in walk(RunConfig) if key.section is None and not key.field.metadata.get("help")] == []
+    assert [key.path for key in walk(RunConfig) if key.section is None and not key.help] == []
 
 
 def test_defaults_and_reference_cover_every_key() -> None:
