@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cluster.config.checks import across_sections
+from cluster.config.checks import across_sections, settle_unread_keys
 from cluster.config.keys import REQUIRED, defaults, nearest, to_plain, walk
 from cluster.config.schema import RunConfig
 from cluster.config.source import read_source
@@ -33,9 +33,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
             and line.
     """
     problems: list[Problem] = []
-    source = read_source(path, overrides, defaults(RunConfig), problems)
+    known = defaults(RunConfig)
+    source = read_source(path, overrides, known, problems)
     config: RunConfig | None = None
     if not problems:
+        problems += settle_unread_keys(source, known)
         config, found = bind(RunConfig, _given(source.values), _did_you_mean, source.raw)
         if config is not None and not problems:
             found = across_sections(config)

@@ -32,6 +32,9 @@ Every key of `speechrl train CONFIG`, its type and its default. This page is gen
 - `${{seed}}` takes the value of another key and `${{oc.env:HOME}}` that of an environment variable.
 - An unknown key, a wrong type or a value out of range is an error; all of them are reported at once, with
   file and line.
+- A key that the objective never reads is an error where it is set with the objective or after it: in the same file, in
+  a file that builds on that, or on the command line. What was set before, for another objective (in a base file, or in
+  a file whose objective the command line changes), is left at its default.
 - `speechrl config CONFIG` prints what a run would use.
 """
 

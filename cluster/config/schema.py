@@ -57,7 +57,7 @@ class DataConfig:
     """A new order in every epoch, from `seed`; false keeps the manifest's order."""
 
     replay: str | None = None
-    """Not in `sft`: manifest for cross-entropy replay mixed into every step."""
+    """Manifest for cross-entropy replay mixed into every step; only where the policy is sampled."""
 
     replay_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the replay's cross-entropy beside the policy loss."""
