@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, TypeVar, cast, get_type_hints
 
 from rewards.registries import REWARDS
 from speech.errors import UserError, did_you_mean
+from speech.runtime.schema import Problems, bind_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,61 +93,50 @@ def build_reward(name: str, options: Mapping[str, Any]) -> RewardFunction:
     Raises:
         UserError: unknown name, module or option (with the nearest known one), or a value of a wrong type or range.
     """
-    factory = REWARDS.find(name)
-    known = _options(name, factory)
-    for option in options:
-        if option not in known:
-            raise UserError(f"reward {name!r} has no option {option!r}{did_you_mean(option, known)}")
-    missing = [option for option, parameter in known.items() if parameter.default is parameter.empty]
-    if absent := [option for option in missing if option not in options]:
-        raise UserError(f"reward {name!r} needs the option {', '.join(map(repr, absent))}")
-    hints = _type_hints(factory)
-    values = {key: _checked(name, key, value, hints.get(key, Any)) for key, value in options.items()}
-    if not inspect.isclass(factory):
-        return partial(factory, **values)
+    function, problems = _build(name, options)
+    if function is None:
+        raise UserError(
+            "; ".join(f"reward {name!r}: {f'{option}: ' * bool(option)}{text}" for option, text in problems)
+        )
+    return function
+
+
+def reward_problems(name: str, options: Mapping[str, Any]) -> Problems:
+    """What `build_reward` would raise, as (option, message); without an option what is wrong with the reward itself."""
     try:
-        built: Any = factory(**values)
-    except ValueError as error:
-        raise UserError(f"reward {name!r}: {error}") from error
-    if not callable(built):
-        raise UserError(f"reward {name!r}: instances of {factory.__qualname__} cannot be called with a group")
-    return cast(RewardFunction, built)
+        return _build(name, options)[1]
+    except UserError as error:
+        return [("", str(error))]
 
 
-def _options(name: str, factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _build(name: str, options: Mapping[str, Any]) -> tuple[RewardFunction | None, Problems]:
+    factory = REWARDS.find(name)
     parameters = list(inspect.signature(factory).parameters.values())
     if not inspect.isclass(factory):
         if not parameters:
-            raise UserError(f"reward {name!r}: a reward function takes the group as its first argument")
+            return None, [("", "a reward function takes the group as its first argument")]
         parameters = parameters[1:]
-    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    hints = _type_hints(factory)
+    known = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    kinds = {p.name: hints.get(p.name, Any) for p in known}
+    required = [p.name for p in known if p.default is p.empty]
+    values, problems = bind_keys(kinds, required, options, lambda option: did_you_mean(option, kinds))
+    if problems:
+        return None, problems
+    if not inspect.isclass(factory):
+        return partial(factory, **values), []
+    try:
+        built: Any = factory(**values)
+    except ValueError as error:
+        return None, [("", str(error))]
+    if not callable(built):
+        return None, [("", f"instances of {factory.__qualname__} cannot be called with a group")]
+    return cast(RewardFunction, built), []
 
 
 def _type_hints(factory: Callable[..., Any]) -> dict[str, Any]:
     function: Any = factory.__dict__.get("__init__", factory) if inspect.isclass(factory) else factory
     try:
-        return get_type_hints(function)
+        return get_type_hints(function, include_extras=True)
     except NameError:  # imported for type checkers only: a style, not a mistake, but then nothing can be checked
         return {}
-
-
-def _checked(name: str, option: str, value: Any, hint: Any) -> Any:
-    """The value, if it is of the declared type; YAML's integers pass for floats and its lists for tuples."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in arguments:
-            known = ", ".join(map(str, arguments))
-            raise UserError(
-                f"reward {name!r}: {option} is one of {known}, not {value!r}{did_you_mean(value, arguments)}"
-            )
-    elif hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"reward {name!r}: {option} is a number, not {value!r}")
-        return float(value)
-    elif origin is tuple and arguments[1:] == (...,):
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            raise UserError(f"reward {name!r}: {option} is a list, not {value!r}")
-        return tuple(_checked(name, option, item, arguments[0]) for item in value)
-    elif hint in (bool, int, str) and type(value) is not hint:
-        raise UserError(f"reward {name!r}: {option} is of type {hint.__name__}, not {value!r}")
-    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +39,11 @@ class AudioLimits:
         ValueError: the limits are negative or cross.
     """
 
-    min_seconds: float = field(default=0.1, metadata={"help": "utterances shorter than this are reported as bad"})
-    max_seconds: float = field(default=60.0, metadata={"help": "utterances longer than this are reported as bad"})
+    min_seconds: float = 0.1
+    """Utterances shorter than this are reported as bad."""
+
+    max_seconds: float = 60.0
+    """Utterances longer than this are reported as bad."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_seconds <= self.max_seconds:

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from cluster.config.keys import meanings
 from cluster.runs import durable
 from speech.audio import AudioLimits
 from speech.edits import word_edits
@@ -52,9 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-bad", choices=["error", "skip"], default="error", help="stop at bad lines, or leave them out (error)"
     )
+    help_texts = meanings(AudioLimits)
     for limit in fields(AudioLimits):
         option = f"--{limit.name.replace('_', '-')}"
-        text = f"{limit.metadata['help']} ({limit.default:g})"
+        text = f"{help_texts[limit.name].rstrip('.')} ({limit.default:g})"
         parser.add_argument(option, metavar="S", type=float, default=limit.default, help=text)
 
     choose = parser.add_argument_group("selection (an utterance must meet every criterion given)")

@@ -1,30 +1,118 @@
-"""What no section of a configuration can check alone: values that are fine by themselves and make no sense together."""
+"""What no section of a configuration can check alone: values that are fine by themselves and make no sense together,
+and keys that the objective never reads.
+
+Nothing heavy is imported, and nothing is asked of this machine that only the run's machine can answer: a submitted run
+finds its models elsewhere.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 from cluster.config.schema import RunConfig
+from cluster.config.source import Source
 from learner.config import SAMPLED_OBJECTIVES
-from rewards.registry import build_reward
-from speech.errors import UserError
+from rewards.compose import RewardComposition
+from rewards.config import JudgeConfig, SoundConfig
+from rewards.listening.judge import check_second_judge
+from rewards.listening.locations import PREFIX
+from rewards.listening.models import SoundModels
+from rewards.registry import reward_problems
+from speech.errors import Problem, UserError
+
+POLICY_OBJECTIVES = (*SAMPLED_OBJECTIVES, "sft")
+OBJECTIVES = (*POLICY_OBJECTIVES, "token2text")
+READ_BY: dict[str, tuple[str, ...]] = {
+    "model.family": POLICY_OBJECTIVES,
+    "model.options": POLICY_OBJECTIVES,
+    "data.replay": SAMPLED_OBJECTIVES,
+    "data.replay_weight": SAMPLED_OBJECTIVES,
+    "data.replay_batch": SAMPLED_OBJECTIVES,
+    "staleness": SAMPLED_OBJECTIVES,
+    "update": SAMPLED_OBJECTIVES,
+    "placement": POLICY_OBJECTIVES,
+    "sampling": POLICY_OBJECTIVES,  # evaluations read it too
+    "sampling.group_size": SAMPLED_OBJECTIVES,
+    "engines": POLICY_OBJECTIVES,
+    "engines.startup_timeout_s": OBJECTIVES,
+    "engines.generate_timeout_s": OBJECTIVES,
+    "encoder.min": POLICY_OBJECTIVES,
+    "encoder.max": POLICY_OBJECTIVES,
+    "encoder.dtype": POLICY_OBJECTIVES,
+    "rewards": SAMPLED_OBJECTIVES,
+    "rewards.sound": POLICY_OBJECTIVES,  # evaluations listen with it
+    "learner.train": POLICY_OBJECTIVES,
+    "learner.loss": SAMPLED_OBJECTIVES,  # `diffro` logs its metrics
+    "learner.loss.kl_coef": ("grpo", "combined"),
+    "learner.loss.kl_estimator": ("grpo", "combined"),
+    "learner.diffro": ("diffro", "combined"),
+    "learner.advantage": SAMPLED_OBJECTIVES,
+    "learner.zero_variance": SAMPLED_OBJECTIVES,
+    "learner.updates_per_step": POLICY_OBJECTIVES,
+    "learner.logits_chunk": POLICY_OBJECTIVES,
+    "learner.activation_checkpointing": POLICY_OBJECTIVES,
+    "learner.ctc_weight": ("sft",),
+    "learner.augment": ("sft",),
+    "learner.restarts": POLICY_OBJECTIVES,
+    "token2text": ("token2text",),
+    "publish": POLICY_OBJECTIVES,  # before an evaluation, in `sft`
+    "evaluation.max_new_tokens": POLICY_OBJECTIVES,
+    "evaluation.sampled": POLICY_OBJECTIVES,
+    "watchdog_minutes": POLICY_OBJECTIVES,
+}
+"""Which objectives read a key, or all of a section. The longest entry counts; a key without one is read by all."""
+
+
+def readers(key: str) -> tuple[str, ...]:
+    """The objectives that read a key."""
+    while key and key not in READ_BY:
+        key = key.rpartition(".")[0]
+    return READ_BY.get(key, OBJECTIVES)
+
+
+def settle_unread_keys(source: Source, defaults: dict[str, Any]) -> list[Problem]:
+    """Give every key that the objective never reads its default.
+
+    Returns:
+        A problem for each that was set with the objective or after it: in the same file, in one that builds on it, or
+        on the command line. What is set before was written for another objective: a base file serves several, and the
+        command line may choose another than the file did.
+    """
+    objective = source.values["objective"]
+    if objective not in OBJECTIVES:
+        return []
+    found = []
+    for key in _unread(source.values, defaults, objective, ""):
+        if source.layer(key) >= source.layer("objective"):
+            others = [f"`{name}`" for name in readers(key)]
+            only = f"{', '.join(others[:-1])} and {others[-1]} read it" if others[1:] else f"{others[0]} reads it"
+            found.append(source.problem(key, f"has no effect with `objective: {objective}`; only {only}"))
+    return found
+
+
+def _unread(values: dict[str, Any], defaults: dict[str, Any], objective: str, prefix: str) -> Iterator[str]:
+    for name, default in defaults.items():
+        key, value = f"{prefix}{name}", values.get(name, default)
+        if isinstance(value, dict) and isinstance(default, dict) and default:
+            yield from _unread(value, default, objective, f"{key}.")
+        elif value != default and objective not in readers(key):
+            values[name] = deepcopy(default)
+            if value is not None or not isinstance(default, dict):  # a section with nothing below it
+                yield key
 
 
 def across_sections(config: RunConfig) -> list[tuple[str, str]]:
-    """(key, message) for each such value."""
+    """(key, message) for each value that makes no sense beside the others."""
     found = []
     if config.name in ("", ".", "..") or "/" in config.name:
         found.append(("name", f"{config.name!r} cannot be the name of a folder"))
     if config.evaluation.every and config.data.valid is None:
         found.append(("evaluation.every", "evaluations during training need a manifest in `data.valid`"))
-    if config.objective == "sft" and config.data.replay is not None:
-        found.append(("data.replay", "replay is cross-entropy already; it has no effect with `objective: sft`"))
-    if config.objective in SAMPLED_OBJECTIVES and "encoder" in config.learner.train:
-        found.append(("learner.train", "the encoder can only be trained with `objective: sft`"))
-    if config.objective == "sft" and config.learner.zero_variance == "resample":
-        found.append(("learner.zero_variance", "there are no groups to resample with `objective: sft`"))
-    if "encoder" not in config.learner.train:
-        for name in ("augment", "ctc_weight"):
-            if getattr(config.learner, name):
-                found.append((f"learner.{name}", "needs a learner that trains the encoder (`learner.train`)"))
     if config.learner.lr_floor > 1:
         found.append(("learner.lr_floor", "is a share of `learner.lr`, at most 1"))
     loss = config.learner.loss
@@ -32,19 +120,65 @@ def across_sections(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("learner.loss.constant_length", "`constant` aggregation needs it: use sampling.max_new_tokens"))
     if config.sampling.min_new_tokens > config.sampling.max_new_tokens:
         found.append(("sampling.min_new_tokens", "is more than sampling.max_new_tokens"))
-    if config.objective == "token2text":
-        found += _token2text_problems(config)
+    found += _model_problems(config)
     found += _schedule_problems(config)
     if config.uses_diffro:
         found += _diffro_problems(config)
     if config.objective in SAMPLED_OBJECTIVES:
         if config.sampling.group_size < 2:
             found.append(("sampling.group_size", "a group of one has no advantage; at least 2 are needed"))
-        for i, item in enumerate(config.rewards.items):
-            try:
-                build_reward(item.name, item.options)
-            except UserError as error:
-                found.append((f"rewards.items.{i}", str(error)))
+        found += _reward_problems(config)
+    if listens(config):
+        try:
+            check_second_judge(_anywhere(config.rewards.sound))
+        except UserError as error:
+            found.append(_named(error, "rewards.sound"))
+    return list(dict.fromkeys(found))
+
+
+def listens(config: RunConfig) -> bool:
+    """Whether training evaluates speech, for which both judges must be there."""
+    evaluation, data = config.evaluation, config.data
+    tested = data.test is not None and (evaluation.before or evaluation.after)
+    is_policy = config.objective in POLICY_OBJECTIVES
+    return is_policy and config.model.codec is not None and (tested or evaluation.every > 0)
+
+
+def _model_problems(config: RunConfig) -> list[tuple[str, str]]:
+    found = []
+    folder, train = Path(config.model.path), config.learner.train
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        found.append(("model.path", f"{folder} has no config.json; is it a checkpoint in Hugging Face form?"))
+    if config.objective == "token2text" and config.model.codec is None:
+        found.append(("model.codec", "name the codec whose tokens the Token2Text model reads"))
+    elif config.model.codec is not None and train != ["language_model"]:
+        found.append(("learner.train", "a model with a codec speaks, and has nothing but its language_model to train"))
+    if config.objective in SAMPLED_OBJECTIVES and "encoder" in train:
+        found.append(("learner.train", "the encoder can only be trained with `objective: sft`"))
+    if "encoder" not in train:
+        for name in ("augment", "ctc_weight"):
+            if getattr(config.learner, name):
+                found.append((f"learner.{name}", "needs a learner that trains the encoder (`learner.train`)"))
+    return found
+
+
+def _reward_problems(config: RunConfig) -> list[tuple[str, str]]:
+    rewards = config.rewards
+    found = [
+        (f"rewards.items.{i}" + (f".options.{option}" if option else ""), text)
+        for i, item in enumerate(rewards.items)
+        for option, text in reward_problems(item.name, item.options)
+    ]
+    if found:
+        return found
+    try:
+        composition = RewardComposition(rewards)
+        SoundModels(_anywhere(rewards.sound)).check(composition.needs)
+    except UserError as error:
+        return [_named(error, "rewards")]
+    if composition.on_sound and config.model.codec is None:
+        names = ", ".join(sorted(composition.on_sound))
+        found.append(("rewards.items", f"{names} score sound; name the codec of the model's speech (`model.codec`)"))
     return found
 
 
@@ -53,8 +187,6 @@ def _schedule_problems(config: RunConfig) -> list[tuple[str, str]]:
     if config.update == "inflight" and config.staleness == 0:
         found.append(("update", "nothing is in flight at a publication with `staleness: 0`; leave it at `drain`"))
     if config.staleness > 0:
-        if config.objective == "sft":
-            found.append(("staleness", "`objective: sft` samples nothing that could be stale; leave it at 0"))
         if config.placement == "colocated":
             found.append(("placement", "components that take turns cannot overlap; `colocated` needs `staleness: 0`"))
         if config.objective in ("grpo", "combined") and config.learner.loss.importance_cap == 0:
@@ -93,12 +225,16 @@ def _diffro_problems(config: RunConfig) -> list[tuple[str, str]]:
     return found
 
 
-def _token2text_problems(config: RunConfig) -> list[tuple[str, str]]:
-    found = []
-    if config.model.codec is None:
-        found.append(("model.codec", "name the codec whose tokens the Token2Text model reads"))
-    if config.data.replay is not None:
-        found.append(("data.replay", "there is no replay with `objective: token2text`"))
-    if config.learner.updates_per_step != 1:
-        found.append(("learner.updates_per_step", "is always 1 with `objective: token2text`"))
-    return found
+def _anywhere(sound: SoundConfig) -> SoundConfig:
+    """The models without `package:`, since a package need not be installed here."""
+
+    def judge(config: JudgeConfig) -> JudgeConfig:
+        return replace(config, path=config.path.removeprefix(PREFIX))
+
+    return replace(sound, judge=judge(sound.judge), second_judge=judge(sound.second_judge))
+
+
+def _named(error: UserError, section: str) -> tuple[str, str]:
+    """The key that a message begins with, and the rest of it; without one `section`."""
+    match = re.match(r"(rewards\.[\w.]+):? (.*)", str(error), re.DOTALL)
+    return (match[1], match[2]) if match else (section, str(error))

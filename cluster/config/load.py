@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
-from cluster.config.binding import bind, defaults, to_plain
-from cluster.config.checks import across_sections
+from cluster.config.checks import across_sections, settle_unread_keys
+from cluster.config.keys import REQUIRED, defaults, nearest, to_plain, walk
 from cluster.config.schema import RunConfig
 from cluster.config.source import read_source
 from speech.errors import InputError, Problem
+from speech.runtime.schema import bind
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -32,14 +33,15 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
             and line.
     """
     problems: list[Problem] = []
-    source = read_source(path, overrides, defaults(RunConfig), problems)
+    known = defaults(RunConfig)
+    source = read_source(path, overrides, known, problems)
     config: RunConfig | None = None
     if not problems:
-        config = bind(
-            RunConfig, source.values, lambda key, text: problems.append(source.problem(key, text)), source.raw
-        )
-    if config is not None and not problems:
-        problems.extend(source.problem(key, text) for key, text in across_sections(config))
+        problems += settle_unread_keys(source, known)
+        config, found = bind(RunConfig, _given(source.values), _did_you_mean, source.raw)
+        if config is not None and not problems:
+            found = across_sections(config)
+        problems += [source.problem(key, text) for key, text in found]
     if problems or config is None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError(f"the configuration has {count}:", problems)
@@ -54,6 +56,18 @@ def dump_config(config: RunConfig) -> str:
 def default_yaml() -> str:
     """All defaults as YAML, with `???` where a value is required."""
     return _to_yaml(defaults(RunConfig))
+
+
+def _did_you_mean(path: str) -> str:
+    guess = nearest(path, [key.path for key in walk(RunConfig)])
+    return f"; did you mean `{guess}`?" if guess else ""
+
+
+def _given(values: Any) -> Any:
+    """The values without those that nobody gave."""
+    if isinstance(values, dict):
+        return {key: _given(value) for key, value in values.items() if value != REQUIRED}
+    return [_given(value) for value in values] if isinstance(values, list) else values
 
 
 def _to_yaml(plain: dict[str, Any]) -> str:

@@ -6,14 +6,16 @@ Regenerate it with `python -m cluster.config.reference > docs/configuration.md`.
 from __future__ import annotations
 
 import sys
-import types
 import typing
-from typing import Any
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge, Le
 
-from cluster.config.binding import REQUIRED, Key, fields_of, to_plain, without_none
+from cluster.config.keys import REQUIRED, Key, keys_of
 from cluster.config.schema import RunConfig
+from speech.runtime.schema import OneOf, without_none
 
 REGENERATE = "python -m cluster.config.reference > docs/configuration.md"
 
@@ -30,6 +32,9 @@ Every key of `speechrl train CONFIG`, its type and its default. This page is gen
 - `${{seed}}` takes the value of another key and `${{oc.env:HOME}}` that of an environment variable.
 - An unknown key, a wrong type or a value out of range is an error; all of them are reported at once, with
   file and line.
+- A key that the objective never reads is an error where it is set with the objective or after it: in the same file, in
+  a file that builds on that, or on the command line. What was set before, for another objective (in a base file, or in
+  a file whose objective the command line changes), is left at its default.
 - `speechrl config CONFIG` prints what a run would use.
 """
 
@@ -45,73 +50,55 @@ def _section(cls: type, path: str, about: str, lines: list[str]) -> None:
     lines.append(f"## {f'`{path}`' if path else 'The run'}\n")
     if about:
         lines.append(f"{about}\n")
-    keys = fields_of(cls, path)
+    keys = keys_of(cls, path)
     leaves = [key for key in keys if key.section is None]
     if leaves:
         lines += ["| key | type | default | meaning |", "|---|---|---|---|", *map(_row, leaves), ""]
     for key in keys:
         if key.section is not None:
-            is_list = typing.get_origin(without_none(key.type)) is list
-            _section(key.section, key.path + ("[]" if is_list else ""), _about(key), lines)
+            _section(key.section, key.path + ("[]" if key.is_list else ""), _about(key), lines)
 
 
 def _about(key: Key) -> str:
-    text = _help(key)
-    if typing.get_origin(without_none(key.type)) is list:
-        default = yaml.safe_dump(to_plain(key.default), default_flow_style=True, width=1000, sort_keys=False).strip()
-        text = f"{text} A list of sections; default `{default}`."
-    return text
+    if not key.is_list:
+        return key.help
+    default = yaml.safe_dump(key.default, default_flow_style=True, width=1000, sort_keys=False).strip()
+    return f"{key.help} A list of sections; default `{default}`."
 
 
 def _row(key: Key) -> str:
-    cells = (f"`{key.path}`", _type(key), _default(key), _help(key))
+    cells = (f"`{key.path}`", _type(key.type), _default(key), key.help)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _help(key: Key) -> str:
-    text = str(key.field.metadata.get("help", "")).rstrip(".")
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
-
-
-def _type(key: Key) -> str:
-    meta = key.field.metadata
-    text = _type_name(key.type)
-    if "choices" in meta:
-        options = ", ".join(f"`{choice}`" for choice in meta["choices"])
-        text = f"list of {options}" if text.startswith("list") else f"one of {options}"
-        if _optional(key.type):
-            text += ", or null"
-    if "min" in meta:
-        text += f", ≥ {meta['min']:g}"
-    if "max" in meta:
-        text += f", ≤ {meta['max']:g}"
-    return text
-
-
-def _type_name(annotation: Any) -> str:
+def _type(annotation: Any) -> str:
     inner = without_none(annotation)
     origin, args = typing.get_origin(inner), typing.get_args(inner)
     simple = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "anything"}
-    if origin in (list, tuple):
-        text = f"list of {_type_name(args[0])}"
+    if origin is Annotated:
+        names = [note.names for note in args[1:] if isinstance(note, OneOf)]
+        text = _choices(names[0]) if names else _type(args[0])
+        text += "".join(f", ≥ {note.ge:g}" for note in args[1:] if isinstance(note, Ge))
+        text += "".join(f", ≤ {note.le:g}" for note in args[1:] if isinstance(note, Le))
+    elif origin in (list, tuple):
+        text = f"list of {_type(args[0]).removeprefix('one of ')}"
     elif origin is dict:
-        text = f"section of {_type_name(args[1])} by name"
+        text = f"section of {_type(args[1])} by name"
     elif origin is typing.Literal:
-        text = "one of " + ", ".join(f"`{choice}`" for choice in args)
+        text = _choices(args)
     else:
         text = simple[inner]
-    return f"{text}, or null" if _optional(annotation) else text
+    return text if inner is annotation else f"{text}, or null"
 
 
-def _optional(annotation: Any) -> bool:
-    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return is_union and type(None) in typing.get_args(annotation)
+def _choices(names: Iterable[str]) -> str:
+    return "one of " + ", ".join(f"`{name}`" for name in names)
 
 
 def _default(key: Key) -> str:
     if key.default == REQUIRED:
         return "required"
-    text = yaml.safe_dump(to_plain(key.default), default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    text = yaml.safe_dump(key.default, default_flow_style=True, width=1000).removesuffix("...\n").strip()
     return f"`{text}`"
 
 

@@ -42,6 +42,16 @@ class Source:
         file, line = self.origins.get(place, (named, None))
         return Problem(file, line, key or None, message)
 
+    def layer(self, key: str) -> int:
+        """Which file wrote a key, something below it, or the section around it last: 0 for the base; above all files
+        the command line; −1 when nobody did."""
+        places = [k for k in self.origins if k == key or k.startswith(f"{key}.")]
+        while not places and key:
+            key = key.rpartition(".")[0]
+            places = [key] if key in self.origins else []
+        layers = [*self.files, COMMAND_LINE]
+        return max((layers.index(self.origins[place][0]) for place in places), default=-1)
+
 
 def read_source(
     path: str | Path | None, overrides: Sequence[str], known: dict[str, Any], problems: list[Problem]

@@ -21,7 +21,7 @@ def load_split(config: DataConfig, path: str) -> Manifest:
     return load_manifest(
         path,
         format=config.format,
-        on_bad=config.on_bad,  # type: ignore[arg-type]  # checked by the configuration
+        on_bad=config.on_bad,
         limits=config.limits,
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from cluster.config import RunConfig, dump_config
-from cluster.config.binding import to_plain
+from cluster.config.keys import to_plain
 from cluster.runs import durable
 from cluster.runs.checkpoints import CheckpointFolder
 from cluster.runs.durable import writing

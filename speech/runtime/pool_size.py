@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
+
+
+@dataclass(kw_only=True)
 class PoolSize:
-    """Base of the sections of a configuration that count actors.
+    """Base of the sections of a configuration that count actors."""
 
-    It declares no fields: each section documents its own keys.
-    """
+    count: Annotated[int, Ge(1)] = 1
+    """Number of actors at the start."""
 
-    count: int
-    min: int | None
-    max: int | None
+    min: Annotated[int, Ge(1)] | None = None
+    """Fewest actors to shrink to; null takes `count`: never shrink."""
+
+    max: Annotated[int, Ge(1)] | None = None
+    """Most actors to grow to; null takes `count`: never grow."""
 
     def __post_init__(self) -> None:
         if not self.min_count <= self.count <= self.max_count:

@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from cluster.config import RunConfig, default_yaml, dump_config, load_config
-from cluster.config.binding import nearest, walk
+from cluster.config.checks import OBJECTIVES, READ_BY, readers
+from cluster.config.keys import nearest, walk
 from cluster.config.reference import REGENERATE, reference_markdown
+from cluster.runs.folder import MAY_CHANGE
 from speech.errors import InputError, UserError
+
+MINIMAL: dict[str, dict[str, str]] = {
+    objective: {"name": "n", "model.path": "m", "data.train": "t", "objective": objective} | more
+    for objective, more in {
+        "grpo": {},
+        "diffro": {"model.codec": "c", "learner.diffro.reward_model": "r"},
+        "combined": {"model.codec": "c", "learner.diffro.reward_model": "r"},
+        "sft": {},
+        "token2text": {"model.codec": "c"},
+    }.items()
+}
+CHANGED = {
+    "sampling.group_size": "4",
+    "sampling.temperature": "0.5",
+    "engines.count": "2",
+    "engines.generate_timeout_s": "60.0",
+    "encoder.count": "2",
+    "encoder.max": "3",
+    "rewards.retries": "2",
+    "rewards.sound.batch": "2",
+    "learner.lr": "0.1",
+    "learner.loss.clip_low": "0.1",
+    "learner.diffro.weight": "2.0",
+    "learner.advantage": "group_mean",
+    "learner.zero_variance": "keep",
+    "learner.updates_per_step": "2",
+    "learner.restarts": "1",
+    "token2text.layers": "2",
+    "publish.bucket_mb": "1",
+    "evaluation.sampled": "True",
+    "evaluation.samples_shown": "1",
+    "checkpoint.every": "5",
+    "watchdog_minutes": "1.0",
+}
+"""Keys with another value than their default."""
 
 REQUIRED = "name: demo\nmodel:\n  path: assets/model\ndata:\n  train: train.jsonl\n"
 
@@ -54,7 +91,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
         "objective: gpro\n"  # 7
         "learner:\n"
         "  kl_coef: 1e-3\n"  # 9
-        "  shared_prefix: 1\n"  # 10
+        "  activation_checkpointing: 1\n"  # 10
         "  loss:\n"
         "    clip_low: -3\n"  # 12
         "rewards:\n"
@@ -72,8 +109,8 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
             f"{path}:7: objective: expected one of `grpo`, `diffro`, `combined`, `sft`, `token2text`, got 'gpro'; "
             "did you mean `grpo`?",
             f"{path}:9: learner.kl_coef: unknown key; did you mean `learner.loss.kl_coef`?",
-            f"{path}:10: learner.shared_prefix: expected true or false, got 1",
-            f"{path}:12: learner.loss.clip_low: must be at least 0, got -3.0",
+            f"{path}:10: learner.activation_checkpointing: expected true or false, got 1",
+            f"{path}:12: learner.loss.clip_low: must be at least 0, got -3",
             f"{path}:16: rewards.items.0.wieght: unknown key; did you mean `rewards.items[].weight`?",
             f"{path}:17: evaluation: expected a section with keys, got 'often'",
             f"{path}:19: ray.num_cpus: expected a whole number, got 1.5",
@@ -141,7 +178,6 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
         (("staleness=1",), "learner.loss.importance_cap: stale samples need importance weights"),
         (("update=inflight",), "update: nothing is in flight at a publication with `staleness: 0`"),
         (("staleness=-1",), "staleness: must be at least 0, got -1"),
-        (("staleness=1", "objective=sft"), "staleness: `objective: sft` samples nothing that could be stale"),
         (
             ("staleness=1", "placement=colocated", "learner.loss.importance_cap=2"),
             "placement: components that take turns cannot overlap; `colocated` needs `staleness: 0`",
@@ -202,6 +238,105 @@ def test_defaults_build_on_another_file(tmp_path: Path) -> None:
     assert problems(path) == [f"{base}:6: sede: unknown key; did you mean `seed`?"]
 
 
+@pytest.mark.parametrize(
+    ("objective", "override", "readers"),
+    [
+        ("grpo", "learner.diffro.weight=2", "`diffro` and `combined` read it"),
+        ("grpo", "token2text.hidden=64", "`token2text` reads it"),
+        ("combined", "learner.augment=true", "`sft` reads it"),
+        ("diffro", "learner.loss.kl_coef=0.1", "`grpo` and `combined` read it"),
+        ("sft", "rewards.items=[]", "`grpo`, `diffro` and `combined` read it"),
+        ("sft", "rewards.normalise_parts=true", "`grpo`, `diffro` and `combined` read it"),
+        ("sft", "sampling.group_size=4", "`grpo`, `diffro` and `combined` read it"),
+        ("sft", "staleness=1", "`grpo`, `diffro` and `combined` read it"),
+        ("sft", "data.replay_batch=1", "`grpo`, `diffro` and `combined` read it"),
+        ("token2text", "engines.count=2", "`grpo`, `diffro`, `combined` and `sft` read it"),
+        ("token2text", "rewards={timeout_s: 1}", "`grpo`, `diffro` and `combined` read it"),
+        ("token2text", "learner.restarts=0", "`grpo`, `diffro`, `combined` and `sft` read it"),
+        ("token2text", "watchdog_minutes=1", "`grpo`, `diffro`, `combined` and `sft` read it"),
+    ],
+)
+def test_a_key_that_the_objective_never_reads(objective: str, override: str, readers: str) -> None:
+    base = [f"{key}={value}" for key, value in MINIMAL[objective].items()]
+    assert load_config(None, base).objective == objective
+    (found,) = problems(None, *base, override)
+    key = override.partition("=")[0]
+    assert found.startswith(f"command line: {key}")
+    assert found.endswith(f": has no effect with `objective: {objective}`; only {readers}")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_keys_that_the_objective_reads_and_defaults_never_complain(objective: str, tmp_path: Path) -> None:
+    minimal = MINIMAL[objective]
+    dumped = dump_config(load_config(None, [f"{key}={value}" for key, value in minimal.items()]))
+    path = write(tmp_path, dumped)
+    assert dump_config(load_config(path)) == dumped
+    for key, value in CHANGED.items():
+        if objective in readers(key):
+            config: Any = load_config(path, [f"{key}={value}"])
+            for name in key.split("."):
+                config = getattr(config, name)
+            assert str(config) == value, key
+        else:
+            assert any(f": {key}: has no effect" in found for found in problems(path, f"{key}={value}")), key
+
+
+def test_a_base_file_serves_several_objectives(tmp_path: Path) -> None:
+    base = write(tmp_path, REQUIRED + "objective: grpo\nsampling:\n  group_size: 4\nstaleness: 0\n", "base.yaml")
+    path = write(tmp_path, "defaults: base.yaml\nobjective: sft\n")
+    config = load_config(path)
+    assert config.sampling.group_size == 8, "what the objective never reads is left at its default"
+    assert load_config(write(tmp_path, dump_config(config), "dump.yaml")) == config
+    path.write_text("defaults: base.yaml\nobjective: sft\nsampling:\n  group_size: 4\n", encoding="utf-8")
+    only = "has no effect with `objective: sft`; only `grpo`, `diffro` and `combined` read it"
+    assert problems(path) == [f"{path}:4: sampling.group_size: {only}"]
+    assert load_config(base, ["objective=sft"]).sampling.group_size == 8
+    assert problems(base, "objective=sft", "sampling.group_size=2") == [f"command line: sampling.group_size: {only}"]
+
+
+def test_unread_keys_are_reported_with_all_other_problems(tmp_path: Path) -> None:
+    path = write(tmp_path, REQUIRED + "learner:\n  ctc_weight: 0.3\n  lr: fast\n")
+    assert problems(path) == [
+        f"{path}:7: learner.ctc_weight: has no effect with `objective: grpo`; only `sft` reads it",
+        f"{path}:8: learner.lr: expected a number, got 'fast'",
+    ]
+
+
+def test_the_table_of_objectives_names_keys_that_exist() -> None:
+    known = {key.path for key in walk(RunConfig)}
+    assert READ_BY.keys() <= known
+    assert set(MAY_CHANGE) <= known
+    objective = next(key for key in walk(RunConfig) if key.path == "objective")
+    assert get_args(objective.type) == ("grpo", "diffro", "combined", "sft", "token2text")
+    assert set(OBJECTIVES) == set(get_args(objective.type))
+
+
+def test_speech_is_checked_with_the_configuration(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, REQUIRED + "rewards:\n  items:\n    - name: tts_accuracy\n      options:\n        cap: high\n"
+    )
+    assert problems(path) == [f"{path}:10: rewards.items.0.options.cap: expected a number, got 'high'"]
+    speaks = ["model.codec=c", "rewards.items=[{name: tts_accuracy}]"]
+    assert problems(path, *speaks) == [
+        f"{path}:6: rewards.sound.judge.kind: is empty: name a judge, one of demo, faster_whisper, funasr, transformers"
+    ]
+    judge = ["rewards.sound.judge={kind: demo, path: package:not_installed_here/judge}"]
+    assert load_config(path, [*speaks, *judge]).model.codec == "c"
+    assert problems(path, *judge, speaks[1]) == [
+        "command line: rewards.items: tts_accuracy score sound; name the codec of the model's speech (`model.codec`)"
+    ]
+    (found,) = problems(path, *speaks, *judge, "data.test=t")
+    assert "rewards.sound.second_judge.kind: is empty" in found
+    (found,) = problems(path, *speaks, *judge, "learner.train=[adaptor]")
+    assert found.startswith("command line: learner.train: a model with a codec speaks")
+    assert (
+        "rewards.items: names 'no_stop' twice" in problems(path, "rewards.items=[{name: no_stop}, {name: no_stop}]")[0]
+    )
+    (tmp_path / "model").mkdir()
+    (found,) = problems(path, f"model.path={tmp_path / 'model'}", "rewards.items=[{name: no_stop}]")
+    assert "model.path: " in found and "has no config.json" in found
+
+
 def test_interpolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORPUS", "/corpus")
     config = load_config(write(tmp_path, REQUIRED), ["data.train=${oc.env:CORPUS}/train.jsonl", "steps=${seed}"])
@@ -217,7 +352,7 @@ def test_nearest_key(wrong: str, right: str) -> None:
 
 
 def test_every_key_says_what_it_means() -> None:
-    assert [key.path for key in walk(RunConfig) if key.section is None and not key.field.metadata.get("help")] == []
+    assert [key.path for key in walk(RunConfig) if key.section is None and not key.help] == []
 
 
 def test_defaults_and_reference_cover_every_key() -> None:
