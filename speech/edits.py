@@ -85,23 +85,26 @@ def character_edits(reference: str, hypothesis: str, language: str | None) -> Ed
     code = scored_language(reference, hypothesis, language)
     if not is_spaced(code):
         return word_edits(reference, hypothesis, language)
-    return unit_edits(_visible(normalise(reference, code)), _visible(normalise(hypothesis, code)))
-
-
-def _visible(text: str) -> list[str]:
-    # jiwer's tokens are cut at spaces, so the space itself needs a stand-in that normalised text never holds.
-    return ["\u2423" if character == " " else character for character in text]
+    return unit_edits(normalise(reference, code), normalise(hypothesis, code))
 
 
 def unit_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCounts:
-    """Edits between two sequences of units, none of which holds a space."""
-    if not reference or not hypothesis:  # one-sided: no alignment to search for
-        return EditCounts(deletions=len(reference), insertions=len(hypothesis), longest_insertion=len(hypothesis))
-    result = jiwer.process_words(reference=" ".join(reference), hypothesis=" ".join(hypothesis))
+    """Edits between two sequences of units."""
+    result = jiwer.process_words(list(reference), list(hypothesis), _UNITS, _UNITS)
     insertions = (c.hyp_end_idx - c.hyp_start_idx for c in result.alignments[0] if c.type == "insert")
     return EditCounts(
         result.hits, result.substitutions, result.deletions, result.insertions, max(insertions, default=0)
     )
+
+
+class _Units(jiwer.AbstractTransform):
+    """A list is the units of one sentence, not sentences that jiwer still has to cut at their spaces."""
+
+    def process_list(self, inp: list[str]) -> list[list[str]]:
+        return [inp]
+
+
+_UNITS = _Units()
 
 
 class TranscriptPair(NamedTuple):

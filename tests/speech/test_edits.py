@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import jiwer
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech.edits import EditCounts, TranscriptPair, character_edits, corpus_summary, word_edits
+from speech.edits import EditCounts, TranscriptPair, character_edits, corpus_summary, unit_edits, word_edits
 
 WORDS = st.lists(st.sampled_from(["anna", "light", "red", "go", "stop"]), max_size=8).map(" ".join)
 
@@ -45,6 +48,22 @@ def test_lengths_and_bounds(reference: str, hypothesis: str) -> None:
     assert counts.errors <= max(len(reference.split()), len(hypothesis.split()))
     assert counts.longest_insertion <= counts.insertions
     assert (counts.errors == 0) == (reference == hypothesis)
+
+
+@given(*[st.lists(st.sampled_from(["a", "b", "c d", " "]), max_size=40)] * 2)
+def test_units_are_compared_as_they_are(reference: list[str], hypothesis: list[str]) -> None:
+    """The counts are those of jiwer's own alignment of texts in which each unit is a word without a space; also where
+    several alignments have equally many errors."""
+
+    def text(units: Sequence[str]) -> str:
+        return " ".join(unit.replace(" ", "_") for unit in units)
+
+    counts = unit_edits(reference, hypothesis)
+    expected = jiwer.process_words(text(reference), text(hypothesis))
+    inserted = [c.hyp_end_idx - c.hyp_start_idx for c in expected.alignments[0] if c.type == "insert"]
+    assert counts == EditCounts(
+        expected.hits, expected.substitutions, expected.deletions, expected.insertions, max(inserted, default=0)
+    )
 
 
 def test_counts_add() -> None:
