@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,11 +25,12 @@ CodecFactory = Callable[[], Codec]
 class SoundPipeline:
     """Scores groups by rewards on sound, and by any others.
 
-    Only token ids come in and only numbers go out: waves stay in the process that made them.
+    Only token ids come in and only numbers go out: waves stay in the process that made them. Nothing is decoded, and no
+    codec is loaded, where no reward scores sound.
 
     Args:
         config: rewards, their models, and the batch size.
-        codec: whose tokens the trajectories hold.
+        codec: builds the codec whose tokens the trajectories hold.
 
     Attributes:
         composition: the rewards.
@@ -40,21 +42,28 @@ class SoundPipeline:
         UserError: a configuration error, found without loading a model.
     """
 
-    def __init__(self, config: RewardConfig, codec: Codec) -> None:
+    def __init__(self, config: RewardConfig, codec: CodecFactory) -> None:
         self.composition = RewardComposition(config)
         self.models = SoundModels(config.sound)
         self.models.check(self.composition.needs)
         self.seconds: Counter[str] = Counter()
         self._config = config.sound
-        self._codec = codec
+        self._build_codec = codec
+
+    @cached_property
+    def codec(self) -> Codec:
+        """The codec, loaded when first asked for."""
+        return self._build_codec()
 
     def load(self) -> None:
-        """Load the models that the rewards need.
+        """Load the codec and the models that the rewards need.
 
         Raises:
             UserError: a model or a package is missing.
         """
-        self.models.load(self.composition.needs)
+        if self.composition.on_sound:
+            _ = self.codec
+            self.models.load(self.composition.needs)
 
     def score(self, groups: Sequence[Group], folder: Path | None = None) -> list[Group]:
         """The groups with rewards, in order. Never raises on behalf of a sample.
@@ -63,38 +72,40 @@ class SoundPipeline:
             folder: where every sample's wave is written, by `wave_path`; None writes none.
         """
         with timed(self.seconds, "total"):
+            if not self.composition.on_sound and folder is None:
+                return [self.composition.score(group) for group in groups]
             heard = self.listen(groups)
             if folder is not None:
                 write_waves(heard, folder)
             return [self.composition.score(sound.group, sound) for sound in heard]
 
     def listen(self, groups: Sequence[Group]) -> list[SoundGroup]:
-        """The groups as sound, in order: all samples and all prompt voices decoded, in batches of similar length."""
+        """The groups as sound, in order: all samples decoded, in batches of similar length. Their prompt voices are
+        decoded together when the first of them is asked for."""
         samples = [(t, group) for group in groups for t in group.trajectories]
-        voices = list(dict.fromkeys(group.voice_tokens for group in groups if group.voice_tokens))
-        wanted: list[tuple[tuple[int, ...], tuple[int, ...], bool]] = [
-            *((t.speech_tokens, group.voice_tokens, _finished(t)) for t, group in samples),
-            *((voice, voice, True) for voice in voices),
-        ]
-        with timed(self.seconds, "decode"):
-            decoded = self._decode(wanted)
-        by_voice = dict(zip(voices, decoded[len(samples) :], strict=True))
+        decoded = self._decode([(t.speech_tokens, group.voice_tokens, _finished(t)) for t, group in samples])
         rest = iter(decoded)
         rows = [tuple(next(rest) for _ in group.trajectories) for group in groups]
-        batch = SoundBatch(groups, rows, by_voice, self.models, self._config, self.seconds)
+
+        def voices(tokens: Sequence[tuple[int, ...]]) -> list[Sound | Failure]:
+            return self._decode([(voice, voice, True) for voice in tokens])
+
+        batch = SoundBatch(groups, rows, voices, self.models, self._config, self.seconds)
         firsts = np.cumsum([0, *(len(row) for row in rows)]).tolist()
-        return [
-            SoundGroup(group, row, by_voice.get(group.voice_tokens), batch, first)
-            for group, row, first in zip(groups, rows, firsts, strict=False)
-        ]
+        return [SoundGroup(group, row, batch, first) for group, row, first in zip(groups, rows, firsts, strict=False)]
 
     def _decode(self, wanted: Sequence[tuple[tuple[int, ...], tuple[int, ...], bool]]) -> list[Sound | Failure]:
+        """Tokens, tokens of the prompt voice, and whether it ended naturally → sound."""
+        codec = self.codec  # one that cannot be loaded is no fault of a sample
+
         def decode(part: Sequence[int]) -> list[Sound]:
-            waves = self._codec.decode([wanted[i][0] for i in part], [wanted[i][1] for i in part])
+            waves = codec.decode([wanted[i][0] for i in part], [wanted[i][1] for i in part])
             return [self._sound(wave, *wanted[i][::2]) for i, wave in zip(part, waves, strict=True)]
 
         order = sorted(range(len(wanted)), key=lambda i: len(wanted[i][0]))
-        results = dict(zip(order, map_isolating_failures(decode, order, "codec", self._config.batch), strict=True))
+        with timed(self.seconds, "decode"):
+            found = map_isolating_failures(decode, order, "codec", self._config.batch)
+        results = dict(zip(order, found, strict=True))
         return [results[i] for i in range(len(wanted))]
 
     def _sound(self, wave: np.ndarray, tokens: tuple[int, ...], finished: bool) -> Sound:
@@ -102,9 +113,9 @@ class SoundPipeline:
             raise ValueError("the decoded wave is not finite")
         return Sound(
             wave=np.clip(wave, -1.0, 1.0).astype(np.float32, copy=False),
-            sample_rate=self._codec.sample_rate,
+            sample_rate=self.codec.sample_rate,
             tokens=tokens,
-            token_rate=self._codec.token_rate,
+            token_rate=self.codec.token_rate,
             finished=finished,
             silent=float(np.abs(wave).max(initial=0.0)) < self._config.silence_peak,
         )

@@ -71,16 +71,17 @@ class SoundReporter:
 
     def __init__(self, config: RewardConfig, codec: CodecFactory, unit: Unit = "auto") -> None:
         check_second_judge(config.sound)
-        self._pipeline = SoundPipeline(config, codec())
+        self._pipeline = SoundPipeline(config, codec)
         self._pipeline.models.check(_NEEDS)
         self._unit = unit
 
     def load(self) -> None:
-        """Load all models now.
+        """Load the codec and all models now.
 
         Raises:
             UserError: a model or a package is missing.
         """
+        _ = self._pipeline.codec
         self._pipeline.models.load(_NEEDS)
         self._pipeline.models.judge("second_judge")
 
@@ -97,7 +98,7 @@ class SoundReporter:
 
     def _group(self, group: SoundGroup, folder: Path | None) -> list[SampleReport]:
         unscored = unscorable(group.text, group.language)
-        voice = group.voice_embedding() if group.voice is not None else None
+        voice = group.voice_embedding() if group.group.voice_tokens else None
         rows = zip(
             group.group.trajectories,
             group.sounds,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jiwer
 import numpy as np
@@ -85,23 +85,26 @@ def character_edits(reference: str, hypothesis: str, language: str | None) -> Ed
     code = scored_language(reference, hypothesis, language)
     if not is_spaced(code):
         return word_edits(reference, hypothesis, language)
-    return unit_edits(_visible(normalise(reference, code)), _visible(normalise(hypothesis, code)))
-
-
-def _visible(text: str) -> list[str]:
-    # jiwer's tokens are cut at spaces, so the space itself needs a stand-in that normalised text never holds.
-    return ["\u2423" if character == " " else character for character in text]
+    return unit_edits(normalise(reference, code), normalise(hypothesis, code))
 
 
 def unit_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCounts:
-    """Edits between two sequences of units, none of which holds a space."""
-    if not reference or not hypothesis:  # one-sided: no alignment to search for
-        return EditCounts(deletions=len(reference), insertions=len(hypothesis), longest_insertion=len(hypothesis))
-    result = jiwer.process_words(reference=" ".join(reference), hypothesis=" ".join(hypothesis))
+    """Edits between two sequences of units."""
+    result = jiwer.process_words(list(reference), list(hypothesis), _UNITS, _UNITS)
     insertions = (c.hyp_end_idx - c.hyp_start_idx for c in result.alignments[0] if c.type == "insert")
     return EditCounts(
         result.hits, result.substitutions, result.deletions, result.insertions, max(insertions, default=0)
     )
+
+
+class _Units(jiwer.AbstractTransform):
+    """A list is the units of one sentence, not sentences that jiwer still has to cut at their spaces."""
+
+    def process_list(self, inp: list[str]) -> list[list[str]]:
+        return [inp]
+
+
+_UNITS = _Units()
 
 
 class TranscriptPair(NamedTuple):
@@ -112,9 +115,43 @@ class TranscriptPair(NamedTuple):
     language: str | None = None
 
 
-def corpus_summary(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorRates:
+    """Corpus error rates with their edits.
+
+    Attributes:
+        wer, cer: errors per reference unit and per character, of all utterances together.
+        wer_low, wer_high, cer_low, cer_high: their confidence intervals.
+        sentence_error_rate: share of utterances with an error.
+        substitutions, deletions, insertions: in scoring units.
+        words: reference scoring units: characters in languages without spaces, in which case `wer` equals `cer`.
+        utterances: how many.
+    """
+
+    wer: float
+    wer_low: float
+    wer_high: float
+    cer: float
+    cer_low: float
+    cer_high: float
+    sentence_error_rate: float
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int
+    utterances: int
+
+
+class CorpusRates(NamedTuple):
+    """Error rates of a corpus, and of its utterances in each language by code."""
+
+    overall: ErrorRates
+    languages: dict[str, ErrorRates]
+
+
+def corpus_rates(
     pairs: Iterable[TranscriptPair], *, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
-) -> dict[str, Any]:
+) -> CorpusRates:
     """Corpus error rates with bootstrap confidence intervals, overall and per language.
 
     Rates are corpus rates (all errors over all reference units), not means of utterance rates. The interval is the
@@ -126,11 +163,6 @@ def corpus_summary(
         resamples: bootstrap draws. The result depends on `seed` alone, not on the order of languages.
         confidence: width of the interval, in (0, 1).
 
-    Returns:
-        `wer`, `cer`, `sentence_error_rate` (fractions); `wer_low`, `wer_high`, `cer_low`, `cer_high`; counts `sub`,
-        `del`, `ins` in scoring units; `words` (reference scoring units: characters in languages without spaces, in
-        which case `wer` equals `cer`); `utterances`; and `languages`, the same per language code.
-
     Raises:
         ValueError: when there are no pairs.
     """
@@ -139,31 +171,30 @@ def corpus_summary(
         code = scored_language(reference, hypothesis, language)
         scored.append((code, word_edits(reference, hypothesis, code), character_edits(reference, hypothesis, code)))
     if not scored:
-        raise ValueError("no transcripts to summarise")
+        raise ValueError("no transcripts to score")
 
-    def summary(rows: Sequence[tuple[str, EditCounts, EditCounts]]) -> dict[str, Any]:
+    def rates(rows: Sequence[tuple[str, EditCounts, EditCounts]]) -> ErrorRates:
         words, characters = [row[1] for row in rows], [row[2] for row in rows]
         total = sum(words, EditCounts())
         wer_low, wer_high = _interval(words, resamples, seed, confidence)
         cer_low, cer_high = _interval(characters, resamples, seed, confidence)
-        return {
-            "wer": total.rate,
-            "wer_low": wer_low,
-            "wer_high": wer_high,
-            "cer": sum(characters, EditCounts()).rate,
-            "cer_low": cer_low,
-            "cer_high": cer_high,
-            "sentence_error_rate": sum(row.errors > 0 for row in words) / len(words),
-            "sub": total.substitutions,
-            "del": total.deletions,
-            "ins": total.insertions,
-            "words": total.reference_length,
-            "utterances": len(rows),
-        }
+        return ErrorRates(
+            wer=total.rate,
+            wer_low=wer_low,
+            wer_high=wer_high,
+            cer=sum(characters, EditCounts()).rate,
+            cer_low=cer_low,
+            cer_high=cer_high,
+            sentence_error_rate=sum(row.errors > 0 for row in words) / len(words),
+            substitutions=total.substitutions,
+            deletions=total.deletions,
+            insertions=total.insertions,
+            words=total.reference_length,
+            utterances=len(rows),
+        )
 
     languages = sorted({code for code, _, _ in scored})
-    per_language = {code: summary([row for row in scored if row[0] == code]) for code in languages}
-    return summary(scored) | {"languages": per_language}
+    return CorpusRates(rates(scored), {code: rates([row for row in scored if row[0] == code]) for code in languages})
 
 
 def _interval(counts: Sequence[EditCounts], resamples: int, seed: int, confidence: float) -> tuple[float, float]:

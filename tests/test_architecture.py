@@ -48,7 +48,7 @@ FLOORS = {
         ("compose",),
         ("on_text", "on_sound"),
         ("listening",),
-        ("registry", "config"),
+        ("registry", "config", "shapes"),
         ("registries",),
     ),
     "rollout": (

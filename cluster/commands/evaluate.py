@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster.config import load_config
 from cluster.data.prompts import load_split
 from cluster.evaluation.split import evaluate_split
-from cluster.monitoring.tables import print_evaluation
+from cluster.evaluation.tables import print_evaluation
 from cluster.runs import durable
 from cluster.system import System
 
@@ -30,7 +30,7 @@ def run_evaluation(args: argparse.Namespace) -> int:
     with System(config, training=False) as system:
         evaluation = evaluate_split(config, system, manifest.utterances, out.with_suffix(""))
     durable.replace(out, "".join(durable.dumps(line) + "\n" for line in evaluation.hypotheses))
-    summary = {"model": args.model, "manifest": args.manifest, **evaluation.summary}
+    summary = {"model": args.model, "manifest": args.manifest, **evaluation.scores.to_json()}
     durable.replace(out.with_suffix(".summary.json"), json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
-    print_evaluation(evaluation.summary, skipped=len(manifest.skipped), hypotheses=out)
+    print_evaluation(evaluation.scores, skipped=len(manifest.skipped), hypotheses=out)
     return 0

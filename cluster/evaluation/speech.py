@@ -11,6 +11,7 @@ from cluster.actors.encoders import EncoderPool
 from cluster.actors.listener import Listener
 from cluster.data.prompts import derived_seed
 from cluster.evaluation.result import CHUNK, Evaluation
+from cluster.evaluation.scores import SpeechScores
 from cluster.fleet.fleet import EngineFleet
 from rewards.report import SampleReport
 from rollout.config import SamplingConfig
@@ -25,7 +26,7 @@ def evaluate_speech(
     listener: Listener,
     sampling: SamplingConfig,
     folder: Path | None = None,
-) -> Evaluation:
+) -> Evaluation[SpeechScores]:
     """Synthesise every text once and listen to it; nothing is learned from these utterances.
 
     Args:
@@ -45,29 +46,24 @@ def evaluate_speech(
         heard = listener.report(groups, folder, timeout)
         reports += heard
         lines += [_line(utterance, report) for utterance, report in zip(part, heard, strict=True)]
-    return Evaluation(speech_summary(reports), lines)
+    return Evaluation(speech_scores(reports), lines)
 
 
-def speech_summary(reports: Sequence[SampleReport]) -> dict[str, Any]:
-    """What `summary.json` says of an evaluation of speech.
-
-    `wer` is of the whole corpus, `wer_mean` the mean over utterances (the protocol of seed-tts-eval), both by the judge
-    of the training; `wer_second` and `wer_second_mean` by the judge that training never hears. Samples that something
-    failed on are left out of what they have no value for, and counted in `failed`.
-    """
+def speech_scores(reports: Sequence[SampleReport]) -> SpeechScores:
+    """The scores of reported samples."""
     first, second = ([r.edits for r in reports], [r.edits_second for r in reports])
-    return {
-        "wer": _corpus(first),
-        "wer_mean": _mean(edits.rate for edits in first if edits is not None),
-        "wer_second": _corpus(second),
-        "wer_second_mean": _mean(edits.rate for edits in second if edits is not None),
-        "speaker_similarity": _mean(r.speaker_similarity for r in reports if r.speaker_similarity is not None),
-        "duration_mean": _mean(r.seconds for r in reports if r.seconds is not None),
-        "f0_std": _mean(r.f0_std for r in reports if r.f0_std is not None),
-        "no_stop_rate": _mean(float(not r.finished) for r in reports),
-        "utterances": len(reports),
-        "failed": sum(bool(r.problems) for r in reports),
-    }
+    return SpeechScores(
+        wer=_corpus(first),
+        wer_mean=_mean(edits.rate for edits in first if edits is not None),
+        wer_second=_corpus(second),
+        wer_second_mean=_mean(edits.rate for edits in second if edits is not None),
+        speaker_similarity=_mean(r.speaker_similarity for r in reports if r.speaker_similarity is not None),
+        duration_mean=_mean(r.seconds for r in reports if r.seconds is not None),
+        f0_std=_mean(r.f0_std for r in reports if r.f0_std is not None),
+        no_stop_rate=_mean(float(not r.finished) for r in reports),
+        utterances=len(reports),
+        failed=sum(bool(r.problems) for r in reports),
+    )
 
 
 def _corpus(counts: Iterable[EditCounts | None]) -> float | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.evaluation.result import Evaluation
+from cluster.evaluation.scores import SAMPLED, Scores
 from cluster.evaluation.speech import evaluate_speech
 from cluster.evaluation.transcripts import evaluate, evaluation_sampling
 from rollout.config import SamplingConfig
@@ -17,13 +18,10 @@ if TYPE_CHECKING:
     from cluster.config import RunConfig
     from cluster.system import System
 
-SAMPLED = "sampled"
-"""Under this key a summary, and each line of the hypotheses, holds what one sample per utterance gave."""
-
 
 def evaluate_split(
     config: RunConfig, system: System, utterances: Sequence[Utterance], waves: Path | None = None
-) -> Evaluation:
+) -> Evaluation[Scores]:
     """Decode and score; the figures are the greedy ones, those of the samples stand below `SAMPLED`.
 
     Args:
@@ -31,7 +29,7 @@ def evaluate_split(
             none.
     """
 
-    def once(sampling: SamplingConfig, folder: Path | None) -> Evaluation:
+    def once(sampling: SamplingConfig, folder: Path | None) -> Evaluation[Scores]:
         if system.listener is None:
             return evaluate(utterances, system.encoders, system.fleet, sampling)
         return evaluate_speech(utterances, system.encoders, system.fleet, system.listener, sampling, folder)
@@ -50,14 +48,7 @@ def sample_once(config: RunConfig) -> SamplingConfig:
     return dataclasses.replace(evaluation_sampling(config), temperature=config.sampling.temperature)
 
 
-def with_samples(greedy: Evaluation, sampled: Evaluation) -> Evaluation:
-    """Both in one: the samples' summary and lines below `SAMPLED`."""
+def with_samples(greedy: Evaluation[Scores], sampled: Evaluation[Scores]) -> Evaluation[Scores]:
+    """Both in one: the samples' scores and lines below `SAMPLED`."""
     lines = [{**line, SAMPLED: other} for line, other in zip(greedy.hypotheses, sampled.hypotheses, strict=True)]
-    return Evaluation({**greedy.summary, SAMPLED: sampled.summary}, lines)
-
-
-def flat_scores(summary: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
-    """The named scores that are known, those of the samples as `sampled/<name>`."""
-    found = {name: summary[name] for name in names if summary.get(name) is not None}
-    below = summary.get(SAMPLED, {})
-    return found | {f"{SAMPLED}/{name}": below[name] for name in names if below.get(name) is not None}
+    return Evaluation(dataclasses.replace(greedy.scores, sampled=sampled.scores), lines)

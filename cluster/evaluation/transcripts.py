@@ -10,22 +10,24 @@ from cluster.actors.encoders import EncoderPool
 from cluster.config import RunConfig
 from cluster.data.prompts import derived_seed
 from cluster.evaluation.result import CHUNK, Evaluation
+from cluster.evaluation.scores import TranscriptScores
 from cluster.fleet.fleet import EngineFleet
 from rollout.config import SamplingConfig
-from speech.edits import TranscriptPair, character_edits, corpus_summary, word_edits
+from speech.edits import TranscriptPair, character_edits, corpus_rates, word_edits
 from speech.records import Prompt, Trajectory, Utterance
 from speech.text import NORMALISER_VERSION
 
 
 def evaluate(
     utterances: Sequence[Utterance], encoders: EncoderPool, fleet: EngineFleet, sampling: SamplingConfig
-) -> Evaluation:
+) -> Evaluation[TranscriptScores]:
     """Transcribe and score; nothing is learned from these utterances.
 
     Args:
         sampling: from `evaluation_sampling`.
     """
     lines: list[dict[str, Any]] = []
+    pairs: list[TranscriptPair] = []
     timeout = fleet.config.generate_timeout_s
     for start in range(0, len(utterances), CHUNK):
         part = utterances[start : start + CHUNK]
@@ -35,9 +37,12 @@ def evaluate(
         ]
         audio = encoders.encode(part, timeout)
         groups = fleet.generate(prompts, audio, sampling, None)
-        lines += [_line(group.prompt.utterance, group.trajectories[0], group.seconds) for group in groups]
-    pairs = [TranscriptPair(line["reference"], line["hypothesis"], line["language"]) for line in lines]
-    return Evaluation({**corpus_summary(pairs), "normaliser": NORMALISER_VERSION}, lines)
+        for group in groups:
+            utterance, trajectory = group.prompt.utterance, group.trajectories[0]
+            lines.append(_line(utterance, trajectory, group.seconds))
+            pairs.append(TranscriptPair(utterance.text, trajectory.text, utterance.language))
+    overall, languages = corpus_rates(pairs)
+    return Evaluation(TranscriptScores(overall=overall, languages=languages, normaliser=NORMALISER_VERSION), lines)
 
 
 def evaluation_sampling(config: RunConfig) -> SamplingConfig:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import psutil
 
 from cluster.monitoring.periodic import Periodic
@@ -24,7 +22,7 @@ class PeakMemory(Periodic):
     def sample(self) -> int:
         """Bytes in use now; also raises the peak."""
         me = psutil.Process()
-        used = sum(proportional_bytes(process.pid) for process in [me, *me.children(recursive=True)])
+        used = sum(proportional_bytes(process) for process in [me, *me.children(recursive=True)])
         self.peak_bytes = max(self.peak_bytes, used)
         return used
 
@@ -32,13 +30,13 @@ class PeakMemory(Periodic):
         self.sample()
 
 
-def proportional_bytes(pid: int) -> int:
-    """PSS of a process in bytes; 0 when it is gone (it ended between listing and reading)."""
+def proportional_bytes(process: psutil.Process) -> int:
+    """PSS of a process in bytes; 0 when it is gone (it ended between listing and reading) or is another user's.
+
+    psutil reads the kernel's sum (`smaps_rollup`), not the table of all mappings.
+    """
     try:
-        with Path(f"/proc/{pid}/smaps_rollup").open(encoding="ascii") as file:
-            for line in file:
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) * 1024
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        size: int = process.memory_full_info().pss
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return 0
-    return 0
+    return size

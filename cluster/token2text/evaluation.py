@@ -4,15 +4,53 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.evaluation.result import Evaluation
+from cluster.evaluation.scores import TranscriptScores
 from learner.token2text.model import UNKNOWN, Token2TextConfig
 from learner.token2text.plan import Prediction, SpeechText
-from speech.edits import TranscriptPair, character_edits, corpus_summary, word_edits
+from speech.edits import TranscriptPair, character_edits, corpus_rates, word_edits
 from speech.records import Utterance
 from speech.text import NORMALISER_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token2TextScores(TranscriptScores):
+    """Of a model that reads speech tokens: of greedy CTC predictions, and of what it computes for a given text.
+
+    Attributes:
+        nll: −log P(text) per character over the texts that fit into their frames; None when none does.
+        impossible: the number of the others.
+        attributes: share of correct classes of each attribute among the utterances that state it; None where none does.
+    """
+
+    nll: float | None
+    impossible: int
+    attributes: Mapping[str, float | None]
+
+    def describe(self) -> str:
+        """The scores in one line."""
+        nll = "–" if self.nll is None else f"{self.nll:.3f}"
+        parts = [f"NLL {nll} a character", f"CER {self.overall.cer:.1%}", f"WER {self.overall.wer:.1%}"]
+        parts += [f"{name} {value:.1%}" for name, value in self.attributes.items() if value is not None]
+        if self.impossible:
+            parts.append(f"{self.impossible} texts too long for their speech")
+        return ", ".join(parts)
+
+    def _validated(self) -> dict[str, float | None]:
+        attributes = {f"attributes/{name}": value for name, value in self.attributes.items()}
+        return {"nll": self.nll, "cer": self.overall.cer, "wer": self.overall.wer} | attributes
+
+    def _write(self) -> dict[str, Any]:
+        own = {"nll": self.nll, "impossible": self.impossible, "attributes": dict(self.attributes)}
+        return super()._write() | own
+
+    @classmethod
+    def _read(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        return super()._read(content) | {name: content[name] for name in ("nll", "impossible", "attributes")}
 
 
 def score_predictions(
@@ -20,16 +58,10 @@ def score_predictions(
     utterances: Sequence[Utterance],
     items: Sequence[SpeechText],
     predictions: Sequence[Prediction],
-) -> Evaluation:
-    """Compare what was read with what should have been.
-
-    Returns:
-        The keys of `corpus_summary` (`wer`, `cer`, …), of greedy CTC predictions; `nll`, −log P(text) per character
-        over the texts that fit into their frames, None when none does; `impossible`, the number of the others;
-        `attributes`, the share of correct classes of each attribute among the utterances that state it, None where none
-        does.
-    """
+) -> Evaluation[Token2TextScores]:
+    """Compare what was read with what should have been."""
     lines: list[dict[str, Any]] = []
+    pairs: list[TranscriptPair] = []
     for utterance, item, prediction in zip(utterances, items, predictions, strict=True):
         text = model.text(prediction.labels)
         line = {
@@ -47,16 +79,18 @@ def score_predictions(
             },
         }
         lines.append(line)
+        pairs.append(TranscriptPair(utterance.text, text, utterance.language))
     fitting = [(r.nll, len(i.text_ids)) for r, i in zip(predictions, items, strict=True) if math.isfinite(r.nll)]
-    pairs = [TranscriptPair(line["reference"], line["hypothesis"], line["language"]) for line in lines]
-    summary = {
-        **corpus_summary(pairs),
-        "normaliser": NORMALISER_VERSION,
-        "nll": sum(nll for nll, _ in fitting) / sum(labels for _, labels in fitting) if fitting else None,
-        "impossible": len(items) - len(fitting),
-        "attributes": {name: _accuracy(place, items, predictions) for place, name in enumerate(model.attributes)},
-    }
-    return Evaluation(summary, lines)
+    overall, languages = corpus_rates(pairs)
+    scores = Token2TextScores(
+        overall=overall,
+        languages=languages,
+        normaliser=NORMALISER_VERSION,
+        nll=sum(nll for nll, _ in fitting) / sum(labels for _, labels in fitting) if fitting else None,
+        impossible=len(items) - len(fitting),
+        attributes={name: _accuracy(place, items, predictions) for place, name in enumerate(model.attributes)},
+    )
+    return Evaluation(scores, lines)
 
 
 def _accuracy(place: int, items: Sequence[SpeechText], predictions: Sequence[Prediction]) -> float | None:
@@ -66,21 +100,3 @@ def _accuracy(place: int, items: Sequence[SpeechText], predictions: Sequence[Pre
         if item.attributes[place] != UNKNOWN
     ]
     return statistics.fmean(right) if right else None
-
-
-def describe(summary: dict[str, Any]) -> str:
-    """The scores in one line."""
-    nll = "–" if summary["nll"] is None else f"{summary['nll']:.3f}"
-    parts = [f"NLL {nll} a character", f"CER {summary['cer']:.1%}", f"WER {summary['wer']:.1%}"]
-    parts += [f"{name} {value:.1%}" for name, value in summary["attributes"].items() if value is not None]
-    if summary["impossible"]:
-        parts.append(f"{summary['impossible']} texts too long for their speech")
-    return ", ".join(parts)
-
-
-def scores(summary: dict[str, Any]) -> dict[str, float]:
-    """The numbers of an evaluation that go into the metrics."""
-    found = {key: summary[key] for key in ("nll", "cer", "wer")} | {
-        f"attributes/{name}": value for name, value in summary["attributes"].items()
-    }
-    return {key: value for key, value in found.items() if value is not None}

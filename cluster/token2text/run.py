@@ -18,11 +18,10 @@ from cluster.evaluation.result import CHUNK, Evaluation
 from cluster.monitoring.head_watch import HeadWatch
 from cluster.monitoring.memory import PeakMemory
 from cluster.monitoring.progress import TrainingDisplay
-from cluster.monitoring.tables import print_summary
 from cluster.runs.checkpoints import SCORE
 from cluster.runs.folder import RunFolder
 from cluster.runs.ledger import LedgerEntry
-from cluster.token2text.evaluation import describe, score_predictions, scores
+from cluster.token2text.evaluation import Token2TextScores, score_predictions
 from cluster.token2text.system import Token2TextSystem
 from cluster.training.interruption import interruption
 from cluster.training.run import Run
@@ -58,7 +57,7 @@ def train_token2text(config: RunConfig, manifests: Mapping[str, Manifest]) -> st
                 system.start_learner(start or model)
                 run = Token2TextRun(config, system, model, manifests, folder, display, memory)
                 status = run.execute(resume_from)
-        print_summary(run.summary(status), run.examples(), folder.path)
+        run.print_result(status)
     return status
 
 
@@ -119,10 +118,10 @@ class Token2TextRun(Run):
         if self.validates():
             with self.timer.phase("evaluate"):
                 result = self._evaluate("valid")
-            found = scores(result.summary)
+            found = result.scores.metrics()
             metrics |= {f"valid/{name}": value for name, value in found.items()}
             score = found["cer"]
-            self.display.message(f"step {self.step}: valid {describe(result.summary)}")
+            self.display.message(f"step {self.step}: valid {result.scores.describe()}")
         metrics |= self.timer.finish_step()
         metrics["time/tokens_per_second"] = tokens / max(metrics["time/step"], 1e-9)
         self.folder.ledger.append(self.step, [LedgerEntry(prompt.id, "trained") for prompt in prompts])
@@ -138,7 +137,7 @@ class Token2TextRun(Run):
             for tokens, target in zip(self.system.tokenise(utterances, timeout), targets, strict=True)
         ]
 
-    def _evaluate(self, split: str) -> Evaluation:
+    def _evaluate(self, split: str) -> Evaluation[Token2TextScores]:
         utterances = self.manifests[split].utterances
         items, predictions = [], []
         for start in range(0, len(utterances), CHUNK):
@@ -147,10 +146,13 @@ class Token2TextRun(Run):
             predictions += self.system.learner.predict(part)
         return score_predictions(self.model, utterances, items, predictions)
 
-    def evaluate_test(self, when: str) -> Evaluation:
+    def evaluate_test(self, when: str) -> Evaluation[Token2TextScores]:
         result = self._evaluate("test")
-        self.display.message(f"test {when} training: {describe(result.summary)}")
+        self.display.message(f"test {when} training: {result.scores.describe()}")
         return result
+
+    def scores_kind(self) -> type[Token2TextScores]:
+        return Token2TextScores
 
     def conditions(self) -> dict[str, Any]:
         test = self.manifests["test"]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cluster.evaluation.scores import Scores
 from speech.edits import EditCounts, word_edits
 from speech.records import Group
 
@@ -120,8 +121,8 @@ def summarise(
     status: str,
     metrics: Sequence[Mapping[str, float]],
     seconds: float,
-    before: Mapping[str, Any] | None,
-    after: Mapping[str, Any] | None,
+    before: Scores | None,
+    after: Scores | None,
     peak_bytes: int,
     skipped: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def summarise(
     Args:
         metrics: the lines of `metrics.jsonl`.
         seconds: wall time of the training part.
-        before, after: evaluations of the test split.
+        before, after: scores of the test split; None where it was not evaluated.
         skipped: manifest lines left out, by split.
     """
 
@@ -145,8 +146,8 @@ def summarise(
         "steps": len(metrics),
         "seconds": seconds,
         "version": int(metrics[-1].get("version", 0)) if metrics else 0,
-        "before": before,
-        "after": after,
+        "before": None if before is None else before.to_json(),
+        "after": None if after is None else after.to_json(),
         "reward_first": rewards[0] if rewards else None,
         "reward_last": rewards[-1] if rewards else None,
         "trajectories": int(sum(column("rollout/trajectories"))),

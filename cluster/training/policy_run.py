@@ -14,14 +14,14 @@ from ray.exceptions import ObjectLostError
 from cluster.config import RunConfig
 from cluster.data.targets import check_targets
 from cluster.evaluation.result import Evaluation
-from cluster.evaluation.split import evaluate_split, flat_scores
+from cluster.evaluation.scores import Scores, SpeechScores, TranscriptScores
+from cluster.evaluation.split import evaluate_split
 from cluster.evaluation.transcripts import evaluation_sampling
 from cluster.monitoring.head_watch import HeadWatch
 from cluster.monitoring.logs import RunLog
 from cluster.monitoring.memory import PeakMemory
 from cluster.monitoring.progress import TrainingDisplay
 from cluster.monitoring.prometheus import PREFIX, Exporter, Series
-from cluster.monitoring.tables import print_summary
 from cluster.monitoring.timeline import Timeline, idle_fractions
 from cluster.monitoring.watchdog import Watchdog
 from cluster.runs.checkpoints import SCORE
@@ -40,9 +40,6 @@ from speech.families import ModelFamily
 from speech.manifests import Manifest
 
 logger = logging.getLogger(__name__)
-
-VALIDATED = ("wer", "cer", "wer_second", "speaker_similarity", "duration_mean", "no_stop_rate")
-"""What of an evaluation of `data.valid` goes into the metrics."""
 
 
 def train_policy(config: RunConfig, manifests: Mapping[str, Manifest]) -> str:
@@ -63,7 +60,7 @@ def train_policy(config: RunConfig, manifests: Mapping[str, Manifest]) -> str:
             with System(config) as system, HeadWatch():
                 run = PolicyRun(config, system, manifests, folder, display, memory, log)
                 status = run.execute(resume_from)
-        print_summary(run.summary(status), run.examples(), folder.path)
+        run.print_result(status)
     return status
 
 
@@ -193,18 +190,21 @@ class PolicyRun(Run):
             if self.config.objective == "sft":
                 self.trainer.publish(self.trainer.version + 1)
             result = self._evaluate("valid")
-        scores = flat_scores(result.summary, VALIDATED)
+        scores = result.scores.metrics()
         if "wer" in scores:
             self.display.message(f"step {self.trainer.step}: valid WER {scores['wer']:.2%}")
         return {f"valid/{name}": value for name, value in scores.items()}
 
-    def _evaluate(self, split: str, waves: Path | None = None) -> Evaluation:
+    def _evaluate(self, split: str, waves: Path | None = None) -> Evaluation[Scores]:
         return evaluate_split(self.config, self.system, self.manifests[split].utterances, waves)
 
-    def evaluate_test(self, when: str) -> Evaluation:
+    def evaluate_test(self, when: str) -> Evaluation[Scores]:
         if when == "after" and self.config.objective == "sft":
             self.trainer.publish(self.trainer.version + 1)
         return self._evaluate("test", waves=self.folder.path / "audio" / when)
+
+    def scores_kind(self) -> type[Scores]:
+        return TranscriptScores if self.config.model.codec is None else SpeechScores
 
     def conditions(self) -> dict[str, Any]:
         conditions = {

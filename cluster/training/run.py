@@ -13,10 +13,11 @@ from ray.exceptions import RayError
 
 from cluster.config import RunConfig
 from cluster.evaluation.result import Evaluation, load_evaluation, store_evaluation
+from cluster.evaluation.scores import Scores
+from cluster.evaluation.tables import Example, print_run
 from cluster.monitoring.memory import PeakMemory
 from cluster.monitoring.phases import PhaseTimer
 from cluster.monitoring.progress import TrainingDisplay
-from cluster.monitoring.tables import Example
 from cluster.runs.checkpoints import SAVED, STATE_FILE
 from cluster.runs.folder import RunFolder
 from cluster.runs.saver import CheckpointSaver, StateWriter
@@ -45,8 +46,8 @@ class Run(ABC):
         self.timer = PhaseTimer(on_phase=display.phase)
         self.saver = CheckpointSaver(folder.checkpoints, learner, config.checkpoint)
         self.interrupted: list[bool] = []
-        self.before: Evaluation | None = None
-        self.after: Evaluation | None = None
+        self.before: Evaluation[Scores] | None = None
+        self.after: Evaluation[Scores] | None = None
         # What earlier executions of this run took counts too.
         self.seconds_before, self.peak_before = 0.0, 0
         self.started = time.monotonic()
@@ -62,8 +63,12 @@ class Run(ABC):
         """The last step that was trained; 0 before the first."""
 
     @abstractmethod
-    def evaluate_test(self, when: str) -> Evaluation:
+    def evaluate_test(self, when: str) -> Evaluation[Scores]:
         """Evaluate the test split with the weights of now."""
+
+    @abstractmethod
+    def scores_kind(self) -> type[Scores]:
+        """What the scores of this run's evaluations are."""
 
     @abstractmethod
     def conditions(self) -> dict[str, Any]:
@@ -71,14 +76,26 @@ class Run(ABC):
 
     def summary(self, status: str) -> dict[str, Any]:
         """What `summary.json` holds."""
+        before, after = self._scores()
         return summarise(
             status=status,
             metrics=self.folder.read_metrics(),
             seconds=self.seconds_before,
-            before=None if self.before is None else self.before.summary,
-            after=None if self.after is None else self.after.summary,
+            before=before,
+            after=after,
             peak_bytes=max(self.peak_before, self.memory.peak_bytes),
             skipped={split: len(manifest.skipped) for split, manifest in self.manifests.items()},
+        )
+
+    def print_result(self, status: str) -> None:
+        """Print the scores before and after, and some transcripts."""
+        print_run(*self._scores(), self.examples(), status, self.step, self.seconds_before, self.folder.path)
+
+    def _scores(self) -> tuple[Scores | None, Scores | None]:
+        """Of the test split before and after training."""
+        return (
+            None if self.before is None else self.before.scores,
+            None if self.after is None else self.after.scores,
         )
 
     def examples(self) -> list[Example]:
@@ -100,7 +117,7 @@ class Run(ABC):
             return
         self.display.phase("evaluating the test split before training")
         path = self.folder.path / "evaluation-before.json"
-        self.before = load_evaluation(path, self.conditions())
+        self.before = load_evaluation(path, self.conditions(), self.scores_kind())
         if self.before is None and self.step > 0:
             self.display.message("the test split was not evaluated like this before the first step; `before` is empty")
         elif self.before is None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -70,7 +71,7 @@ class SoundBatch:
     Args:
         groups: in the caller's order.
         sounds: of each group, one per trajectory.
-        voices: prompt voices by their tokens.
+        decode_voices: prompt voices, given by their tokens, as sound; called at most once.
         models: of this process.
         seconds: wall-clock time by stage is added here.
     """
@@ -79,19 +80,25 @@ class SoundBatch:
         self,
         groups: Sequence[Group],
         sounds: Sequence[Sequence[Sound | Failure]],
-        voices: dict[tuple[int, ...], Sound | Failure],
+        decode_voices: Callable[[Sequence[tuple[int, ...]]], Sequence[Sound | Failure]],
         models: SoundModels,
         config: SoundConfig,
         seconds: Counter[str],
     ) -> None:
         self.groups = tuple(groups)
         self.flat = [sound for row in sounds for sound in row]
-        self.voices = voices
+        self._decode_voices = decode_voices
         self._texts = [group.prompt.utterance for group in groups for _ in group.trajectories]
         self._models = models
         self._config = config
         self._seconds = seconds
         self._known: dict[str, Any] = {}
+
+    @cached_property
+    def voices(self) -> dict[tuple[int, ...], Sound | Failure]:
+        """The groups' prompt voices by their tokens, decoded when first asked for."""
+        tokens = list(dict.fromkeys(group.voice_tokens for group in self.groups if group.voice_tokens))
+        return dict(zip(tokens, self._decode_voices(tokens), strict=True))
 
     def transcripts(self, name: JudgeName, likelihood: bool = False) -> list[Transcript | Failure]:
         """What a judge reads in every sample; silence is an empty transcript, and no judge is asked about it.
@@ -110,9 +117,8 @@ class SoundBatch:
 
     def voice_embeddings(self) -> dict[tuple[int, ...], NDArray[np.float32] | Failure | None]:
         """Speaker embedding of every prompt voice."""
-        return self._memoised(
-            "voice", lambda: dict(zip(self.voices, self._embeddings(list(self.voices.values())), strict=True))
-        )
+        voices = self.voices  # before the clock of the speaker model runs
+        return self._memoised("voice", lambda: dict(zip(voices, self._embeddings(list(voices.values())), strict=True)))
 
     def pitches(self) -> list[NDArray[np.float64] | Failure | None]:
         """F0 of the voiced frames of every sample, in Hz; None where there is silence."""
@@ -202,14 +208,12 @@ class SoundGroup:
     Attributes:
         group: the record, for texts, finish reasons and history.
         sounds: one per trajectory.
-        voice: the group's prompt voice; None when it has none.
         batch: the call that the group belongs to.
         first: place of its first sample in the batch.
     """
 
     group: Group
     sounds: tuple[Sound | Failure, ...]
-    voice: Sound | Failure | None
     batch: SoundBatch
     first: int
 
@@ -223,6 +227,11 @@ class SoundGroup:
         """Language code by which text is compared, guessed from the text's script when the manifest names none."""
         return scored_language(self.text, "", self.group.prompt.utterance.language)
 
+    @property
+    def voice(self) -> Sound | Failure | None:
+        """The group's prompt voice; None when it has none."""
+        return self.batch.voices[self.group.voice_tokens] if self.group.voice_tokens else None
+
     def transcripts(self, judge: JudgeName = "judge", likelihood: bool = False) -> list[Transcript | Failure]:
         """See `SoundBatch.transcripts`."""
         return self._mine(self.batch.transcripts(judge, likelihood))
@@ -232,7 +241,7 @@ class SoundGroup:
 
     def voice_embedding(self) -> NDArray[np.float32] | Failure:
         """Speaker embedding of the prompt voice."""
-        if self.voice is None:
+        if not self.group.voice_tokens:
             return Failure("the group has no prompt voice")
         found = self.batch.voice_embeddings()[self.group.voice_tokens]
         return Failure("the prompt voice is silent") if found is None else found

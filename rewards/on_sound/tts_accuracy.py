@@ -10,10 +10,11 @@ from rewards.listening.group import Failure, SoundGroup
 from rewards.listening.judge import Transcript
 from rewards.listening.pinyin import pinyin_edits
 from rewards.registry import PartScore, on_sound, reward
+from rewards.shapes import RateShape, edit_details, shaped
 from speech.edits import EditCounts, character_edits, word_edits
 from speech.text import dominant_script, expected_scripts, units
 
-Shape = Literal["one_minus", "tanh", "exp", "exp_power", "harmonic"]
+Shape = Literal[RateShape, "harmonic"]
 Unit = Literal["auto", "character", "pinyin"]
 
 
@@ -23,9 +24,8 @@ Unit = Literal["auto", "character", "pinyin"]
 class TTSAccuracy:
     """A decreasing function of the judge's error rate `c`, clipped at `cap`; silence has c = 1.
 
-    `one_minus` 1 − c · `tanh` 1 − tanh(3c) (CosyVoice) · `exp` exp(−2.5c) (GLM-TTS) · `exp_power` exp(−12 c^1.5)
-    (CosyVoice, later) · `harmonic` the harmonic mean of 1 − tanh(3c) and exp(−NLL/3), NLL being the judge's mean
-    negative log-likelihood per token of the text (Llasa GRPO).
+    `one_minus`, `tanh`, `exp`, `exp_power`: see `rewards.shapes.shaped` · `harmonic` the harmonic mean of 1 − tanh(3c)
+    and exp(−NLL/3), NLL being the judge's mean negative log-likelihood per token of the text (Llasa GRPO).
     """
 
     shape: Shape = field(default="one_minus", metadata={"help": "function of the error rate"})
@@ -49,13 +49,7 @@ class TTSAccuracy:
 
     def _score(self, group: SoundGroup, heard: Transcript) -> PartScore:
         counts = judged_edits(group.text, heard.text, group.language, self.unit)
-        details = {
-            "error_rate": counts.rate,
-            "substitutions": counts.substitutions,
-            "deletions": counts.deletions,
-            "insertions": counts.insertions,
-            "reference_length": counts.reference_length,
-        }
+        details = edit_details(counts)
         if heard.mean_nll is not None and math.isfinite(heard.mean_nll):
             details["nll"] = heard.mean_nll
         if self.shape == "harmonic" and heard.mean_nll is None:
@@ -63,18 +57,10 @@ class TTSAccuracy:
         return PartScore(value=self._shaped(min(counts.rate, self.cap), heard.mean_nll), details=details)
 
     def _shaped(self, rate: float, nll: float | None) -> float:
-        match self.shape:
-            case "one_minus":
-                return 1.0 - rate
-            case "tanh":
-                return 1.0 - math.tanh(3.0 * rate)
-            case "exp":
-                return math.exp(-2.5 * rate)
-            case "exp_power":
-                return math.exp(-12.0 * rate**1.5)
-            case "harmonic":
-                exact, likely = 1.0 - math.tanh(3.0 * rate), math.exp(-(nll or 0.0) / 3.0)
-                return 2.0 * exact * likely / (exact + likely) if exact + likely > 0.0 else 0.0
+        if self.shape != "harmonic":
+            return shaped(rate, self.shape)
+        exact, likely = shaped(rate, "tanh"), math.exp(-(nll or 0.0) / 3.0)
+        return 2.0 * exact * likely / (exact + likely) if exact + likely > 0.0 else 0.0
 
 
 def judged_edits(text: str, heard: str, language: str, unit: Unit = "auto") -> EditCounts:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rewards.registry import PartScore, reward
+from rewards.shapes import RateShape, edit_details, shaped
 from speech.edits import EditCounts, character_edits, word_edits
 from speech.records import Group
 
-Shape = Literal["one_minus", "tanh", "exp", "exp_power", "exact", "neg_edits"]
+Shape = Literal[RateShape, "exact", "neg_edits"]
 
 
 @reward("accuracy")
@@ -18,9 +19,8 @@ Shape = Literal["one_minus", "tanh", "exp", "exp_power", "exact", "neg_edits"]
 class Accuracy:
     """A decreasing function of the error rate `c`, clipped at `cap`.
 
-    `one_minus` 1 − c · `tanh` 1 − tanh(3c) (CosyVoice) · `exp` exp(−2.5c) (GLM-TTS) · `exp_power` exp(−12 c^1.5)
-    (CosyVoice, later) · `exact` 1 when there is no error, else 0 · `neg_edits` minus the number of edits, at least
-    −cap·N for N reference units (2509.01939).
+    `one_minus`, `tanh`, `exp`, `exp_power`: see `rewards.shapes.shaped` · `exact` 1 when there is no error, else 0 ·
+    `neg_edits` minus the number of edits, at least −cap·N for N reference units (2509.01939).
     """
 
     shape: Shape = field(default="one_minus", metadata={"help": "function of the error rate"})
@@ -39,29 +39,14 @@ class Accuracy:
         return [self._score(count(utterance.text, t.text, utterance.language)) for t in group.trajectories]
 
     def _score(self, counts: EditCounts) -> PartScore:
-        return PartScore(
-            value=self._shaped(counts),
-            details={
-                "error_rate": counts.rate,
-                "substitutions": counts.substitutions,
-                "deletions": counts.deletions,
-                "insertions": counts.insertions,
-                "reference_length": counts.reference_length,
-            },
-        )
+        return PartScore(value=self._shaped(counts), details=edit_details(counts))
 
     def _shaped(self, counts: EditCounts) -> float:
         rate = min(counts.rate, self.cap)
         match self.shape:
-            case "one_minus":
-                return 1.0 - rate
-            case "tanh":
-                return 1.0 - math.tanh(3.0 * rate)
-            case "exp":
-                return math.exp(-2.5 * rate)
-            case "exp_power":
-                return math.exp(-12.0 * rate**1.5)
             case "exact":
                 return float(counts.errors == 0)
             case "neg_edits":
                 return -rate * max(counts.reference_length, 1)
+            case shape:
+                return shaped(rate, shape)

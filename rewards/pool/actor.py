@@ -41,7 +41,7 @@ class RewardActor:
 
     def __init__(self, config: RewardConfig, codec: CodecFactory | None = None) -> None:
         self._composition = RewardComposition(config)
-        self._sound = None if codec is None else SoundPipeline(config, codec())
+        self._sound = None if codec is None else SoundPipeline(config, codec)
         if self._sound is not None:
             self._sound.load()
 

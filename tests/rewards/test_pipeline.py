@@ -11,7 +11,7 @@ import soundfile
 
 from rewards.compose import RewardComposition
 from rewards.config import JudgeConfig, RewardConfig, RewardItem, SoundConfig
-from rewards.listening.group import SoundGroup
+from rewards.listening.group import Sound, SoundGroup
 from rewards.listening.judge import Judge, Transcript, Wave, check_second_judge
 from rewards.pipeline import SoundPipeline, wave_path
 from rewards.registry import PartScore, on_sound
@@ -76,7 +76,7 @@ def heard(group: SoundGroup) -> list[PartScore]:
 def test_one_decoding_and_one_reading_serve_all_groups_and_rewards(tape: TapeCodec) -> None:
     config = RewardConfig([RewardItem("tts_accuracy"), RewardItem(f"{__name__}:heard"), RewardItem("no_stop")])
     config.sound = SPOKEN
-    pipeline = SoundPipeline(config, tape)
+    pipeline = SoundPipeline(config, lambda: tape)
     judge = with_judge(pipeline)
     tape.calls.clear()
     groups = [
@@ -84,7 +84,7 @@ def test_one_decoding_and_one_reading_serve_all_groups_and_rewards(tape: TapeCod
         sound_group([range(50), (), range(100)], text="word", voice=tape.takes[2], finish="length", name="b"),
     ]
     scored = pipeline.score(groups)
-    assert sorted(tape.calls) == [2, 4], "five samples and one voice, in batches of four"
+    assert tape.calls == [4, 1], "five samples in batches of four, and the voice that nobody asked for is not decoded"
     assert sorted(judge.batches) == [("en", 4)], "the empty sample is not read, and no sample twice"
     parts = [[(r.parts["tts_accuracy"], r.parts["heard"], r.parts["no_stop"]) for r in g.rewards] for g in scored]
     assert parts == [[(0.5, 1.0, 0.0), (1.0, 2.0, 0.0)], [(1.0, 1.0, -1.0), (0.0, 0.0, -1.0), (0.0, 2.0, -1.0)]]
@@ -92,12 +92,68 @@ def test_one_decoding_and_one_reading_serve_all_groups_and_rewards(tape: TapeCod
     assert set(pipeline.seconds) == {"decode", "judge", "total"}
 
 
+@on_sound()
+def voice_seconds(group: SoundGroup) -> list[PartScore]:
+    """A user's own reward on sound: how long the prompt voice is."""
+    assert isinstance(group.voice, Sound)
+    return [PartScore(value=group.voice.seconds)] * len(group.sounds)
+
+
+@on_sound()
+def voice_peak(group: SoundGroup) -> list[PartScore]:
+    assert isinstance(group.voice, Sound)
+    return [PartScore(value=float(np.abs(group.voice.wave).max()))] * len(group.sounds)
+
+
+def test_prompt_voices_are_decoded_once_for_all_who_ask(tape: TapeCodec) -> None:
+    names = [f"{__name__}:voice_seconds", f"{__name__}:voice_peak"]
+    pipeline = SoundPipeline(sound_config(*names), lambda: tape)
+    groups = [
+        sound_group([range(9)], voice=range(50), name="a"),
+        sound_group([range(9)], voice=range(100), name="b"),
+        sound_group([range(9)], voice=range(50), name="c"),
+    ]
+    for _ in range(2):
+        tape.calls.clear()
+        assert [g.rewards[0].parts["voice_seconds"] for g in pipeline.score(groups)] == [1.0, 2.0, 1.0]
+        assert tape.calls == [3, 2], "the samples of a call, and its two voices"
+
+
+def test_what_no_reward_listens_to_is_not_decoded(tape: TapeCodec, tmp_path: Path) -> None:
+    built: list[TapeCodec] = []
+
+    def codec() -> TapeCodec:
+        built.append(tape)
+        return tape
+
+    tape.calls.clear()
+    group = sound_group([range(9), ()], voice=range(50), finish="length")
+    pipeline = SoundPipeline(sound_config("no_stop", "accuracy"), codec)
+    pipeline.load()
+    (scored,) = pipeline.score([group])
+    assert scored == RewardComposition(sound_config("no_stop", "accuracy")).score(group)
+    assert not built and not tape.calls and set(pipeline.seconds) == {"total"}
+    pipeline.score([group], tmp_path)
+    assert tape.calls == [2] and len(list(tmp_path.glob("*.wav"))) == 2, "a wave that is to be written is decoded"
+
+
+def test_a_codec_that_does_not_load_is_no_fault_of_the_samples() -> None:
+    def codec() -> TapeCodec:
+        raise UserError("codec folder /none does not exist")
+
+    pipeline = SoundPipeline(sound_config("token_loops"), codec)
+    with pytest.raises(UserError, match="/none"):
+        pipeline.load()
+    with pytest.raises(UserError, match="/none"):
+        pipeline.score([sound_group([range(9)])])
+
+
 def test_the_judge_states_the_likelihood_only_to_those_who_ask(tape: TapeCodec) -> None:
     """It costs a pass of the judge's model; a reward that does not ask for it has the reading that was made with it."""
     for shape, likelihood in [("one_minus", None), ("harmonic", 1.5)]:
         config = RewardConfig([RewardItem("tts_accuracy", options={"shape": shape}), RewardItem(f"{__name__}:heard")])
         config.sound = SPOKEN
-        pipeline = SoundPipeline(config, tape)
+        pipeline = SoundPipeline(config, lambda: tape)
         judge = with_judge(pipeline)
         (group,) = pipeline.score([sound_group([range(50), range(100)], text="word")])
         assert [r.details.get("tts_accuracy/nll") for r in group.rewards] == [likelihood] * 2
@@ -106,7 +162,7 @@ def test_the_judge_states_the_likelihood_only_to_those_who_ask(tape: TapeCodec) 
 
 
 def test_a_judge_error_costs_the_sample_and_not_its_batch(tape: TapeCodec) -> None:
-    pipeline = SoundPipeline(sound_config("tts_accuracy", sound=SPOKEN), tape)
+    pipeline = SoundPipeline(sound_config("tts_accuracy", sound=SPOKEN), lambda: tape)
     with_judge(pipeline)
     scored = pipeline.score([sound_group([range(50), range(30), range(60)], text="word")])
     assert [r.valid for r in scored[0].rewards] == [True, False, True]
@@ -114,14 +170,14 @@ def test_a_judge_error_costs_the_sample_and_not_its_batch(tape: TapeCodec) -> No
 
 
 def test_a_sample_that_does_not_decode_is_invalid_and_alone(tape: TapeCodec) -> None:
-    pipeline = SoundPipeline(sound_config("token_loops", "trailing_silence", "duration"), tape)
+    pipeline = SoundPipeline(sound_config("token_loops", "trailing_silence", "duration"), lambda: tape)
     scored = pipeline.score([sound_group([range(50), [0, tape.size], range(50)])])
     assert [r.valid for r in scored[0].rewards] == [True, False, True]
     assert (scored[0].rewards[1].invalid or "").startswith("token_loops: codec: ValueError: a token outside")
 
 
 def test_languages_go_to_the_judge_apart_and_unknown_ones_are_invalid(tape: TapeCodec) -> None:
-    pipeline = SoundPipeline(sound_config("tts_accuracy", sound=SPOKEN), tape)
+    pipeline = SoundPipeline(sound_config("tts_accuracy", sound=SPOKEN), lambda: tape)
     judge = with_judge(pipeline)
     groups = [
         sound_group([range(50)], text="word", name="en"),
@@ -140,7 +196,7 @@ def test_languages_go_to_the_judge_apart_and_unknown_ones_are_invalid(tape: Tape
     [("Привет, мир", "en", "script CYRILLIC"), ("♪ ♫", "en", "nothing to say"), ("", None, "nothing to say")],
 )
 def test_a_text_that_nobody_can_score_is_invalid(tape: TapeCodec, text: str, language: str, reason: str) -> None:
-    pipeline = SoundPipeline(sound_config("tts_accuracy", sound=SPOKEN), tape)
+    pipeline = SoundPipeline(sound_config("tts_accuracy", sound=SPOKEN), lambda: tape)
     judge = with_judge(pipeline)
     rewards = pipeline.score([sound_group([range(50), ()], text=text, language=language)])[0].rewards
     assert all(reason in (r.invalid or "") for r in rewards)
@@ -149,7 +205,7 @@ def test_a_text_that_nobody_can_score_is_invalid(tape: TapeCodec, text: str, lan
 
 def test_silence_is_a_real_bad_score_and_never_reaches_the_judge(tape: TapeCodec) -> None:
     for shape, worst in [("one_minus", 0.0), ("tanh", 1 - math.tanh(3)), ("harmonic", 0.0)]:
-        pipeline = SoundPipeline(sound_config("tts_accuracy", sound=SPOKEN, shape=shape), tape)
+        pipeline = SoundPipeline(sound_config("tts_accuracy", sound=SPOKEN, shape=shape), lambda: tape)
         judge = with_judge(pipeline)
         rewards = pipeline.score([sound_group([(), [tape.silence] * 50], text="word")])[0].rewards
         assert [r.total for r in rewards] == [pytest.approx(worst)] * 2
@@ -157,7 +213,7 @@ def test_silence_is_a_real_bad_score_and_never_reaches_the_judge(tape: TapeCodec
 
 
 def test_waves_are_written_where_wave_path_says(tape: TapeCodec, tmp_path: Path) -> None:
-    pipeline = SoundPipeline(sound_config("token_loops"), tape)
+    pipeline = SoundPipeline(sound_config("token_loops"), lambda: tape)
     group = sound_group([tape.takes[0], ()], name="de/1")
     pipeline.score([group], tmp_path / "waves")
     wave, rate = soundfile.read(wave_path(tmp_path / "waves", group, 0), dtype="float32")
@@ -176,13 +232,13 @@ def test_rewards_on_sound_without_sound_are_invalid_and_others_work() -> None:
 def test_configuration_errors_are_found_before_anything_is_loaded(tape: TapeCodec) -> None:
     def fails(match: str, sound: SoundConfig) -> None:
         with pytest.raises(UserError, match=match):
-            SoundPipeline(sound_config("tts_accuracy", "speaker_similarity", sound=sound), tape)
+            SoundPipeline(sound_config("tts_accuracy", "speaker_similarity", sound=sound), lambda: tape)
 
     fails("rewards.sound.judge.kind is empty", SoundConfig())
     fails("unknown judge 'whisper'", SoundConfig(judge=JudgeConfig("whisper", "x")))
     fails("rewards.sound.judge.path is empty", SoundConfig(judge=JudgeConfig("demo")))
     fails("threads are at least 1", SoundConfig(judge=JudgeConfig("demo", "x"), threads=0))
-    SoundPipeline(sound_config("token_loops"), tape)  # no reward that needs a judge, no judge
+    SoundPipeline(sound_config("token_loops"), lambda: tape)  # no reward that needs a judge, no judge
 
 
 def test_the_second_judge_is_another_model(tmp_path: Path) -> None:
@@ -198,7 +254,7 @@ def test_the_second_judge_is_another_model(tmp_path: Path) -> None:
 
 def test_a_group_keeps_everything_but_its_rewards(tape: TapeCodec) -> None:
     group = sound_group([range(5)], voice=range(5), past=(7, 8))
-    scored: Group = SoundPipeline(sound_config("token_loops"), tape).score([group])[0]
+    scored: Group = SoundPipeline(sound_config("token_loops"), lambda: tape).score([group])[0]
     assert (scored.prompt, scored.trajectories, scored.voice_tokens) == (
         group.prompt,
         group.trajectories,
@@ -215,6 +271,12 @@ def test_the_actor_scores_sound_and_says_what_it_cost() -> None:
         scored = actor.score([sound_group([[5] * 100, ()], finish="length")])
         assert [r.total for r in scored.groups[0].rewards] == [-2.0, -1.0]
         assert set(scored.seconds) == {"decode", "total"} and 0 < scored.seconds["total"] < 5
+
+    def unwanted() -> TapeCodec:
+        raise AssertionError("rewards on records load no codec")
+
+    quiet = RewardActor(sound_config("no_stop"), unwanted).score([sound_group([()])])
+    assert quiet.groups[0].rewards[0].total == 0.0 and set(quiet.seconds) == {"total"}
     records = RewardActor(RewardConfig([RewardItem("no_stop")])).score([sound_group([()])])
     assert records.groups[0].rewards[0].total == 0.0 and not records.seconds
 

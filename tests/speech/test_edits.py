@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import jiwer
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech.edits import EditCounts, TranscriptPair, character_edits, corpus_summary, word_edits
+from speech.edits import EditCounts, TranscriptPair, character_edits, corpus_rates, unit_edits, word_edits
 
 WORDS = st.lists(st.sampled_from(["anna", "light", "red", "go", "stop"]), max_size=8).map(" ".join)
 
@@ -47,31 +50,47 @@ def test_lengths_and_bounds(reference: str, hypothesis: str) -> None:
     assert (counts.errors == 0) == (reference == hypothesis)
 
 
+@given(*[st.lists(st.sampled_from(["a", "b", "c d", " "]), max_size=40)] * 2)
+def test_units_are_compared_as_they_are(reference: list[str], hypothesis: list[str]) -> None:
+    """The counts are those of jiwer's own alignment of texts in which each unit is a word without a space; also where
+    several alignments have equally many errors."""
+
+    def text(units: Sequence[str]) -> str:
+        return " ".join(unit.replace(" ", "_") for unit in units)
+
+    counts = unit_edits(reference, hypothesis)
+    expected = jiwer.process_words(text(reference), text(hypothesis))
+    inserted = [c.hyp_end_idx - c.hyp_start_idx for c in expected.alignments[0] if c.type == "insert"]
+    assert counts == EditCounts(
+        expected.hits, expected.substitutions, expected.deletions, expected.insertions, max(inserted, default=0)
+    )
+
+
 def test_counts_add() -> None:
     total = EditCounts(1, 2, 3, 4, 2) + EditCounts(1, 1, 1, 1, 1)
     assert total == EditCounts(2, 3, 4, 5, 2)
 
 
-def test_corpus_summary() -> None:
+def test_corpus_rates() -> None:
     pairs = [
         TranscriptPair("red light on", "red light on", "en"),
         TranscriptPair("stop the red car", "stop red car car", "en"),
         TranscriptPair("打开灯", "打开的灯", "zh"),
     ]
-    summary = corpus_summary(pairs)
-    english, chinese = summary["languages"]["en"], summary["languages"]["zh"]
-    assert english["wer"] == pytest.approx(2 / 7)
-    assert (english["words"], english["utterances"], english["sentence_error_rate"]) == (7, 2, 0.5)
-    assert chinese["wer"] == chinese["cer"] == pytest.approx(1 / 3)
-    assert (chinese["sub"], chinese["del"], chinese["ins"]) == (0, 0, 1)
-    assert summary["wer"] == pytest.approx(3 / 10) and summary["utterances"] == 3
-    assert summary["wer_low"] <= summary["wer"] <= summary["wer_high"]
-    assert corpus_summary(pairs) == summary, "the bootstrap is seeded"
+    overall, languages = corpus_rates(pairs)
+    english, chinese = languages["en"], languages["zh"]
+    assert english.wer == pytest.approx(2 / 7)
+    assert (english.words, english.utterances, english.sentence_error_rate) == (7, 2, 0.5)
+    assert chinese.wer == chinese.cer == pytest.approx(1 / 3)
+    assert (chinese.substitutions, chinese.deletions, chinese.insertions) == (0, 0, 1)
+    assert overall.wer == pytest.approx(3 / 10) and overall.utterances == 3
+    assert overall.wer_low <= overall.wer <= overall.wer_high
+    assert corpus_rates(pairs) == (overall, languages), "the bootstrap is seeded"
     with pytest.raises(ValueError, match="no transcripts"):
-        corpus_summary([])
+        corpus_rates([])
 
 
 def test_interval_narrows_with_more_utterances() -> None:
     pairs = [TranscriptPair("red light", "red light" if i % 3 else "red lamp", "en") for i in range(300)]
-    few, many = corpus_summary(pairs[:30]), corpus_summary(pairs)
-    assert many["wer_high"] - many["wer_low"] < few["wer_high"] - few["wer_low"]
+    few, many = corpus_rates(pairs[:30]).overall, corpus_rates(pairs).overall
+    assert many.wer_high - many.wer_low < few.wer_high - few.wer_low

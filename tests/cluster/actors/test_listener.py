@@ -15,7 +15,7 @@ import ray
 
 from cluster.actors import listener
 from cluster.actors.listener import Listener
-from cluster.evaluation.speech import speech_summary
+from cluster.evaluation.speech import speech_scores
 from rewards.config import RewardConfig
 from rewards.report import SampleReport
 from speech.records import Group
@@ -80,8 +80,8 @@ def test_what_nobody_could_listen_to_has_failed(hears: Listener) -> None:
     reports = hears.report(groups("a", "die"), None, 60.0)
     assert hears.replaced == listener.ATTEMPTS
     assert [(r.text, r.heard, bool(r.problems)) for r in reports] == [("a", None, True), ("die", None, True)]
-    summary = speech_summary(reports)
-    assert (summary["failed"], summary["wer"]) == (2, None)
+    scores = speech_scores(reports)
+    assert (scores.failed, scores.wer) == (2, None)
     assert [r.heard for r in hears.report(groups("a"), None, 60.0)] == ["a b c d"]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.config import RunConfig, load_config
 from cluster.data.targets import check_manifest, check_recordings, check_targets, new_model, targets_of
-from cluster.token2text.evaluation import describe, score_predictions, scores
+from cluster.token2text.evaluation import score_predictions
 from learner.config import Token2TextModelConfig
 from learner.token2text.model import UNKNOWN, Token2Text, Token2TextConfig
 from learner.token2text.plan import Prediction, SpeechText
@@ -92,10 +92,12 @@ def test_scores_of_readings() -> None:
     items = [SpeechText((1, 2), t.text_ids, t.attributes) for t in targets]
     readings = [Prediction(1.0, (2, 3), (0, 0)), Prediction(2.0, (4,), (0, 0)), Prediction(float("inf"), (), (0, 0))]
     result = score_predictions(MODEL, data.utterances, items, readings)
-    summary = result.summary
-    assert summary["nll"] == pytest.approx(3.0 / 5) and summary["impossible"] == 1
-    assert summary["attributes"] == {"gender": 0.5, "speaker": None}
-    assert summary["wer"] == pytest.approx(2 / 4)
+    scores = result.scores
+    assert scores.nll == pytest.approx(3.0 / 5) and scores.impossible == 1
+    assert scores.attributes == {"gender": 0.5, "speaker": None}
+    assert scores.overall.wer == pytest.approx(2 / 4)
     assert result.by_id() == {"0": "ab", "1": "c", "2": ""}
-    assert scores(summary).keys() == {"nll", "cer", "wer", "attributes/gender"}
-    assert "gender 50.0%" in describe(summary) and "1 texts too long" in describe(summary)
+    assert list(scores.metrics()) == ["nll", "cer", "wer", "attributes/gender"]
+    assert "gender 50.0%" in scores.describe() and "1 texts too long" in scores.describe()
+    assert list(scores.to_json())[-3:] == ["nll", "impossible", "attributes"]
+    assert type(scores).from_json(scores.to_json()) == scores

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 from rich.console import Console
 
 from cluster.monitoring.progress import TrainingDisplay
-from cluster.monitoring.tables import Example, print_evaluation, print_summary
 
 METRICS = {
     "reward/mean": 0.5,
@@ -20,17 +18,6 @@ METRICS = {
     "time/generate": 1.5,
     "time/step": 2.0,
     "time/idle_fraction": 0.1,
-}
-SCORE = {
-    "wer": 0.3,
-    "cer": 0.12,
-    "sub": 20,
-    "del": 5,
-    "ins": 5,
-    "words": 1000,
-    "utterances": 400,
-    "wer_low": 0.28,
-    "wer_high": 0.32,
 }
 
 
@@ -62,30 +49,3 @@ def test_live_display_in_a_terminal() -> None:
         display.update(2, METRICS)
     text = out.getvalue()
     assert "demo [1]" in text and "2/2" in text and "accuracy" in text and "generate" in text
-
-
-def test_summary() -> None:
-    out = io.StringIO()
-    after = {**SCORE, "wer": 0.24}
-    summary = {"status": "finished", "steps": 40, "seconds": 300.0, "before": SCORE, "after": after}
-    print_summary(summary, [Example("call anna", "call [hannah]", "")], Path("runs/demo"), Console(file=out, width=80))
-    text = out.getvalue()
-    for part in ("30.00%", "24.00%", "28.0 – 32.0%", "-20.0%", "call [hannah]", "(nothing)", "runs/demo", "40 steps"):
-        assert part in text
-
-
-def test_summary_without_evaluation() -> None:
-    out = io.StringIO()
-    print_summary(
-        {"status": "interrupted", "before": None, "after": None}, [], Path("runs/x"), Console(file=out, width=80)
-    )
-    assert "interrupted after 0 steps" in out.getvalue()
-    assert "WER" not in out.getvalue()
-
-
-def test_evaluation_per_language() -> None:
-    out = io.StringIO()
-    summary = {**SCORE, "languages": {"en": {**SCORE, "wer": 0.11}, "zh": {**SCORE, "wer": 0.22}}}
-    print_evaluation(summary, skipped=2, hypotheses=Path("out.jsonl"), console=Console(file=out, width=80))
-    for part in ("en", "11.00%", "zh", "22.00%", "overall", "30.00%", "2 bad lines", "out.jsonl"):
-        assert part in out.getvalue()

@@ -27,7 +27,7 @@ def tape() -> TapeCodec:
 
 
 def rewards(tape: TapeCodec, config: RewardConfig, group: Group) -> tuple[Reward, ...]:
-    return SoundPipeline(config, tape).score([group])[0].rewards
+    return SoundPipeline(config, lambda: tape).score([group])[0].rewards
 
 
 def totals(tape: TapeCodec, config: RewardConfig, group: Group) -> list[float | None]:

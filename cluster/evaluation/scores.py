@@ -1,0 +1,186 @@
+"""What an evaluation comes to: its numbers, those of them that are metrics, their JSON, and their row of a table."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+from speech.edits import ErrorRates
+
+SAMPLED = "sampled"
+"""Under this key JSON, and each line of the hypotheses, holds what one sample per utterance gave; metrics have it as a
+prefix."""
+
+_KEYS = {"substitutions": "sub", "deletions": "del", "insertions": "ins"}
+"""Numbers whose key in JSON is not their name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(ABC):
+    """The scores of one manifest with greedy decoding, whatever the model does.
+
+    Attributes:
+        headings: of the columns of a table.
+        sampled: the same of one sample per utterance; None when none were drawn.
+    """
+
+    headings: ClassVar[tuple[str, ...]]
+    sampled: Self | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers of a validation, which a run logs as `valid/<name>`; those that are known."""
+        found = self._validated()
+        if self.sampled is not None:
+            found |= {f"{SAMPLED}/{name}": value for name, value in self.sampled._validated().items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `before` and `after` in `summary.json`, and of `summary` in an evaluation's file."""
+        return self._write() | ({} if self.sampled is None else {SAMPLED: self.sampled.to_json()})
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The scores that `to_json` wrote.
+
+        Raises:
+            KeyError: a number is missing.
+        """
+        sampled = cls.from_json(content[SAMPLED]) if SAMPLED in content else None
+        return cls(**cls._read(content), sampled=sampled)
+
+    @abstractmethod
+    def cells(self) -> list[str]:
+        """The greedy scores under `headings`."""
+
+    def languages_cells(self) -> dict[str, list[str]]:
+        """The same by language, where that is known."""
+        return {}
+
+    @abstractmethod
+    def _validated(self) -> dict[str, float | None]:
+        """The greedy numbers of a validation, by their metrics' names."""
+
+    @abstractmethod
+    def _write(self) -> dict[str, Any]:
+        """The greedy scores as JSON."""
+
+    @classmethod
+    @abstractmethod
+    def _read(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields from JSON, without `sampled`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscriptScores(Scores):
+    """Of a model that hears.
+
+    Attributes:
+        overall: of all utterances.
+        languages: of those in each language, by its code.
+        normaliser: the version of `speech.text` by which the texts were compared.
+    """
+
+    headings = ("WER", "95 % interval", "CER", "sub", "del", "ins", "words", "utterances")
+    overall: ErrorRates
+    languages: Mapping[str, ErrorRates]
+    normaliser: str
+
+    def cells(self) -> list[str]:
+        return _cells(self.overall)
+
+    def languages_cells(self) -> dict[str, list[str]]:
+        return {code: _cells(rates) for code, rates in self.languages.items()}
+
+    def _validated(self) -> dict[str, float | None]:
+        return {"wer": self.overall.wer, "cer": self.overall.cer}
+
+    def _write(self) -> dict[str, Any]:
+        languages = {code: _rates_to_json(rates) for code, rates in self.languages.items()}
+        return {**_rates_to_json(self.overall), "languages": languages, "normaliser": self.normaliser}
+
+    @classmethod
+    def _read(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "overall": _rates_from_json(content),
+            "languages": {code: _rates_from_json(rates) for code, rates in content["languages"].items()},
+            "normaliser": content["normaliser"],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechScores(Scores):
+    """Of a model that speaks. What no sample has a value for is None.
+
+    Attributes:
+        wer, wer_mean: of the whole corpus, and the mean over utterances (the protocol of seed-tts-eval), by the judge
+            of the training.
+        wer_second, wer_second_mean: the same by the judge that training never hears.
+        speaker_similarity: cosine to the prompt voice, mean over samples.
+        duration_mean: seconds.
+        f0_std: semitones, mean over samples.
+        no_stop_rate: share of samples that no stop token ended.
+        utterances: how many were spoken.
+        failed: how many of them something failed on; they are left out of what they have no value for.
+    """
+
+    headings = ("WER", "mean", "second", "mean", "cosine", "seconds", "no stop", "texts")
+    wer: float | None
+    wer_mean: float | None
+    wer_second: float | None
+    wer_second_mean: float | None
+    speaker_similarity: float | None
+    duration_mean: float | None
+    f0_std: float | None
+    no_stop_rate: float | None
+    utterances: int
+    failed: int
+
+    def cells(self) -> list[str]:
+        rates = (self.wer, self.wer_mean, self.wer_second, self.wer_second_mean)
+        return [
+            *(_cell(rate, ".2%") for rate in rates),
+            _cell(self.speaker_similarity, ".3f"),
+            _cell(self.duration_mean, ".2f"),
+            _cell(self.no_stop_rate, ".1%"),
+            _cell(self.utterances, ","),
+        ]
+
+    def _validated(self) -> dict[str, float | None]:
+        return {
+            "wer": self.wer,
+            "wer_second": self.wer_second,
+            "speaker_similarity": self.speaker_similarity,
+            "duration_mean": self.duration_mean,
+            "no_stop_rate": self.no_stop_rate,
+        }
+
+    def _write(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._names()}
+
+    @classmethod
+    def _read(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: content[name] for name in cls._names()}
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [field.name for field in fields(cls) if field.name != SAMPLED]
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _cells(rates: ErrorRates) -> list[str]:
+    counts = (rates.substitutions, rates.deletions, rates.insertions, rates.words, rates.utterances)
+    interval = f"{100 * rates.wer_low:.1f} – {rates.wer_high:.1%}"
+    return [f"{rates.wer:.2%}", interval, f"{rates.cer:.2%}", *(f"{count:,}" for count in counts)]
+
+
+def _rates_to_json(rates: ErrorRates) -> dict[str, Any]:
+    return {_KEYS.get(field.name, field.name): getattr(rates, field.name) for field in fields(rates)}
+
+
+def _rates_from_json(content: Mapping[str, Any]) -> ErrorRates:
+    return ErrorRates(**{field.name: content[_KEYS.get(field.name, field.name)] for field in fields(ErrorRates)})

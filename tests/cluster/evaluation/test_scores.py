@@ -1,0 +1,92 @@
+"""The files and metrics that scores end in: users and benchmarks read them by these names, in this order."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.evaluation.result import Evaluation, load_evaluation, store_evaluation
+from cluster.evaluation.scores import Scores, SpeechScores, TranscriptScores
+from cluster.evaluation.speech import speech_scores
+from speech.edits import TranscriptPair, corpus_rates
+from speech.errors import UserError
+from tests.cluster.evaluation.test_speech import report
+
+RATES = [
+    "wer",
+    "wer_low",
+    "wer_high",
+    "cer",
+    "cer_low",
+    "cer_high",
+    "sentence_error_rate",
+    "sub",
+    "del",
+    "ins",
+    "words",
+    "utterances",
+]
+SPEECH = [
+    "wer",
+    "wer_mean",
+    "wer_second",
+    "wer_second_mean",
+    "speaker_similarity",
+    "duration_mean",
+    "f0_std",
+    "no_stop_rate",
+    "utterances",
+    "failed",
+]
+
+
+def transcripts() -> TranscriptScores:
+    # "del" is a language of ISO 639 too, and its code is no number of edits.
+    pairs = [TranscriptPair("red light on", "red lamp", "en"), TranscriptPair("stop", "stop it", "del")]
+    overall, languages = corpus_rates(pairs)
+    return TranscriptScores(overall=overall, languages=languages, normaliser="rules 1")
+
+
+def test_the_json_of_transcripts() -> None:
+    scores = transcripts()
+    content = scores.to_json()
+    assert list(content) == [*RATES, "languages", "normaliser"]
+    assert list(content["languages"]) == ["del", "en"] and list(content["languages"]["del"]) == RATES
+    assert (content["sub"], content["del"], content["ins"], content["words"]) == (1, 1, 1, 4)
+    assert scores.metrics() == {"wer": 0.75, "cer": content["cer"]}
+    both = replace(scores, sampled=scores)
+    assert both.to_json() == content | {"sampled": content} and list(both.to_json())[-1] == "sampled"
+    assert list(both.metrics()) == ["wer", "cer", "sampled/wer", "sampled/cer"]
+
+
+def test_the_json_of_speech() -> None:
+    content = speech_scores([report()]).to_json()
+    assert list(content) == SPEECH
+    names = ["wer", "wer_second", "speaker_similarity", "duration_mean", "no_stop_rate"]
+    assert list(speech_scores([report()]).metrics()) == names
+    failed = speech_scores([report(edits=None, speaker_similarity=None)])
+    assert list(failed.to_json()) == SPEECH and failed.to_json()["wer"] is None
+    assert list(failed.metrics()) == ["wer_second", "duration_mean", "no_stop_rate"]
+
+
+@pytest.mark.parametrize(
+    "scores", [transcripts(), replace(transcripts(), sampled=transcripts()), speech_scores([report(edits=None)])]
+)
+def test_an_evaluation_is_read_back_as_it_was(scores: Scores, tmp_path: Path) -> None:
+    path, kept = tmp_path / "evaluation-before.json", Evaluation(scores, [{"id": "ü", "hypothesis": "灯"}])
+    assert load_evaluation(path, {}, type(scores)) is None
+    store_evaluation(path, kept, {"model": "/m"})
+    assert load_evaluation(path, {"model": "/m"}, type(scores)) == kept
+    assert load_evaluation(path, {"model": "/other"}, type(scores)) is None
+    assert list(json.loads(path.read_text(encoding="utf-8"))) == ["conditions", "summary", "hypotheses"]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"conditions": {}}', '{"conditions": {}, "summary": {"wer": 0}}'])
+def test_a_damaged_evaluation_is_named(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "evaluation-before.json"
+    path.write_text(damage, encoding="utf-8")
+    with pytest.raises(UserError, match=r"evaluation-before\.json: damaged"):
+        load_evaluation(path, {}, SpeechScores)
