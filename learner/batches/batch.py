@@ -111,8 +111,9 @@ class PackedBatch:
     Attributes:
         input_ids: (N,) token ids; audio positions hold a placeholder.
         position_ids: (N,) each response continues at its prompt's length.
-        audio_positions: (A,) rows to be filled with audio embeddings, in the order of `audio`.
+        audio_positions: (A,) rows to be filled with audio embeddings, in the order of `heard`.
         audio: per prompt copy in this row, the index into the encoded audio list.
+        heard: the same for the copies whose prompt holds audio; all or none, unless prompts of both kinds are mixed.
         blocks: attention structure.
         predict_from: (T,) row whose hidden state predicts target t (the first target of every response is
             predicted by the prompt's last position).
@@ -129,6 +130,7 @@ class PackedBatch:
     position_ids: torch.Tensor
     audio_positions: torch.Tensor
     audio: tuple[int, ...]
+    heard: tuple[int, ...]
     blocks: tuple[Block, ...]
     predict_from: torch.Tensor
     targets: torch.Tensor

@@ -71,6 +71,7 @@ def pack(groups: Sequence[TrainGroup], shared_prefix: bool = True) -> PackedBatc
         position_ids=torch.tensor(position_ids),
         audio_positions=torch.tensor(audio_positions, dtype=torch.long),
         audio=tuple(group.audio for group, _ in rows),
+        heard=tuple(group.audio for group, _ in rows if group.layout.audio_length),
         blocks=tuple(blocks),
         predict_from=torch.tensor(predict_from),
         targets=torch.tensor(targets),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from learner.components.schedule import learning_rate
 from learner.config import LearnerConfig
@@ -57,6 +58,21 @@ class RankContext:
         tensor = torch.tensor(count, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
+
+
+def shard(
+    module: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, mixed_precision: MixedPrecisionPolicy
+) -> None:
+    """Apply FSDP2 in place: one parameter group per layer, the rest in the module's own.
+
+    Which parameters a micro-batch uses differs between ranks: one has audio and another none, one computes a loss and
+    another runs a dummy micro-batch with weight 0. Ranks must reduce gradients of equal sizes nevertheless, so a
+    parameter without a gradient counts as one with gradient 0.
+    """
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=mixed_precision)
+    fully_shard(module, mesh=mesh, mp_policy=mixed_precision)
+    module.set_reduce_scatter_unused_params(True)
 
 
 def adamw(module: nn.Module, config: LearnerConfig) -> torch.optim.AdamW:

@@ -91,7 +91,7 @@ def micro_batch_loss(
     """
     reinforcement = spec.objective in SAMPLED_OBJECTIVES and context.kind == "policy"
     if spec.config.augment and spec.objective == "sft":
-        audio = augment_features(audio, context.batch.audio, seed=spec.seed * 1_000_003 + context.step)
+        audio = augment_features(audio, context.batch.heard, seed=spec.seed * 1_000_003 + context.step)
     # Supervised targets are the data's distribution: temperature and masks belong to sampling only.
     sampler = spec.sampler if reinforcement else SamplerSettings()
     output = policy(context.batch, audio, sampler, spec.config.logits_chunk)

@@ -45,8 +45,8 @@ def supervised_loss(
         audio: encoded audio by index, for CTC's targets.
     """
     loss, metrics = sft_loss(output.logprobs, totals)
-    if policy.ctc is not None:
-        used = sorted(set(batch.audio))
+    if policy.ctc is not None and batch.heard:
+        used = sorted(set(batch.heard))
         ctc = ctc_loss(policy.ctc, output.encoder_states, [audio[i].ctc_ids for i in used], blank)
         loss = loss + ctc_weight * ctc / totals.tokens
         metrics["ctc"] = ctc.detach()

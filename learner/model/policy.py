@@ -9,11 +9,12 @@ from functools import partial
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from learner.batches.batch import PackedBatch
+from learner.components.optimiser import shard
 from learner.model import attention
 from learner.model.logprobs import selected_logprobs
 from learner.model.sampler import SamplerSettings
@@ -111,8 +112,7 @@ class Policy(nn.Module):
             if checkpoint_layers:
                 # Not transformers' own way, which acts in training mode only, and ours is eval mode: dropout is off.
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-            fully_shard(layer, mesh=mesh, mp_policy=mixed_precision)
-        fully_shard(self, mesh=mesh, mp_policy=mixed_precision)
+        shard(self, layers, mesh, mixed_precision)
 
     def audio_embeddings(self, audio: Sequence[EncodedAudio]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Embeddings of each item, through whichever of encoder and adaptor learns, and the encoder's states."""
@@ -132,19 +132,23 @@ class Policy(nn.Module):
 
         Args:
             batch: packed micro-batch of N positions and T targets.
-            audio: encoded audio by index; at least the indices of `batch.audio`, unless no prompt holds audio.
+            audio: encoded audio by index; at least the indices of `batch.heard`.
             sampler: the sampler's own, so that both sides compute the same distribution.
             chunk: targets whose logits are in memory at a time.
         """
         language_model = self.language_model
         device = language_model.get_input_embeddings().weight.device
-        used = sorted(set(batch.audio)) if batch.audio_positions.numel() else []
+        used = sorted(set(batch.heard))
         embeddings, states = self.audio_embeddings([audio[i] for i in used]) if used else ([], [])
         row = {index: embeddings[place] for place, index in enumerate(used)}
         embeds = language_model.get_input_embeddings()(batch.input_ids.to(device))
-        if batch.audio_positions.numel():
-            sound = torch.cat([row[index] for index in batch.audio]).to(embeds.dtype)
+        if used:
+            sound = torch.cat([row[index] for index in batch.heard]).to(embeds.dtype)
             embeds = embeds.index_copy(0, batch.audio_positions.to(device), sound)
+        elif torch.is_grad_enabled():
+            # A frozen language model without audio depends on nothing that learns. Its backward pass must run all the
+            # same: other ranks, which have audio, gather the layers' parameters in theirs.
+            embeds.requires_grad_()
         hidden = language_model.base_model(
             inputs_embeds=embeds[None],
             position_ids=batch.position_ids[None].to(device),

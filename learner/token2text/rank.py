@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
 
 from learner.components import checkpoint
-from learner.components.optimiser import RankContext, adamw, apply_update, full_tensor, scheduled_rate
+from learner.components.optimiser import RankContext, adamw, apply_update, full_tensor, scheduled_rate, shard
 from learner.config import LearnerConfig, Token2TextTrainingConfig
 from learner.metrics import Metrics, StepMetrics
 from learner.token2text.model import UNKNOWN, Mixture, Token2Text, Token2TextConfig, Token2TextOutput, attribute_nll
@@ -58,9 +57,7 @@ class Token2TextRank:
             if spec.features is not None:
                 model.init_embedding_from_codec(torch.from_numpy(spec.features))
         self.model = model.to(self.context.device)
-        for layer in self.model.layers:
-            fully_shard(layer, mesh=self.context.mesh, mp_policy=self.context.mixed_precision)
-        fully_shard(self.model, mesh=self.context.mesh, mp_policy=self.context.mixed_precision)
+        shard(self.model, self.model.layers, self.context.mesh, self.context.mixed_precision)
         self.optimiser = adamw(self.model, spec.config)
         self.writer = checkpoint.Writer()
 
