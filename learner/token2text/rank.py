@@ -126,8 +126,12 @@ class Token2TextRank:
         loss, metrics = self._loss(output, items, share)
         (loss * scale).backward()
         if radius > 0:
-            slope, size = output.embedded.grad, output.embedded.detach()
+            slope = output.embedded.grad
             assert slope is not None
+            # What stands behind an utterance's end depends on the others of its micro-batch.
+            lengths = output.frames // self.model.config.labels_per_token
+            present = torch.arange(slope.shape[1], device=lengths.device)[None, :] < lengths[:, None]
+            size = output.embedded.detach() * present[:, :, None]
             norms = [tensor.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None] for tensor in (slope, size)]
             shifted = self._forward(items, radius * norms[1] * slope / norms[0])
             (self._loss(shifted, items, share)[0] * scale).backward()

@@ -72,6 +72,7 @@ TOKEN2TEXT: dict[str, Case] = {
     "token2text-plain": Token2TextCase(),
     "token2text-without-attributes": Token2TextCase(Token2TextTrainingConfig(attributes=0.0)),
     "token2text-noise": Token2TextCase(Token2TextTrainingConfig(noise=0.2, mixup=0.5)),
+    "token2text-adversarial": Token2TextCase(Token2TextTrainingConfig(adversarial=0.2)),
     "token2text-one-utterance": Token2TextCase(items=1),
 }
 

@@ -69,6 +69,12 @@ def test_micro_batches_and_ranks_do_not_matter(tmp_path: Path) -> None:
     assert_same(whole, torch.load(out, weights_only=True))
 
 
+def test_the_worst_shift_does_not_depend_on_the_neighbours(tmp_path: Path) -> None:
+    shifted = Token2TextTrainingConfig(adversarial=0.2)
+    whole = one_update(0, 1, str(tmp_path / "a"), spec(shifted))
+    assert_same(whole, one_update(0, 1, str(tmp_path / "b"), spec(shifted, micro_batch_tokens=1)))
+
+
 def learn_and_read(
     folder: Path, robust: bool, steps: int, **changes: Any
 ) -> tuple[dict[str, float], list[SpeechText], dict[int, Prediction], list[Token2TextOutput]]:
