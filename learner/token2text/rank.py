@@ -142,9 +142,10 @@ class Token2TextRank:
         length = max(item.length for item in items)
         mixed = None
         if any(item.share < 1 for item in items):
+            others = [item.partner if item.share < 1 else item.item for item in items]
             mixed = Mixture(
-                _padded([item.partner.tokens for item in items], length).to(device),
-                torch.tensor([len(item.partner.tokens) for item in items], device=device),
+                _padded([other.tokens for other in others], length).to(device),
+                torch.tensor([len(other.tokens) for other in others], device=device),
                 torch.tensor([item.share for item in items], device=device),
             )
         return self.model(

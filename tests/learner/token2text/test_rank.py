@@ -75,6 +75,15 @@ def test_the_worst_shift_does_not_depend_on_the_neighbours(tmp_path: Path) -> No
     assert_same(whole, one_update(0, 1, str(tmp_path / "b"), spec(shifted, micro_batch_tokens=1)))
 
 
+def test_a_partner_without_a_share_has_no_length_either(tmp_path: Path) -> None:
+    mixed = Token2TextTrainingConfig(mixup=0.03)
+    (share,) = plan_token2text(corpus(9), 1, mixed.mixup, seed=5, step=3)
+    assert len({item.share < 1 for item in share.items}) == 2, "Beta draws of 1 occur beside others"
+    whole = one_update(0, 1, str(tmp_path / "a"), spec(mixed))
+    for tokens in (1, 25):
+        assert_same(whole, one_update(0, 1, str(tmp_path / f"{tokens}"), spec(mixed, micro_batch_tokens=tokens)))
+
+
 def learn_and_read(
     folder: Path, robust: bool, steps: int, **changes: Any
 ) -> tuple[dict[str, float], list[SpeechText], dict[int, Prediction], list[Token2TextOutput]]:
