@@ -126,7 +126,8 @@ class Case:
         self.reward_model, self.speech_ids = Token2Text(shape).to(args.device), range(args.vocabulary)
         place = {"device": args.device, "dtype": getattr(torch, args.dtype)}
         self.hidden = torch.randn(len(self.batch.targets), args.hidden).to(**place).requires_grad_()
-        self.head = (0.1 * torch.randn(args.vocabulary + 1, args.hidden)).to(**place).requires_grad_()
+        self.output_layer = torch.nn.Linear(args.hidden, args.vocabulary + 1, bias=False)
+        self.output_layer.weight = torch.nn.Parameter((0.1 * torch.randn(args.vocabulary + 1, args.hidden)).to(**place))
 
     def run(self, chunk: int) -> float:
         import torch
@@ -138,10 +139,10 @@ class Case:
         rows = len(self.batch.targets) if chunk == NAIVE else chunk
         term = DiffRO(self.settings, self.reward_model, self.speech_ids, rows, seed=0)
         nothing = torch.zeros(len(self.batch.targets))
-        output = PolicyOutput(nothing, nothing, [], self.hidden, self.head)
+        output = PolicyOutput(nothing, nothing, [], self.hidden, self.output_layer)
         loss, _ = term.loss(output, self.batch, self.totals, sampler_temperature=1.0, step=1)
         loss.backward()
-        self.hidden.grad = self.head.grad = None
+        self.hidden.grad = self.output_layer.weight.grad = None
         return float(loss.detach())
 
 

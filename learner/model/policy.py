@@ -36,15 +36,21 @@ class PolicyOutput:
         encoder_states: the batch's encoder outputs, one (states, encoder_hidden) tensor per distinct audio;
             only when the policy owns the encoder.
         hidden: (T, H) final hidden state that predicts each target.
-        head: (V, H) weight of the output layer. It holds its values until the backward pass has run, because FSDP2
-            does not reshard the root group after its forward.
+        output_layer: hidden states → logits. A module, because FSDP2 leaves a hook for the backward pass on each
+            tensor that a forward returns: on a parameter they would never go away, and each costs time.
     """
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
     encoder_states: list[torch.Tensor]
     hidden: torch.Tensor
-    head: torch.Tensor
+    output_layer: nn.Module
+
+    @property
+    def head(self) -> torch.Tensor:
+        """(V, H) weight of the output layer. It holds its values until the backward pass has run, because FSDP2 does
+        not reshard the root group after its forward."""
+        return self.output_layer.weight
 
 
 class Policy(nn.Module):
@@ -156,7 +162,8 @@ class Policy(nn.Module):
             blocks=batch.blocks,
         ).last_hidden_state[0]
         hidden = hidden[batch.predict_from.to(device)]
-        head = language_model.get_output_embeddings().weight
+        output_layer = language_model.get_output_embeddings()
+        head = output_layer.weight
         logprobs, entropy = selected_logprobs(
             hidden,
             head,
@@ -168,7 +175,7 @@ class Policy(nn.Module):
             step_of=batch.step_of.to(device),
             chunk=chunk,
         )
-        return PolicyOutput(logprobs, entropy, states, hidden, head)
+        return PolicyOutput(logprobs, entropy, states, hidden, output_layer)
 
 
 def _like(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from learner.batches.packing import pack, totals
 from learner.batches.plan import plan_updates
 from learner.losses.gumbel import gumbel_noise, position_keys
-from learner.model.policy import PolicyOutput
 from learner.rank import LearnerRank
 from tests.gpu import NEEDS_GPU
 from tests.learner.losses import test_diffro
@@ -40,11 +39,11 @@ def test_loss_and_gradients_agree_with_the_cpu(noise: str, chunk: int) -> None:
         term = test_diffro.diffro(chunk, noise=noise, attributes=0.5)
         term.reward_model.to(device)
         start = test_diffro.fake_output(batch)
-        hidden, head = (tensor.detach().to(device).requires_grad_() for tensor in (start.hidden, start.head))
-        nothing = torch.zeros(len(batch.targets), device=device)
-        output = PolicyOutput(nothing, nothing, [], hidden, head)
+        output = test_diffro.output_of(
+            start.hidden.detach().to(device).requires_grad_(), start.head.detach().to(device)
+        )
         loss, metrics = term.loss(output, batch, totals(groups, "positive"), 0.9, 2)
-        gradients = torch.autograd.grad(loss, (hidden, head))
+        gradients = torch.autograd.grad(loss, (output.hidden, output.head))
         found.append([tensor.detach().cpu() for tensor in (loss, *gradients, metrics["text_nll"].double())])
     for cpu, cuda in zip(*found, strict=True):
         torch.testing.assert_close(cuda, cpu, rtol=1e-4, atol=1e-6)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from learner.batches.batch import Sample, TrainGroup
 from learner.batches.plan import audio_of, plan_updates
@@ -207,6 +208,17 @@ def test_sampling_mask_reaches_the_loss(model: Path, tmp_path: Path) -> None:
     assert entropy("c", (1, *range(6, VOCABULARY))) < free
     with pytest.raises(ValueError, match="not among the allowed tokens"):
         entropy("d", (1, 6, 7))
+
+
+def test_updates_leave_no_hooks_behind(model: Path, tmp_path: Path) -> None:
+    learner = LearnerRank(make_spec(model, micro_batch_tokens=30), 0, 1, f"file://{tmp_path / 'meet'}")
+    groups, audio = make_batch()
+    learner.update(1, plan_updates(groups, [], 1, 1)[0], audio)
+    for module in learner.policy.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+    assert not any(parameter._backward_hooks for parameter in learner.policy.parameters())
+    learner.close()
 
 
 def test_frozen_parts_are_not_loaded(model: Path) -> None:

@@ -61,9 +61,15 @@ def make_groups(count: int = 5, seed: int = 0) -> list[TrainGroup]:
 def fake_output(batch: PackedBatch, dtype: torch.dtype = torch.float64) -> PolicyOutput:
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(len(batch.targets), 8, generator=generator, dtype=dtype, requires_grad=True)
-    head = torch.randn(64, 8, generator=generator, dtype=dtype, requires_grad=True)
-    nothing = torch.zeros(len(batch.targets))
-    return PolicyOutput(nothing, nothing, [], hidden, head)
+    return output_of(hidden, torch.randn(64, 8, generator=generator, dtype=dtype))
+
+
+def output_of(hidden: torch.Tensor, head: torch.Tensor) -> PolicyOutput:
+    """A policy's output as far as DiffRO looks at it."""
+    layer = torch.nn.Linear(*head.T.shape, bias=False)
+    layer.weight = torch.nn.Parameter(head)
+    nothing = torch.zeros(len(hidden), device=hidden.device)
+    return PolicyOutput(nothing, nothing, [], hidden, layer)
 
 
 def diffro(chunk: int = 1000, **changes: Any) -> DiffRO:
