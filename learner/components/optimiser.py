@@ -76,9 +76,13 @@ def shard(
 
 
 def adamw(module: nn.Module, config: LearnerConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn; weight decay on matrices only."""
+    """AdamW over the parameters that learn, weight decay on matrices only, with moments of 0 from the start.
+
+    AdamW itself creates them at the first update. torch's `get_state_dict` does so earlier, by an update of its own
+    that AdamW counts: a checkpoint before the first update would weaken that update.
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
+    optimiser = torch.optim.AdamW(
         [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
@@ -86,6 +90,13 @@ def adamw(module: nn.Module, config: LearnerConfig) -> torch.optim.AdamW:
         lr=config.lr,
         betas=(config.beta1, config.beta2),
     )
+    for p in trained:
+        optimiser.state[p] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
+    return optimiser
 
 
 def scheduled_rate(config: LearnerConfig, step: int, total_steps: int) -> float:
