@@ -14,7 +14,14 @@ from learner.batches.packing import pack, split_micro_batches
 from learner.batches.plan import RankShare
 from learner.components import checkpoint
 from learner.components.offload import DeviceOffloader
-from learner.components.optimiser import RankContext, adamw, apply_update, full_tensor, scheduled_rate
+from learner.components.optimiser import (
+    RankContext,
+    adamw,
+    apply_update,
+    full_tensor,
+    scheduled_rate,
+    sharded_parameters,
+)
 from learner.losses.diffro import DiffRO
 from learner.losses.objectives import (
     MicroBatchKind,
@@ -142,7 +149,7 @@ class LearnerRank:
         """
         tensors: dict[str, torch.Tensor] = {}
         size = 0
-        for name, parameter in self.policy.language_model.named_parameters():
+        for name, parameter in self._parameters("language_model"):
             tensor = full_tensor(parameter.detach().to(dtype))
             if self.rank != 0:
                 continue
@@ -158,12 +165,16 @@ class LearnerRank:
     def frontend_state_dicts(self) -> dict[str, dict[str, torch.Tensor]]:
         """Full weights of the parts before the language model that learn, for the encoder actors; often empty."""
         return {
-            part: {
-                name: full_tensor(p.detach()).cpu().clone() for name, p in getattr(self.policy, part).named_parameters()
-            }
+            part: {name: full_tensor(p.detach()).cpu().clone() for name, p in self._parameters(part)}
             for part in ("adaptor", "encoder")
             if part in self.spec.config.train
         }
+
+    def _parameters(self, part: str) -> list[tuple[str, torch.nn.Parameter]]:
+        """A part's parameters under the names that they have in it."""
+        prefix = f"{part}."
+        found = sharded_parameters(self.policy)
+        return [(name.removeprefix(prefix), p) for name, p in found if name.startswith(prefix)]
 
     @torch.no_grad()
     def probe_logprobs(self, token_ids: Sequence[int]) -> list[float]:
@@ -214,7 +225,7 @@ class LearnerRank:
             if module is None:
                 continue
             states[part] = {}
-            for name, parameter in module.named_parameters():
+            for name, parameter in self._parameters(part):
                 tensor = full_tensor(parameter.detach())
                 if self.rank == 0:
                     states[part][name] = tensor.to("cpu", copy=True)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from learner.components.schedule import learning_rate
 from learner.config import LearnerConfig
@@ -73,6 +73,20 @@ def shard(
         fully_shard(layer, mesh=mesh, mp_policy=mixed_precision)
     fully_shard(module, mesh=mesh, mp_policy=mixed_precision)
     module.set_reduce_scatter_unused_params(True)
+
+
+def sharded_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters by name as the optimiser has them, for whoever reads them between updates.
+
+    After a forward without a backward FSDP2 leaves the root group gathered, in the precision in which it computes.
+
+    Args:
+        module: the one that `shard` was given, not a part of it.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    return list(module.named_parameters())
 
 
 def adamw(module: nn.Module, config: LearnerConfig) -> torch.optim.AdamW:

@@ -12,7 +12,15 @@ import torch
 import torch.distributed as dist
 
 from learner.components import checkpoint
-from learner.components.optimiser import RankContext, adamw, apply_update, full_tensor, scheduled_rate, shard
+from learner.components.optimiser import (
+    RankContext,
+    adamw,
+    apply_update,
+    full_tensor,
+    scheduled_rate,
+    shard,
+    sharded_parameters,
+)
 from learner.config import LearnerConfig, Token2TextTrainingConfig
 from learner.metrics import Metrics, StepMetrics
 from learner.token2text.model import UNKNOWN, Mixture, Token2Text, Token2TextConfig, Token2TextOutput, attribute_nll
@@ -212,7 +220,7 @@ class Token2TextRank:
         Raises:
             UserError: the disk refuses, now or at the checkpoint before.
         """
-        tensors = {name: full_tensor(p.detach()) for name, p in self.model.named_parameters()}
+        tensors = {name: full_tensor(p.detach()) for name, p in sharded_parameters(self.model)}
         export = None
         if self.rank == 0:
             export = partial(self.model.save, state={name: t.to("cpu", copy=True) for name, t in tensors.items()})

@@ -1,4 +1,5 @@
-"""A learner rank that leaves its GPU between updates learns what one that stays learns."""
+"""A learner rank that leaves its GPU between updates learns what one that stays learns, and what it gives away is its
+own weights in full precision."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 
 from learner.batches.plan import plan_updates
 from learner.rank import LearnerRank
+from speech.families import load_family
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.gpu import NEEDS_GPU
 from tests.learner.test_rank import make_batch, make_spec
@@ -44,3 +46,23 @@ def test_leaving_the_gpu_changes_nothing_and_frees_it(tmp_path: Path) -> None:
     assert min(freed) >= 5 * size, "weights, gradients, two moments, and the reference policy's weights"
     for name, tensor in stayed.items():
         torch.testing.assert_close(left[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_probe_changes_nothing_that_is_given_away(tmp_path: Path) -> None:
+    """A forward pass leaves the root group gathered in bfloat16; publication and export are of the float32 shards."""
+    model = write_demo_checkpoint(tmp_path / "model", scale=2.0)
+    rank = LearnerRank(make_spec(model, gpus_per_rank=1.0), 0, 1, f"file://{tmp_path / 'meet'}")
+    groups, audio = make_batch()
+    try:
+        rank.update(1, plan_updates(groups, [], 1, 1)[0], audio)
+        (expected,) = rank.weight_buckets(torch.float32, 2**30)
+        rank.probe_logprobs([7, 8, 9, 10])
+        (found,) = rank.weight_buckets(torch.float32, 2**30)
+        rank.probe_logprobs([7, 8, 9, 10])
+        rank.save(str(tmp_path / "checkpoint"))
+    finally:
+        dist.destroy_process_group()
+    exported = load_family(tmp_path / "checkpoint" / "hf").load_language_model()
+    for name, parameter in exported.named_parameters():
+        assert torch.equal(found.tensors[name], expected.tensors[name]), name
+        assert torch.equal(parameter, expected.tensors[name]), name

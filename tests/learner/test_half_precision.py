@@ -1,0 +1,81 @@
+"""A rank that computes in bfloat16, as on CUDA, gives away its weights in full precision, whatever it did before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from learner.batches.plan import plan_updates
+from learner.components import optimiser as optimisation
+from learner.rank import LearnerRank
+from learner.token2text.plan import plan_predictions, plan_token2text
+from learner.token2text.rank import Token2TextRank
+from tests.learner.rank_cases import Models, PolicyCase
+from tests.learner.token2text.test_rank import corpus, spec
+
+HALF = partial(MixedPrecisionPolicy, param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
+@pytest.fixture(autouse=True)
+def half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy that `RankContext` takes on CUDA."""
+    monkeypatch.setattr(optimisation, "MixedPrecisionPolicy", HALF)
+
+
+@pytest.fixture
+def learner(sharp_checkpoint: Path, tmp_path: Path) -> Iterator[LearnerRank]:
+    """After an update of language model and adaptor."""
+    models = Models(sharp_checkpoint, sharp_checkpoint)
+    case = PolicyCase("grpo", ("language_model", "adaptor"))
+    rank = LearnerRank(case.spec(models), 0, 1, f"file://{tmp_path / 'meet'}")
+    groups, _, audio = case.batch(1)
+    rank.update(1, plan_updates(groups, [], 1, 1)[0], audio)
+    yield rank
+    rank.close()
+
+
+def published(learner: LearnerRank) -> dict[str, torch.Tensor]:
+    parts = [bucket.tensors for bucket in learner.weight_buckets(torch.float32, 10_000)]
+    adaptor = {f"adaptor.{name}": tensor for name, tensor in learner.frontend_state_dicts()["adaptor"].items()}
+    return {name: tensor for part in (*parts, adaptor) for name, tensor in part.items()}
+
+
+def test_publication_after_a_probe(learner: LearnerRank) -> None:
+    expected = published(learner)
+    learner.probe_logprobs([7, 8, 9, 10])
+    found = published(learner)
+    assert found.keys() == expected.keys() and any(name.startswith("adaptor.") for name in found)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_checkpoint_after_a_probe(learner: LearnerRank, tmp_path: Path) -> None:
+    learner.save(str(tmp_path / "before"))
+    learner.probe_logprobs([7, 8, 9, 10])
+    learner.save(str(tmp_path / "after"))
+    before, after = (load_file(tmp_path / name / "hf" / "model.safetensors") for name in ("before", "after"))
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == torch.float32 and torch.equal(after[name], tensor), name
+    expected = published(learner)
+    learner.probe_logprobs([7, 8, 9, 10])
+    learner.load(str(tmp_path / "after"))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in published(learner).items())
+
+
+def test_reward_model_after_a_reading(tmp_path: Path) -> None:
+    rank = Token2TextRank(spec(), 0, 1, f"file://{tmp_path / 'meet'}")
+    rank.update(1, plan_token2text(corpus(6), 1, 0.0, 0, 1)[0])
+    rank.save(str(tmp_path / "before"))
+    items = corpus(4)
+    rank.read([items[i] for i in plan_predictions(items, 1)[0]], items[0])
+    rank.save(str(tmp_path / "after"))
+    rank.close()
+    before, after = (load_file(tmp_path / name / "hf" / "model.safetensors") for name in ("before", "after"))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
