@@ -179,7 +179,7 @@ class SimulatedLearner:
     def probe_logprobs(self, token_ids: list[int]) -> list[float]:
         return [-1.0] * (len(token_ids) - 1)
 
-    def save_in_background(self, folder: str) -> None:
+    def save_in_background(self, folder: str, copy: bool) -> None:
         (Path(folder) / "hf").mkdir()
 
     def saved(self) -> bool:

@@ -36,9 +36,9 @@ class _Shell:
             probe.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
-    def save_in_background(self, folder: str) -> None:
+    def save_in_background(self, folder: str, copy: bool) -> None:
         with self.recorder.span("save"):
-            self._rank.save(folder, background=True)
+            self._rank.save(folder, background=True, copy=copy)
 
     def saved(self) -> bool:
         return bool(self._rank.saved())

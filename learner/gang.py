@@ -63,9 +63,14 @@ class _ActorGang:
         (address,) = self._get([self.actors[0].address.remote()], "start", timeout)
         return [actor.start.remote(address) for actor in self.actors]
 
-    def save_in_background(self, folder: str) -> None:
-        """Copy the state on every rank and begin to write it; `saved` says when it is written."""
-        self._all("save_in_background", folder)
+    def save_in_background(self, folder: str, copy: bool) -> None:
+        """Begin to write the state of every rank; `saved` says when it is written.
+
+        Args:
+            copy: write a copy, so that training may go on. Without one, call nothing that changes the state before
+                `saved`.
+        """
+        self._all("save_in_background", folder, copy)
 
     def saved(self) -> bool:
         """Whether all ranks have written their part of the last checkpoint; does not wait for them.

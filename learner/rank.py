@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ from learner.losses.objectives import (
     needs_reference,
 )
 from learner.metrics import StepMetrics
-from learner.model.policy import PARTS, Policy, PolicyOutput
+from learner.model.policy import Policy, PolicyOutput
 from learner.model.sampler import SamplerSettings
 from learner.spec import RankSpec, StepResult
 from speech.families import load_family
@@ -186,18 +186,26 @@ class LearnerRank:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
-    def save(self, folder: str, background: bool = False) -> None:
+    def save(self, folder: str, background: bool = False, copy: bool = True) -> None:
         """Write policy and optimiser shards (DCP) and a Hugging Face export below `folder`.
 
         Args:
-            background: return as soon as the state is copied; `saved` says when it is on the disk.
+            background: return before they are on the disk; `saved` says when they are.
+            copy: with `background`, copy the state first, so that training may go on. Without a copy nothing may change
+                it until `saved`.
 
         Raises:
             UserError: the disk refuses, now or at the checkpoint before.
         """
-        states = self._full_states()
-        export = partial(self.family.export, states=states) if self.rank == 0 else None
-        self.writer.save(Path(folder), self.policy, self.optimiser, export, background)
+        self.writer.save(Path(folder), self.policy, self.optimiser, self._export, background, copy)
+
+    def _export(self, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+        """The model in its family's own Hugging Face form; parts that are frozen are those that it began with."""
+        states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            part, _, inner = name.partition(".")
+            states[part][inner] = tensor
+        self.family.export(folder, states)
 
     def saved(self) -> bool:
         """Whether the checkpoint of `save` is written, as far as this rank goes. No collective; does not wait.
@@ -209,27 +217,6 @@ class LearnerRank:
 
     def load(self, folder: str) -> None:
         checkpoint.load(Path(folder) / "dcp", self.policy, self.optimiser)
-
-    def export(self, folder: str) -> None:
-        """Write the whole model in its family's own Hugging Face form (rank 0 writes)."""
-        states = self._full_states()
-        if self.rank == 0:
-            self.family.export(Path(folder), states)
-        dist.barrier()
-
-    def _full_states(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Copies of the model's tensors in host memory, on rank 0; the others only take part in the gathering."""
-        states: dict[str, dict[str, torch.Tensor]] = {}
-        for part in (*PARTS, "ctc"):
-            module = getattr(self.policy, part)
-            if module is None:
-                continue
-            states[part] = {}
-            for name, parameter in self._parameters(part):
-                tensor = full_tensor(parameter.detach())
-                if self.rank == 0:
-                    states[part][name] = tensor.to("cpu", copy=True)
-        return states
 
     def close(self) -> None:
         self.writer.close()

@@ -21,8 +21,8 @@ _POLL_S = 0.02
 class StateWriter(Protocol):
     """The learner, as far as checkpoints go."""
 
-    def save_in_background(self, folder: str) -> None:
-        """Copy the state and begin to write it below a folder."""
+    def save_in_background(self, folder: str, copy: bool) -> None:
+        """Begin to write the state below a folder: a copy of it, or as it is until `saved`."""
 
     def saved(self) -> bool:
         """Whether it is written; raises UserError when the disk refused. Does not wait."""
@@ -61,7 +61,7 @@ class CheckpointSaver:
         self._staged = self._checkpoints.stage(step)
         self._step, self._began = step, self._clock()
         with self._discarding():
-            self._learner.save_in_background(str(self._staged.resolve()))
+            self._learner.save_in_background(str(self._staged.resolve()), copy=self._config.asynchronous)
         if not self._config.asynchronous:
             self.wait()
 

@@ -6,13 +6,11 @@ the reader and the planner here accept nothing but the records of DCP and plain 
 
 from __future__ import annotations
 
-import copy
 import io
 import pickle
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +27,15 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from learner.components.optimiser import full_tensor
 from speech.errors import UserError
+
+Export = Callable[[Path, dict[str, torch.Tensor]], None]
+"""Writes a model in its own form to a folder."""
 
 _DISK = (
     "No space left",
@@ -62,7 +66,7 @@ _METADATA_CLASSES = {
 
 
 class Writer:
-    """Writes one rank's part of checkpoints, beside the training: `begin` copies the state, a thread writes the copy.
+    """Writes one rank's part of checkpoints, beside the training: `begin` takes the state, a thread writes it.
 
     The thread's collectives have a process group of their own, so that they cannot mix with those of the training. Only
     one checkpoint is written at a time. Making a `Writer` and `begin` are collectives.
@@ -70,46 +74,51 @@ class Writer:
 
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo")
+        self._mesh = DeviceMesh.from_group(self._group, "cpu")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def begin(
-        self, folder: Path, policy: nn.Module, optimiser: Optimizer, then: Callable[[], None] | None = None
-    ) -> None:
-        """Take the state as it is now and start to write it.
+    def begin(self, folder: Path, policy: nn.Module, optimiser: Optimizer, export: Export, copy: bool) -> None:
+        """Start to write the state as it is now.
 
         Args:
-            folder: for the shards; the caller makes its appearance atomic.
-            then: what the thread does next, for instance to write an export. No collective.
+            folder: gets the shards in `dcp` and the export in `hf`; the caller makes its appearance atomic.
+            export: writes the trained parameters, whole and by name; called on rank 0, in the thread. They are those of
+                the copy, or the model's own: it must not keep or change them.
+            copy: to host memory, so that training may go on. Without it the caller must change nothing until `done`.
 
         Raises:
             UserError: the checkpoint before this one was not written; see `done`.
         """
         self.wait()
-        options = StateDictOptions(ignore_frozen_params=True, cpu_offload=True)
+        options = StateDictOptions(ignore_frozen_params=True)
         weights, moments = get_state_dict(policy, optimiser, options=options)
-        # On a CPU nothing was copied yet, and the next update would change what is being written.
-        state = copy.deepcopy({"policy": weights, "optimiser": moments})
-        self._writing = self._thread.submit(_write, folder, state, self._group, then)
+        state = {"policy": weights, "optimiser": moments}
+        if copy:
+            state = self._copied(state, {})
+        names = [name for name, p in policy.named_parameters() if p.requires_grad]
+        self._writing = self._thread.submit(self._write, folder, state, names, export)
 
     def save(
         self,
         folder: Path,
         policy: nn.Module,
         optimiser: Optimizer,
-        export: Callable[[Path], None] | None,
-        background: bool,
+        export: Export,
+        background: bool = False,
+        copy: bool = True,
     ) -> None:
         """Write a checkpoint: shards (DCP) in `folder/dcp`, and by `export` the model in its own form in `folder/hf`.
 
         Args:
-            export: where this rank exports; None elsewhere. It must hold copies: training goes on meanwhile.
-            background: return as soon as the state is copied; `done` says when it is on the disk.
+            export: see `begin`.
+            background: return before it is on the disk; `done` says when it is.
+            copy: with `background`, see `begin`.
 
         Raises:
             UserError: the disk refuses, now or at the checkpoint before.
         """
-        self.begin(folder / "dcp", policy, optimiser, None if export is None else partial(export, folder / "hf"))
+        self.begin(folder, policy, optimiser, export, background and copy)
         if not background:
             self.wait()
             dist.barrier()
@@ -138,25 +147,65 @@ class Writer:
     def close(self) -> None:
         self._thread.shutdown()
 
+    def _write(self, folder: Path, state: dict[str, Any], names: list[str], export: Export) -> None:
+        try:
+            dcp.save(state, checkpoint_id=folder / "dcp", process_group=self._group)
+            del state["optimiser"]  # a copy's memory, before the export needs its own
+            tensors = self._gathered(state["policy"], names)
+            if dist.get_rank(self._group) == 0:
+                export(folder / "hf", tensors)
+        except CheckpointException as error:  # a BaseException, which would end the thread's process under Ray
+            causes = "; ".join(f"rank {rank}: {cause!r}" for rank, (cause, _) in sorted(error.failures.items()))
+            raise _failure(folder, causes) from error
+        except Exception as error:
+            raise _failure(folder, _chain(error)) from error
 
-def _write(folder: Path, state: dict[str, Any], group: dist.ProcessGroup, then: Callable[[], None] | None) -> None:
-    try:
-        dcp.save(state, checkpoint_id=folder, process_group=group)
-        if then is not None:
-            then()
-    except CheckpointException as error:  # a BaseException, which would end the thread's process under Ray
-        causes = "; ".join(f"rank {rank}: {cause!r}" for rank, (cause, _) in sorted(error.failures.items()))
-        raise _failure(folder, causes) from error
-    except Exception as error:
-        raise _failure(folder, _chain(error)) from error
+    def _copied(self, value: Any, copies: dict[tuple[int, torch.Size], torch.Tensor]) -> Any:
+        """A state dictionary with its tensors copied to host memory, each once: tied ones stay tied.
+
+        Args:
+            copies: those made so far, by the address and shape of the original.
+        """
+        if isinstance(value, dict):
+            return {name: self._copied(item, copies) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self._copied(item, copies) for item in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        local = value.to_local() if isinstance(value, DTensor) else value
+        key = (local.data_ptr(), local.shape)
+        if key not in copies:
+            copies[key] = local.to("cpu", copy=True)
+        return self._like(value, copies[key])
+
+    def _gathered(self, tensors: dict[str, torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
+        """Some tensors, whole and in host memory, on rank 0; the other ranks hold one at a time. A collective.
+
+        A tensor that is whole and in host memory already is not copied.
+        """
+        found = {}
+        for name in names:
+            tensor = tensors[name]
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            whole = full_tensor(self._like(tensor, local.cpu()))
+            if dist.get_rank(self._group) == 0:
+                found[name] = whole
+        return found
+
+    def _like(self, tensor: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
+        """A rank's part of a tensor in host memory, as a tensor of the writer's own group."""
+        if not isinstance(tensor, DTensor):
+            return local
+        shape, stride = tensor.shape, tensor.stride()
+        return DTensor.from_local(local, self._mesh, tensor.placements, run_check=False, shape=shape, stride=stride)
 
 
 def _failure(folder: Path, causes: str) -> Exception:
-    full = folder.parent.is_dir() and shutil.disk_usage(folder.parent).free < _FULL_BYTES
+    full = folder.is_dir() and shutil.disk_usage(folder).free < _FULL_BYTES
     if full or any(text in causes for text in _DISK):
         reason = "no space left" if full else causes
-        return UserError(f"{folder.parent}: cannot write the checkpoint: {reason}; the one before it is whole")
-    return RuntimeError(f"{folder.parent}: the checkpoint could not be written: {causes}")
+        return UserError(f"{folder}: cannot write the checkpoint: {reason}; the one before it is whole")
+    return RuntimeError(f"{folder}: the checkpoint could not be written: {causes}")
 
 
 def _chain(error: BaseException | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +11,7 @@ import torch
 import torch.distributed as dist
 
 from learner.components import checkpoint
-from learner.components.optimiser import (
-    RankContext,
-    adamw,
-    apply_update,
-    full_tensor,
-    scheduled_rate,
-    shard,
-    sharded_parameters,
-)
+from learner.components.optimiser import RankContext, adamw, apply_update, scheduled_rate, shard
 from learner.config import LearnerConfig, Token2TextTrainingConfig
 from learner.metrics import Metrics, StepMetrics
 from learner.token2text.model import UNKNOWN, Mixture, Token2Text, Token2TextConfig, Token2TextOutput, attribute_nll
@@ -211,20 +202,16 @@ class Token2TextRank:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
-    def save(self, folder: str, background: bool = False) -> None:
+    def save(self, folder: str, background: bool = False, copy: bool = True) -> None:
         """Write shards of model and optimiser (DCP) and the model in its own form below `folder`.
 
         Args:
-            background: return as soon as the state is copied; `saved` says when it is on the disk.
+            background, copy: see `LearnerRank.save`.
 
         Raises:
             UserError: the disk refuses, now or at the checkpoint before.
         """
-        tensors = {name: full_tensor(p.detach()) for name, p in sharded_parameters(self.model)}
-        export = None
-        if self.rank == 0:
-            export = partial(self.model.save, state={name: t.to("cpu", copy=True) for name, t in tensors.items()})
-        self.writer.save(Path(folder), self.model, self.optimiser, export, background)
+        self.writer.save(Path(folder), self.model, self.optimiser, self.model.save, background, copy)
 
     def saved(self) -> bool:
         """Whether the checkpoint of `save` is written, as far as this rank goes. No collective; does not wait.

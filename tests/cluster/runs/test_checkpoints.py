@@ -24,11 +24,12 @@ class ShardWriter:
     """Stands in for the learner: writes one file, at once or when told to."""
 
     def __init__(self, size: int = 1000) -> None:
-        self.size, self.held, self.begun = size, False, 0
+        self.size, self.held, self.begun, self.copied = size, False, 0, False
         self.folder: Path | None = None
 
-    def save_in_background(self, folder: str) -> None:
+    def save_in_background(self, folder: str, copy: bool) -> None:
         self.begun += 1
+        self.copied = copy
         self.folder = Path(folder)
 
     def saved(self) -> bool:
@@ -133,6 +134,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(t
 def test_synchronous_and_hanging_writers(tmp_path: Path) -> None:
     folder, learner = CheckpointFolder(tmp_path), ShardWriter()
     CheckpointSaver(folder, learner, CheckpointConfig(asynchronous=False)).save(1, {})
+    assert not learner.copied, "nothing changes the state while the run waits"
     assert folder.steps() == [1]
     clock = iter(range(0, 10_000, 100))
     saver = CheckpointSaver(folder, learner, CheckpointConfig(timeout_s=250), lambda: next(clock))
