@@ -87,8 +87,8 @@ class Token2TextTrainingConfig:
     then taken at the shifted ones. 0 shifts nothing."""
 
     noise: Annotated[float, Ge(0), Le(0.9)] = 0.0
-    """Share of an utterance's speech tokens that random ones, from the step's utterances, take the place of. Against
-    learning few recordings by heart."""
+    """Probability of replacing a speech token by one drawn from the step's utterances: regularisation for small
+    corpora."""
 
     attributes: Annotated[float, Ge(0)] = 1.0
     """Weight of the attributes' cross-entropy beside the text's."""

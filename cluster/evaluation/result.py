@@ -13,7 +13,7 @@ from cluster.runs import durable
 from speech.errors import UserError
 
 CHUNK = 256
-"""Utterances encoded and decoded at a time: bounds what stands in the object store, and gives the display a pulse."""
+"""Utterances encoded and decoded at a time. It limits the use of the object store; progress is shown per chunk."""
 
 AnyScores = TypeVar("AnyScores", bound=Scores, covariant=True)
 

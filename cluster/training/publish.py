@@ -1,4 +1,4 @@
-"""Publication: the learner's weights reach every engine, verified, under a new policy version."""
+"""Weight sync (publication): the learner's weights reach every engine, verified, under a new policy version."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def publish(
         phase: whose budget bounds what comes before the engines, and then, whole again, the update of each engine and
             each attempt of it: an engine is not to be killed for a learner that was slow (decision 021).
         in_flight: see `EngineFleet.publish`.
-        before_load: called when the learner has given everything and before an engine takes it.
+        before_load: called after the buckets are in the object store and before engines load them; it offloads the
+            learner where GPUs are shared.
 
     Returns:
         Largest |Δ log-prob| of the probe over all engines, in nats.

@@ -1,4 +1,4 @@
-"""Where a run is in its data: what a checkpoint holds besides the learner, and the way back there."""
+"""State dict of a run besides the learner: step, version, position in the data. A checkpoint holds it as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def new_trainer(config: RunConfig, system: System, manifests: Mapping[str, Manif
 
 
 def state_dict(trainer: Trainer) -> dict[str, Any]:
-    """What `load_state_dict` needs, for JSON."""
+    """Step, version, positions of the prompt sources, prompts in flight and the length history, as JSON values."""
     return {
         "step": trainer.step,
         "version": trainer.version,
@@ -36,10 +36,10 @@ def state_dict(trainer: Trainer) -> dict[str, Any]:
 
 
 def load_state_dict(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Put a new trainer where the one was whose `position` this is. The learner's weights are loaded by themselves.
+    """Restore a new trainer from the `state_dict` of another. The learner's weights are loaded elsewhere.
 
     Raises:
-        LookupError, TypeError, ValueError: it is no such position.
+        LookupError, TypeError, ValueError: the state is not one of `state_dict`.
     """
     trainer.source.restore(state["source"])
     # Checkpoints of earlier releases have none.

@@ -25,7 +25,7 @@ JOIN_TIMEOUT_S = 10.0
 
 @dataclass(slots=True, eq=False)
 class RolloutBatch:
-    """The prompts of one training step, and what has become of them so far.
+    """The prompts of one training step, and how far their rollouts are.
 
     Attributes:
         number: of the step that trains it, counted from 0.

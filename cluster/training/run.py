@@ -1,4 +1,4 @@
-"""What executing a run comes to whatever it trains: the test split before and after, checkpoints, time, summary."""
+"""Base class of runs: evaluation of the test split before and after training, checkpoints, time, summary."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Run(ABC):
         return last or bool(self.interrupted) or self.step % self.config.checkpoint.every == 0
 
     def save_last(self, save: Callable[[], None]) -> None:
-        """See that the step at which training has ended has a whole checkpoint, whatever ended it."""
+        """Ensure that the last step has a whole checkpoint, whatever ended the training."""
         self.saver.wait()
         if self.folder.checkpoints.latest() != self.step and self.step > 0:
             save()
@@ -170,7 +170,7 @@ class Run(ABC):
         }
 
     def finish_checkpoint(self, error: Exception) -> None:
-        """What is being written may be whole although the training has failed; it spares the resumed run some steps."""
+        """Wait for the checkpoint in progress before the run fails: it spares the resumed run some steps."""
         try:
             self.saver.wait()
         except (UserError, TimeoutError, RayError, LearnerLostError) as second:

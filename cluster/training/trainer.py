@@ -181,21 +181,21 @@ class Trainer:
         return gap
 
     def onload_learner(self, keep_weights: bool = False) -> None:
-        """Engines leave the GPUs to the learner; where everyone has their own, nothing happens."""
+        """Offload the engines and onload the learner; nothing happens unless they share GPUs."""
         if self.colocated:
             with self.timer.phase("switch", self.config.engines.generate_timeout_s) as phase:
                 self.system.fleet.sleep(phase.remaining(), keep_weights)
                 self.learner.set_onloaded(onloaded=True)
 
     def offload_learner(self) -> None:
-        """The learner leaves the GPUs; an engine comes back with the publication that follows."""
+        """Offload the learner; engines come back with the publication that follows."""
         if self.colocated:
             with self.timer.phase("switch"):
                 self.learner.set_onloaded(onloaded=False)
 
     @contextmanager
     def learner_onloaded(self) -> Iterator[None]:
-        """The learner may be asked for its state, between two turns of the engines."""
+        """Onload the learner for the block, for a checkpoint; engines keep their weights in host memory meanwhile."""
         self.onload_learner(keep_weights=True)
         yield
         self.offload_learner()

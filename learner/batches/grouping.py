@@ -1,4 +1,4 @@
-"""Scored groups → training groups: advantages, and what becomes of groups that teach nothing."""
+"""Scored groups → training groups: advantages, and the filter of zero-variance groups (DAPO's dynamic sampling)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen front of the model: waveforms → what stands in the prompt in place of text."""
+"""Audio encoder and adaptor: waveforms → prompt embeddings."""
 
 from __future__ import annotations
 
