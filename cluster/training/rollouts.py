@@ -87,13 +87,14 @@ class Rollouts:
             return self._system.encoders.encode(utterances, phase.remaining(), for_learner=True)
 
     def close(self) -> None:
-        """Give up what is in flight and end the threads. Their batches never get a result."""
+        """Give up what is in flight and end the threads. Whoever awaits a batch that has no result gets an error."""
         self._closed = True
-        for future in self._sampling:
+        # A copy: the other thread takes out what is cancelled. What is submitted after this line cancels itself.
+        for future in list(self._sampling):
             future.cancel()
-        for queue in (self._to_encode, self._to_score):
+        # In this order: the first thread may still hand a batch to the second.
+        for queue, thread in zip((self._to_encode, self._to_score), self._threads, strict=True):
             queue.put(None)
-        for thread in self._threads:
             thread.join(JOIN_TIMEOUT_S)
             if thread.is_alive():
                 logger.warning("the %s thread still waits for an actor; it ends with the process", thread.name)
@@ -114,9 +115,11 @@ class Rollouts:
     def _finish(self, rollout_batch: RolloutBatch) -> None:
         future = rollout_batch.future
         assert future is not None
-        with self._timer.phase("generate"):  # the fleet bounds each attempt and each restart
-            groups = future.result(None)
-        self._sampling.remove(future)
+        try:
+            with self._timer.phase("generate"):  # the fleet bounds each attempt and each restart
+                groups = future.result(None)
+        finally:
+            self._sampling.remove(future)
         groups = [replace(g, past_lengths=past) for g, past in zip(groups, rollout_batch.past_lengths, strict=True)]
         with self._timer.phase("reward"):
             rollout_batch.scored.set_result(self._system.rewards.score(groups))
@@ -124,6 +127,7 @@ class Rollouts:
     def _serve(self, queue: SimpleQueue[RolloutBatch | None], stage: Callable[[RolloutBatch], None]) -> None:
         while (rollout_batch := queue.get()) is not None:
             if self._closed:
+                rollout_batch.scored.cancel()
                 continue
             try:
                 stage(rollout_batch)

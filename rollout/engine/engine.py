@@ -228,8 +228,10 @@ class RolloutEngine:
                 await self._wake("waking the weights", self._sleep_mode.wake_weights)
                 await load(engine, version, weights, self._config.update_timeout_s)
             finally:
-                await self._wake("waking up", self._sleep_mode.wake)
-                await self._rpc(CONTROL_TIMEOUT_S, "resuming after the update", engine.resume_generation())
+                try:
+                    await self._wake("waking up", self._sleep_mode.wake)
+                finally:  # an engine that stays paused would hang whoever asks it for anything, the probe included
+                    await self._rpc(CONTROL_TIMEOUT_S, "resuming after the update", engine.resume_generation())
         return compare(probe, await self.probe(probe.token_ids))
 
     async def sleep(self, keep_weights: bool = False) -> None:

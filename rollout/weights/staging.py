@@ -22,6 +22,8 @@ from speech.runtime.weights import WeightBucket
 SHARED_MEMORY = Path("/dev/shm")
 """A tmpfs: a file here is memory that every process of the node can map without a copy."""
 PREFIX = "speechrl-weights-"
+UNLOCKED_PREFIX = "speechrl-new-"
+"""Of a folder whose writer has not locked it yet: `remove_orphans` does not look at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,11 @@ class _Stage:
 
     def _write_one(self, bucket: WeightBucket) -> None:
         size = sum(tensor.nbytes for tensor in bucket.tensors.values())
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_room_for(size)))
-        self._locks[folder] = _lock(folder)
+        # Under its own name only once it is locked: an engine that starts at this moment removes what nobody holds.
+        unlocked = Path(tempfile.mkdtemp(prefix=UNLOCKED_PREFIX, dir=_room_for(size)))
+        lock = _lock(unlocked)
+        folder = unlocked.rename(unlocked.with_name(unlocked.name.replace(UNLOCKED_PREFIX, PREFIX, 1)))
+        self._locks[folder] = lock
         self.files.append(folder / "weights.safetensors")
         save_file(dict(bucket.tensors), self.files[-1])
         self.digests.update(bucket.digests)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,10 +24,12 @@ from cluster.data.prompts import PromptSource, derived_seed
 from cluster.monitoring.phases import PhaseTimer
 from cluster.training import trainer as loop
 from cluster.training.batch import Step
+from cluster.training.rollouts import RolloutBatch, Rollouts
 from cluster.training.trainer import Trainer
 from learner.spec import StepResult
 from rollout.actors import EncodedRef
 from speech.records import Group, Prompt, PromptLayout, Reward, Trajectory, Utterance
+from tests.waiting import until
 
 LAYOUT = PromptLayout((1, 0, 2), 1, 1)
 
@@ -212,3 +215,52 @@ def test_an_error_beside_the_learner_comes_out_where_its_window_is_awaited() -> 
     with pytest.raises(RuntimeError, match="the judge is gone") as caught:
         run.run(lambda step: True)
     assert caught.value.__notes__[0] == "in phase `reward` of step 1"
+
+
+def test_closing_cancels_every_future_and_leaves_no_batch_waiting() -> None:
+    """Of several batches that are sampled at once, some end while others are cancelled; one still waits to be encoded."""
+    system = SimulatedSystem()
+    system.held = True
+    rollouts = Rollouts(configuration(staleness=3, steps=9), system, PhaseTimer())  # type: ignore[arg-type]
+    prompts = PromptSource([Utterance(id=f"u{i}", audio="/u.wav", text="x") for i in range(9)], 0, 3)
+    batches = [RolloutBatch(number, prompts.next_batch(), [()] * 3) for number in range(3)]
+    for batch in batches:
+        rollouts.start(batch)
+    until(lambda: len(system.generations) == 3)
+    withdraw = system.generations[0].cancel
+
+    def first_ends_meanwhile() -> None:
+        withdraw()
+        until(lambda: batches[0].scored.done())
+
+    system.generations[0].cancel = first_ends_meanwhile  # type: ignore[method-assign]
+    rollouts.close()
+    assert all(generation.cancelled.is_set() for generation in system.generations)
+    for batch in batches:
+        with pytest.raises((RuntimeError, CancelledError)):
+            batch.scored.result(timeout=10)
+
+
+def test_a_batch_that_waits_to_be_encoded_is_cancelled_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, encoding, gate = SimulatedSystem(), threading.Event(), threading.Event()
+    encode = system.encode
+
+    def slow(*arguments: Any, **options: Any) -> list[EncodedRef]:
+        encoding.set()
+        gate.wait(10)
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(system, "encode", slow)
+    rollouts = Rollouts(configuration(staleness=3, steps=9), system, PhaseTimer())  # type: ignore[arg-type]
+    prompts = PromptSource([Utterance(id=f"u{i}", audio="/u.wav", text="x") for i in range(9)], 0, 3)
+    batches = [RolloutBatch(number, prompts.next_batch(), [()] * 3) for number in range(2)]
+    for batch in batches:
+        rollouts.start(batch)
+    assert encoding.wait(10)
+    closing = threading.Thread(target=rollouts.close)
+    closing.start()
+    until(lambda: rollouts._closed)
+    gate.set()
+    closing.join(20)
+    assert not closing.is_alive() and all(batch.scored.cancelled() for batch in batches)
+    assert system.generations[0].cancelled.is_set(), "what was submitted after the others had been cancelled"

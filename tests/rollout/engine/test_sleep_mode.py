@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from rollout.config import EngineConfig
+from rollout.engine.engine import RolloutEngine
 from rollout.engine.sleep_mode import SleepMode
+from rollout.errors import PublicationError, StaleEngineError
+from speech.runtime.weights import Probe
 
 
 class SimulatedEngine:
@@ -86,3 +91,40 @@ def test_an_engine_with_its_own_device_stays(engine: Any) -> None:
 
     asyncio.run(step())
     assert engine.calls == []
+
+
+class OutOfMemoryEngine(SimulatedEngine):
+    """Its key-value cache finds no room when it comes back."""
+
+    errored = False
+
+    async def wake_up(self, tags: list[str]) -> bool:
+        if "kv_cache" in tags:
+            raise MemoryError("CUDA out of memory")
+        return await super().wake_up(tags)
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*_: Any, **__: Any) -> bool:
+            self.calls.append((name,))
+            return True
+
+        return call
+
+
+def test_an_engine_that_cannot_wake_resumes_and_is_stale() -> None:
+    """Whatever fails in a publication, the scheduler is not left paused, and the engine does not serve."""
+    llm = OutOfMemoryEngine()
+    engine = RolloutEngine(SimpleNamespace(), EngineConfig(gpus_per_engine=1), sleeps=True)  # type: ignore[arg-type]
+    engine._engine, engine._stale = llm, None  # type: ignore[assignment]
+
+    async def publish() -> None:
+        await engine.sleep()
+        await engine.update_weights(7, [], Probe((1, 2), (-0.5,), 1e-3))
+
+    with pytest.raises(PublicationError, match="CUDA out of memory"):
+        asyncio.run(publish())
+    assert ("resume_generation",) in llm.calls and llm.calls.index(("resume_generation",)) > llm.calls.index(
+        ("pause_generation",)
+    )
+    with pytest.raises(StaleEngineError, match="publication of version 7 failed"):
+        engine._refuse_if_stale()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -36,6 +37,28 @@ def test_buckets_become_files_and_vanish(shared_memory: Path) -> None:
             # Not an orphan: its writer lives.
             remove_orphans()
             assert all(file.exists() for file in weights.files)
+
+    asyncio.run(use())
+    assert not list(shared_memory.iterdir())
+
+
+def test_an_engine_that_starts_meanwhile_takes_no_folder_away(
+    shared_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the making of a folder and its lock another engine looks for orphans."""
+    lock = staging._lock
+
+    def late(folder: Path) -> IO[bytes]:
+        monkeypatch.setattr(staging, "_lock", lock)
+        remove_orphans()
+        return lock(folder)
+
+    monkeypatch.setattr(staging, "_lock", late)
+
+    async def use() -> None:
+        async with staged([bucket(a=torch.ones(2))], {"a": (2,)}, 10.0) as weights:
+            remove_orphans()
+            assert torch.equal(load_file(weights.files[0])["a"], torch.ones(2))
 
     asyncio.run(use())
     assert not list(shared_memory.iterdir())
