@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import load_config
-from cluster.runs.checkpoints import SAVED
+from cluster.runs.job_state import announced
 from speech.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def run_stop(args: argparse.Namespace) -> int:
     """Ask a job, or all, to stop after its step with a checkpoint, and wait until it has ended.
 
     Returns:
-        0 when its log says that a checkpoint was saved, or when it had ended already; 1 when it ended without.
+        0 when the run's own state says that its last step is saved, or when it had ended already; 1 otherwise.
 
     Raises:
         UserError: no such job, no server, or one that refuses.
@@ -159,11 +159,13 @@ def _ended(client: JobSubmissionClient, name: str, job: JobDetails) -> bool:
     while _status(job) not in _TERMINAL:
         time.sleep(0.5)
         job = client.get_job_info(name)
-    if SAVED in " ".join(client.get_job_logs(name).split()) or _status(job) == "SUCCEEDED":
-        sys.stdout.write(f"job {name}: {_status(job)}, and its checkpoint is saved\n")
+    status, state = _status(job), announced(client.get_job_logs(name))
+    if status == "SUCCEEDED" or (state is not None and state.saved):
+        at = "" if state is None or state.checkpoint is None else f" of step {state.checkpoint}"
+        sys.stdout.write(f"job {name}: {status}, and its checkpoint{at} is saved\n")
         return True
     sys.stdout.write(
-        f"job {name}: {_status(job)} without a new checkpoint: it had not begun to train, or "
+        f"job {name}: {status} without a new checkpoint: it had not begun to train, or "
         f"RAY_JOB_STOP_WAIT_TIME_S was over; the last periodic checkpoint, if any, is valid\n"
     )
     return False

@@ -19,9 +19,6 @@ STATE_FILE = "state.json"
 SCORE = "score"
 """Key of `state.json`: the validation's WER at this step, or null."""
 
-SAVED = "a checkpoint of it is saved"
-"""What a stopped run says last ; `speechrl stop` looks for it in the job's log."""
-
 _STEP = re.compile(r"step-(\d{6,})")
 
 

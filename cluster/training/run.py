@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from cluster.actors.start import surrounding_cluster
 from cluster.config import RunConfig
 from cluster.evaluation.result import Evaluation, load_evaluation, store_evaluation
 from cluster.evaluation.scores import Scores
@@ -18,8 +19,9 @@ from cluster.evaluation.tables import Example, print_run
 from cluster.monitoring.memory import PeakMemory
 from cluster.monitoring.phases import PhaseTimer
 from cluster.monitoring.progress import TrainingDisplay
-from cluster.runs.checkpoints import SAVED, STATE_FILE
+from cluster.runs.checkpoints import STATE_FILE
 from cluster.runs.folder import RunFolder
+from cluster.runs.job_state import JobState, announce
 from cluster.runs.saver import CheckpointSaver, StateWriter
 from cluster.training.metrics import summarise
 from learner.gang import LearnerLostError
@@ -132,8 +134,10 @@ class Run(ABC):
         """
         status = "interrupted" if self.interrupted and self.step < self.config.steps else "completed"
         self.seconds_before += time.monotonic() - self.started
+        if surrounding_cluster() is not None:
+            announce(JobState(self.step, self.folder.checkpoints.latest()))
         if status == "interrupted":
-            self.display.message(f"stopped after step {self.step}; {SAVED}")
+            self.display.message(f"stopped after step {self.step}; a checkpoint of it is saved")
         else:
             # For `evaluate`, transformers or another run.
             self.folder.checkpoints.export(self.folder.path / "export")

@@ -104,7 +104,7 @@ def test_stop_saves_and_the_same_run_submitted_again_resumes_it(project: Project
     assert 'run="tiny"' in scraped and "ray_speechrl_phase_seconds_bucket" in scraped
     assert "ray_speechrl_tokens_total" in scraped and "ray_speechrl_rollout_wer" in scraped
     stopped = project.speechrl("stop", "--all", "--address", address)
-    assert "STOPPED, and its checkpoint is saved" in stopped
+    assert "STOPPED, and its checkpoint of step" in stopped
     done = len(records(project.run / "metrics.jsonl"))
     assert 2 <= done < 400 and (project.run / "checkpoints" / f"step-{done:06d}" / "state.json").is_file()
     assert json.loads((project.run / "summary.json").read_text())["status"] == "interrupted"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,3 +96,53 @@ def test_what_travels(tmp_path: Path) -> None:
     _dir_travel(project, [excludes], lambda p: found.append(p.relative_to(project).as_posix()), True)
     files = sorted(name for name in found if (project / name).is_file())
     assert files == ["assets/build/speech.py", "cluster/cli.py", "configs/run.yaml"]
+
+
+class SimulatedJobs:
+    """A Jobs server whose job goes through states, one at each question."""
+
+    def __init__(self, log: str, *states: str) -> None:
+        self.log, self.states = log, list(states)
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        return SimpleNamespace(status=self.states.pop(0) if len(self.states) > 1 else self.states[0])
+
+    def get_job_logs(self, job: str) -> str:
+        return self.log
+
+
+@pytest.mark.parametrize(
+    ("log", "end", "saved"),
+    [
+        ('step 3 …\nspeechrl-state {"step": 3, "checkpoint": 3}\nstopped\n', "STOPPED", True),
+        ('speechrl-state {"step": 3, "checkpoint": 2}\n', "STOPPED", False),
+        ("stopped after step 3; a checkpoint of it is saved\n", "STOPPED", False),
+        ("", "SUCCEEDED", True),
+        ("", "FAILED", False),
+    ],
+)
+def test_stop_goes_by_the_state_that_the_run_announces(log: str, end: str, saved: bool) -> None:
+    client = SimulatedJobs(log, "RUNNING", end)
+    assert jobs._ended(client, "j", client.get_job_info("j")) is saved  # type: ignore[arg-type]
+
+
+def test_a_log_that_breaks_is_followed_without_printing_anything_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each connection begins at the log's beginning, and the first two break."""
+
+    class Server(SimulatedJobs):
+        connections = 0
+
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            self.connections += 1
+            yield "one\n"
+            yield "two\n"
+            if self.connections < 3:
+                raise RuntimeError("the connection broke")
+            yield "three\n"
+
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+    server = Server("one\ntwo\nthree\nfour\n", "RUNNING", "RUNNING", "SUCCEEDED")
+    jobs._follow(server, "j")  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n" and server.connections == 3

@@ -218,7 +218,7 @@ def test_an_error_beside_the_learner_comes_out_where_its_window_is_awaited() -> 
 
 
 def test_closing_cancels_every_future_and_leaves_no_batch_waiting() -> None:
-    """Of several batches that are sampled at once, some end while others are cancelled; one still waits to be encoded."""
+    """Of several batches that are sampled at once, one ends while the others are cancelled."""
     system = SimulatedSystem()
     system.held = True
     rollouts = Rollouts(configuration(staleness=3, steps=9), system, PhaseTimer())  # type: ignore[arg-type]
