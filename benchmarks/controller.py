@@ -42,7 +42,6 @@ from cluster.runs.folder import RunFolder
 from cluster.training.policy_run import _Run
 from learner.batches.plan import plan_updates
 from learner.spec import StepResult
-from rewards.pool.pool import RewardCounts
 from rollout.actors import EncodedRef
 from rollout.config import EngineConfig
 from rollout.engine.stats import EngineStats
@@ -64,7 +63,7 @@ class SimulatedActors:
     ranks: int
     seconds: float = 0.0
     version: int = 0
-    counts: RewardCounts = field(default_factory=RewardCounts)
+    retried: int = 0
     config: EngineConfig = field(default_factory=EngineConfig)
     listener: None = None
 

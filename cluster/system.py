@@ -14,7 +14,8 @@ from cluster.actors.encoders import AudioEncoderPool, EncoderPool, VoiceEncoderP
 from cluster.actors.listener import Listener
 from cluster.actors.model import ModelRef
 from cluster.actors.placement import Placement, shares_gpus
-from cluster.actors.remote import draining_nodes, get
+from cluster.actors.remote import get
+from cluster.actors.rewards import RewardPool
 from cluster.actors.scaling import PoolScaler, waiting_shares
 from cluster.actors.start import start_ray
 from cluster.config import RunConfig
@@ -25,7 +26,6 @@ from learner.gang import LearnerGroup, LearnerLostError
 from learner.spec import RankSpec
 from rewards.listening.judge import check_second_judge
 from rewards.pipeline import CodecFactory
-from rewards.pool.pool import RewardPool
 from rollout.encoders.encoder import EncoderMode
 from rollout.encoders.voices import VoiceMode
 from rollout.environment import actor_environment
@@ -81,7 +81,7 @@ class System:
             if colocated:  # not before the learner has left: an engine takes what it finds free
                 self.fleet.start(version)
             if self.training and config.objective in SAMPLED_OBJECTIVES:
-                self._rewards = RewardPool(config.rewards, codec_factory(config), draining_nodes)
+                self._rewards = RewardPool(config.rewards, codec_factory(config))
             if listens(config, self.training):
                 codec = codec_factory(config)
                 assert codec is not None
@@ -129,9 +129,8 @@ class System:
 
     def spans(self) -> dict[str, list[Span]]:
         """What each actor did since the last call, by a name such as `engine 0`."""
-        pools = {"encoder": self.encoders.loaded(), "learner": dict(enumerate(self.learner.actors))}
-        actors = {f"{name} {place}": actor for name, pool in pools.items() for place, actor in pool.items()}
-        found = gather(self.fleet.actors() | actors)
+        ranks = {f"learner {rank}": actor for rank, actor in enumerate(self.learner.actors)}
+        found = gather(self.fleet.actors() | ranks) | self.encoders.spans()
         return found | ({} if self._rewards is None else self._rewards.spans())
 
     def rescale(

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import ray
 from ray import ObjectRef
@@ -18,7 +18,6 @@ from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
 from speech.errors import UserError
 from speech.records import Group, Prompt, PromptLayout, Utterance
 from speech.runtime.spans import Span, SpanRecorder
-from speech.runtime.weights import Probe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from rollout.encoders.encoder import EncoderMode
     from rollout.encoders.voices import VoiceMode
     from rollout.engine.stats import EngineHealth, EngineStats
+    from speech.runtime.weights import Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,28 @@ class EncodedSummary:
     target_ids: tuple[int, ...] = ()
 
 
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Generic[Value]):
+    """What an actor answers of utterances.
+
+    Attributes:
+        values: one per utterance, in order.
+        recordings: that went through the actor's model for it; those that it remembers do not again.
+    """
+
+    values: list[Value]
+    recordings: int
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """A call under way of `EncoderActor.encode` or `VoiceActor.encode`.
 
     Attributes:
-        summaries: reference to one `EncodedSummary` per utterance.
+        summaries: reference to the `Encoded` with one `EncodedSummary` per utterance.
         items: references to the `EncodedAudio`. They are the call's return values and not puts of the actor, so the
             caller owns them and they outlive the actor.
     """
@@ -75,16 +91,15 @@ class Encoding:
         summaries, *items = call.remote(list(utterances), mode)
         return cls(summaries, tuple(items))
 
-    def collect(self, summaries: Sequence[EncodedSummary]) -> list[EncodedRef]:
+    def collect(self, summaries: Encoded[EncodedSummary]) -> list[EncodedRef]:
         """The references, with what `self.summaries` turned out to be."""
         return [
             EncodedRef(ref=item, seconds=summary.seconds, layout=summary.layout, target_ids=summary.target_ids)
-            for item, summary in zip(self.items, summaries, strict=True)
+            for item, summary in zip(self.items, summaries.values, strict=True)
         ]
 
 
-# Questions are answered while the encoder works.
-@ray.remote(concurrency_groups={"control": 1})
+@ray.remote
 class EncoderActor:
     """`UtteranceEncoder` in a process of its own."""
 
@@ -101,7 +116,6 @@ class EncoderActor:
         loaded = load_family(model, family, options)
         if not isinstance(loaded, ModelFamily):
             raise UserError(f"model family {loaded.name!r} has no audio encoder: it speaks")
-        self._spans = SpanRecorder()
         self._encoder = UtteranceEncoder(
             loaded,
             config,
@@ -117,29 +131,21 @@ class EncoderActor:
         """Read and encode; to be called through `Encoding.ask`.
 
         Returns:
-            One `EncodedSummary` per utterance, in a list, and after it the `EncodedAudio` of each.
+            The `Encoded` with one `EncodedSummary` per utterance, and after it the `EncodedAudio` of each.
 
         Raises:
             InputError: naming every utterance that could not be read.
         """
-        with self._spans.span("encode"):
-            encoded = self._encoder.encode(self._encoder.load(utterances), utterances, mode)
-        return [[EncodedSummary(item.seconds, item.layout) for item in encoded], *encoded]
+        before = self._encoder.encoded_total
+        encoded = self._encoder.encode(self._encoder.load(utterances), utterances, mode)
+        summaries = [EncodedSummary(item.seconds, item.layout) for item in encoded]
+        return [Encoded(summaries, self._encoder.encoded_total - before), *encoded]
 
     def update(self, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         self._encoder.update(states)
 
-    @ray.method(concurrency_group="control")
-    def encoded_total(self) -> int:
-        return self._encoder.encoded_total
 
-    @ray.method(concurrency_group="control")
-    def spans(self) -> list[Span]:
-        """What it did since the last call."""
-        return self._spans.take()
-
-
-@ray.remote(concurrency_groups={"control": 1})
+@ray.remote
 class VoiceActor:
     """`VoiceEncoder` in a process of its own: what stands in the place of an `EncoderActor` for TTS."""
 
@@ -163,7 +169,6 @@ class VoiceActor:
         loaded = load_family(model, family, options)
         if not isinstance(loaded, SpeechFamily):
             raise UserError(f"model family {loaded.name!r} does not speak")
-        self._spans = SpanRecorder()
         self._voices = VoiceEncoder(loaded, load_codec(codec, loaded.codec), config, load_audio)
 
     def ready(self) -> str:
@@ -176,21 +181,10 @@ class VoiceActor:
         Raises:
             InputError: naming every utterance that cannot be spoken.
         """
-        with self._spans.span("encode"):
-            items = self._voices.encode(utterances, mode)
-        return [
-            [EncodedSummary(item.encoded.seconds, item.encoded.layout, item.target_ids) for item in items],
-            *(item.encoded for item in items),
-        ]
-
-    @ray.method(concurrency_group="control")
-    def encoded_total(self) -> int:
-        return self._voices.encoded_total
-
-    @ray.method(concurrency_group="control")
-    def spans(self) -> list[Span]:
-        """What it did since the last call."""
-        return self._spans.take()
+        before = self._voices.encoded_total
+        items = self._voices.encode(utterances, mode)
+        summaries = [EncodedSummary(item.encoded.seconds, item.encoded.layout, item.target_ids) for item in items]
+        return [Encoded(summaries, self._voices.encoded_total - before), *(item.encoded for item in items)]
 
 
 @ray.remote
@@ -208,20 +202,23 @@ class CodecActor:
         torch.set_num_threads(config.threads)
         self._recordings = RecordingEncoder(load_codec(codec), config, load_audio)
 
+    def ready(self) -> str:
+        """Returns once the codec is loaded: the hex id of the node."""
+        return _node()
+
     def size(self) -> int:
-        """Number of the codec's tokens; returns once the codec is loaded."""
+        """Number of the codec's tokens."""
         return self._recordings.codec.size
 
     def features(self) -> np.ndarray | None:
         """See `Codec.features`."""
         return self._recordings.codec.features()
 
-    def tokenise(self, utterances: Sequence[Utterance]) -> list[tuple[int, ...]]:
+    def tokenise(self, utterances: Sequence[Utterance]) -> Encoded[tuple[int, ...]]:
         """See `RecordingEncoder.tokenise`."""
-        return self._recordings.tokenise(utterances)
-
-    def encoded_total(self) -> int:
-        return self._recordings.encoded_total
+        before = self._recordings.encoded_total
+        tokens = self._recordings.tokenise(utterances)
+        return Encoded(tokens, self._recordings.encoded_total - before)
 
 
 @ray.remote

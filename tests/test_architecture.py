@@ -43,8 +43,7 @@ FLOORS = {
         ("registries",),
     ),
     "rewards": (
-        ("pool",),
-        ("report",),
+        ("actor", "report"),
         ("pipeline",),
         ("compose",),
         ("on_text", "on_sound"),
@@ -71,13 +70,13 @@ only from floors below; rooms on one floor do not know one another."""
 
 SHELLS = {
     "rollout/actors.py",
-    "rewards/pool/pool.py",
-    "rewards/pool/actor.py",
+    "rewards/actor.py",
     "learner/actor.py",
     "learner/gang.py",
 }
 """The only modules outside `cluster` that may import Ray: thin actors around plain classes."""
 PURE = (
+    "cluster.actors.roster",
     "cluster.actors.scaling",
     "cluster.config",
     "cluster.data.prompts",
@@ -200,6 +199,11 @@ def test_what_pure_modules_load() -> None:
 
 def test_what_commands_load_before_they_work() -> None:
     assert not loaded(*LIGHT) & {"ray", "vllm", "torch", "transformers"}
+
+
+def test_rewards_on_text_load_no_torch() -> None:
+    """Nor does the mechanism of the pools: an actor for which torch is not needed starts seconds earlier."""
+    assert not loaded("rewards.actor", "cluster.actors.pool") & {"torch", "transformers", "vllm"}
 
 
 def test_controller_loads_no_vllm() -> None:

@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.actors.model import ModelRef
 from cluster.actors.remote import draining_nodes
+from cluster.actors.roster import free_place
 from cluster.fleet.assignments import Assignments
 from cluster.fleet.health import State
 from cluster.fleet.replica import Call, EngineReplica, Publication
@@ -20,7 +21,6 @@ from rollout.config import EngineConfig
 from rollout.engine.stats import EngineStats
 from rollout.errors import EngineLostError, PublicationError, StaleEngineError
 from speech.errors import PhaseTimeoutError, UserError, last_line
-from speech.runtime.roster import free_place
 
 logger = logging.getLogger(__name__)
 

@@ -106,13 +106,13 @@ class Token2TextRun(Run):
         self.saver.poll()
         self.trained += 1
         self.timer.start_step(self.step)
-        prompts, encoded = self.source.next_batch(), self.system.encoded_total()
+        prompts, encoded = self.source.next_batch(), self.system.codecs.encoded_total()
         with self.timer.phase("encode", self.config.engines.generate_timeout_s) as phase:
             items = self._items([prompt.utterance for prompt in prompts], phase.remaining())
         with self.timer.phase("learn", self.config.learner.step_timeout_s):
             metrics = self.system.learner.update(self.step, items)
         tokens = sum(len(item.tokens) for item in items)
-        metrics["rollout/encoded_utterances"] = float(self.system.encoded_total() - encoded)
+        metrics["rollout/encoded_utterances"] = float(self.system.codecs.encoded_total() - encoded)
         metrics["rollout/audio_seconds"] = sum(prompt.utterance.duration or 0.0 for prompt in prompts)
         score = None
         if self.validates():
@@ -134,7 +134,7 @@ class Token2TextRun(Run):
         targets = [targets_of(self.model, utterance) for utterance in utterances]
         return [
             SpeechText(tokens, target.text_ids, target.attributes)
-            for tokens, target in zip(self.system.tokenise(utterances, timeout), targets, strict=True)
+            for tokens, target in zip(self.system.codecs.tokenise(utterances, timeout), targets, strict=True)
         ]
 
     def _evaluate(self, split: str) -> Evaluation[Token2TextScores]:

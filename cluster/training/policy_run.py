@@ -151,7 +151,7 @@ class PolicyRun(Run):
         self.saver.poll()
         stats = self.system.fleet.stats()
         encoded = self.system.encoders.encoded_total()
-        retried = self.system.rewards.counts.retried if step.batch.groups else 0
+        retried = self.system.rewards.retried if step.batch.groups else 0
         counts, engines = self.system.fleet.counts(), len(self.system.fleet.replicas())
         metrics = step_metrics(step, self.engine_stats, stats, engines, encoded - self.encoded, retried)
         metrics |= fleet_metrics(self.fleet_counts, counts, self.system.pool_sizes())

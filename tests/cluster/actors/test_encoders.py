@@ -1,127 +1,123 @@
-"""The pool against real Ray actors that stand in for encoders; real encoders under faults are in tests/chaos."""
+"""What pools of encoders and codecs add to `ActorPool`; real encoders under faults are in tests/chaos."""
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+import soundfile
 
-from cluster.actors import encoder_members as prompt_members
-from cluster.actors import encoders as prompt_pools
-from cluster.actors.encoders import AudioEncoderPool
+from cluster.actors import encoders
+from cluster.actors.encoders import AudioEncoderPool, CodecPool, VoiceEncoderPool
 from cluster.actors.model import ModelRef
-from rollout.actors import EncodedSummary
+from rollout.actors import Encoded, EncodedSummary
 from rollout.config import EncoderConfig
+from speech.errors import InputError
 from speech.records import PromptLayout, Utterance
+from tests.cluster.actors.test_pool import is_dead
 from tests.waiting import until
 
 LARGE = 200_000
 """Too large for Ray to send along with the answer: it stays in the object store."""
+CODEC = Path(__file__).parents[3] / "assets" / "tts_codec"
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @ray.remote(num_cpus=0)
 class StandIn:
-    """ "Encodes" an utterance to what the learner published last, and dies or hangs by its text, once."""
+    """ "Encodes" an utterance to what the learner published last; ends itself at the text `die`."""
 
-    def __init__(self, folder: str, family: Any, config: EncoderConfig, options: Any) -> None:
-        self.folder, self.states, self.total = Path(folder), {"adaptor": "initial"}, 0
+    def __init__(self, *_: Any) -> None:
+        self.states = {"adaptor": "initial"}
 
     def ready(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
     def encode(self, utterances: Sequence[Utterance], mode: str) -> list[Any]:
-        for word in ("die", "hang"):
-            if any(u.text == word for u in utterances) and not (self.folder / word).exists():
-                (self.folder / word).touch()
-                os._exit(1) if word == "die" else time.sleep(600)
-        time.sleep(2.0 * any(u.text == "slow" for u in utterances))
-        if any(u.text == "always" for u in utterances):
-            os._exit(1)
-        self.total += len(utterances)
+        if any(u.text == "die" for u in utterances):
+            ray.actor.exit_actor()
         summaries = [EncodedSummary(1.0, PromptLayout((i,), 0, 1)) for i in range(len(utterances))]
-        return [summaries, *(f"{u.id} {mode} {self.states['adaptor']}".ljust(LARGE) for u in utterances)]
+        items = [f"{u.id} {mode} {self.states['adaptor']}".ljust(LARGE) for u in utterances]
+        return [Encoded(summaries, len(utterances)), *items]
 
     def update(self, states: dict[str, Any]) -> None:
         self.states = states
 
-    def encoded_total(self) -> int:
-        return self.total
-
 
 @pytest.fixture
-def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AudioEncoderPool:
-    monkeypatch.setattr(prompt_pools, "EncoderActor", StandIn)
-    monkeypatch.setattr(prompt_pools, "encoder_options", lambda config: {"num_cpus": 0})
-    pool = AudioEncoderPool(ModelRef(str(tmp_path), None), EncoderConfig(count=2), "states")
-    ray.get(pool.start())
-    return pool
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[AudioEncoderPool]:
+    monkeypatch.setattr(encoders, "EncoderActor", StandIn)
+    monkeypatch.setattr(encoders, "encoder_options", lambda config: {"num_cpus": 0})
+    pool = AudioEncoderPool(ModelRef("none", None), EncoderConfig(count=2), "states")
+    yield pool
+    pool.close()
 
 
 def utterances(*texts: str) -> list[Utterance]:
     return [Utterance(id=f"u{i}", audio="/none", text=text) for i, text in enumerate(texts)]
 
 
-def test_a_lost_encoder_is_replaced_with_the_weights_of_the_last_update(pool: AudioEncoderPool) -> None:
+def test_prompts_are_those_of_the_last_update_and_outlive_their_encoder(pool: AudioEncoderPool) -> None:
     first = pool.encode(utterances("a", "b", "c"), 60.0, for_learner=True)
     assert [ray.get(item.ref).strip() for item in first] == [f"u{i} states initial" for i in range(3)]
     pool.update({"adaptor": "new"}, 60.0)
-    again = pool.encode(utterances("a", "b", "die", "c"), 60.0)
-    assert [ray.get(item.ref).strip() for item in again] == [f"u{i} embeddings new" for i in range(4)]
-    assert pool.replaced == 1 and pool.encoded_total() >= 4
+    pool.update({}, 60.0)  # nothing is trained before the language model
+    again = pool.encode(utterances("a", "b", "c"), 60.0)
+    assert [ray.get(item.ref).strip() for item in again] == [f"u{i} embeddings new" for i in range(3)]
+    assert pool.encoded_total() == 6
     for actor in pool.actors:
         ray.kill(actor)
-    assert [ray.get(item.ref).strip() for item in again[:1]] == ["u0 embeddings new"], (
-        "what was encoded outlives its encoder"
-    )
-    assert len(pool.encode(utterances("a"), 60.0)) == 1
+        until(partial(is_dead, actor))
+    assert ray.get(again[0].ref).strip() == "u0 embeddings new", "what was encoded outlives its encoder"
+    assert [ray.get(item.ref).strip() for item in pool.encode(utterances("a"), 60.0)] == ["u0 embeddings new"]
+    assert pool.encoded_total() == 7
 
 
-@pytest.mark.slow
-def test_a_hung_encoder_is_replaced_and_a_deadly_utterance_named(pool: AudioEncoderPool) -> None:
-    assert len(pool.encode(utterances("hang", "b"), 5.0)) == 2 and pool.replaced == 1
-    with pytest.raises(RuntimeError, match="3 actors failed on utterances from 'u0'"):
-        pool.encode(utterances("always"), 60.0)
+def test_a_deadly_utterance_is_named(pool: AudioEncoderPool) -> None:
+    with pytest.raises(RuntimeError, match="encode: 3 actors failed on utterances from 'u0'"):
+        pool.encode(utterances("die"), 60.0)
 
 
-def test_an_encoder_leaves_a_node_that_is_about_to_go(pool: AudioEncoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    node = ray.get(pool.start()[0])
-    monkeypatch.setattr(prompt_pools, "draining_nodes", lambda: {node})
-    assert len(pool.encode(utterances("a", "b"), 60.0)) == 2 and pool.replaced == 2
+def test_a_speech_lm_has_nothing_to_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "VoiceActor", StandIn)
+    monkeypatch.setattr(encoders, "encoder_options", lambda config: {"num_cpus": 0})
+    pool = VoiceEncoderPool(ModelRef("none", None), "codec", EncoderConfig(), "target")
+    try:
+        pool.update({}, 60.0)
+        with pytest.raises(ValueError, match="a model that speaks has no adaptor to update"):
+            pool.update({"adaptor": "new"}, 60.0)
+        refs = pool.encode(utterances("a"), 60.0, for_learner=True) + pool.encode(utterances("a"), 60.0)
+        assert [ray.get(item.ref).split()[1] for item in refs] == ["target", "prompt"]
+    finally:
+        pool.close()
 
 
-def test_a_pool_grows_with_the_current_weights_and_shrinks_when_its_work_is_done(pool: AudioEncoderPool) -> None:
-    pool.update({"adaptor": "new"}, 60.0)
-    pool.resize(3)
-    assert len(pool.encode(utterances("a", "b", "c"), 60.0)) == 3
-    until(lambda: pool.serving() == 3)
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.extend(pool.encode(utterances("slow", "slow", "slow"), 60.0)))
-    thread.start()
-    until(lambda: sum(len(member.calls) for member in pool._members) >= 3)
-    pool.resize(1)
-    assert pool.serving() == 1
-    thread.join()
-    assert [ray.get(item.ref).strip() for item in found] == [f"u{i} embeddings new" for i in range(3)]
-    until(lambda: len(pool.loaded()) == 1)
-    assert pool.encoded_total() == 6 and pool.replaced == 0
-    assert len(pool.encode(utterances("a", "b"), 60.0)) == 2
+def test_a_lost_codec_is_replaced_and_the_tokens_are_the_same(tmp_path: Path) -> None:
+    def recording(name: str, frequency: float) -> Utterance:
+        wave = 0.5 * np.sin(2 * np.pi * frequency * np.arange(8000) / 16_000)
+        soundfile.write(tmp_path / f"{name}.wav", wave, 16_000)
+        return Utterance(id=name, audio=str(tmp_path / f"{name}.wav"), text=name)
 
-
-def test_an_encoder_without_a_place_is_done_without(pool: AudioEncoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_pools, "encoder_options", lambda config: {"num_cpus": 1000})
-    monkeypatch.setattr(prompt_members, "START_S", 0.2)
-    pool.resize(3)
-    assert len(pool.encode(utterances("a", "b", "c"), 60.0)) == 3
-    assert (pool.wanted, pool.serving()) == (3, 2)
-    pool.update({"adaptor": "new"}, 60.0)
-    time.sleep(0.3)
-    assert (pool.serving(), pool.wanted, len(pool.actors)) == (2, 2, 2)
-    assert len(pool.encode(utterances("a", "b", "die", "c"), 60.0)) == 4, "the other encoder takes the share"
+    pool = CodecPool(str(CODEC), EncoderConfig(count=2))
+    try:
+        size, features = pool.describe(300.0)
+        recordings = [recording("low", 200.0), recording("middle", 500.0), recording("high", 1500.0)]
+        tokens = pool.tokenise(recordings, 120.0)
+        assert len(set(tokens)) == 3 and all(0 <= token < size for row in tokens for token in row)
+        assert features is None or len(features) == size
+        assert pool.tokenise(recordings, 120.0) == tokens and pool.encoded_total() == 3, "they remember recordings"
+        for actor in pool.actors:
+            ray.kill(actor)
+            until(partial(is_dead, actor))
+        assert pool.tokenise(recordings, 120.0) == tokens and pool.encoded_total() == 6
+        assert pool.replaced == 2
+        with pytest.raises(InputError, match="there is no recording"):
+            pool.tokenise([Utterance(id="silent", audio="", text="x")], 120.0)
+    finally:
+        pool.close()

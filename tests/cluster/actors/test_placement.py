@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import ray
 
@@ -18,15 +16,6 @@ def config(*overrides: str) -> RunConfig:
     return load_config(None, [*BASE, *overrides])
 
 
-@pytest.fixture
-def two_gpus() -> Iterator[None]:
-    ray.init(
-        "local", num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20
-    )
-    yield
-    ray.shutdown()
-
-
 def test_everyone_has_own_devices_unless_told_otherwise() -> None:
     for overrides in ([], GPUS, ["placement=colocated"]):
         run = config(*overrides)
@@ -36,7 +25,8 @@ def test_everyone_has_own_devices_unless_told_otherwise() -> None:
 
 
 @pytest.mark.slow
-def test_components_of_one_index_share_a_gpu(two_gpus: None) -> None:
+@pytest.mark.usefixtures("ray_session")
+def test_components_of_one_index_share_a_gpu() -> None:
     class Where:
         def gpu(self) -> list[int]:
             return list(ray.get_gpu_ids())
@@ -51,3 +41,5 @@ def test_components_of_one_index_share_a_gpu(two_gpus: None) -> None:
     found = ray.get([a.gpu.remote() for a in actors], timeout=60)
     assert found[0] == found[1] == found[2] and found[3] == found[4] == found[5]
     assert found[0] != found[3]
+    for a in actors:
+        ray.kill(a)

@@ -75,7 +75,9 @@ def test_log_has_run_step_version_and_actor(tmp_path: Path, capsys: pytest.Captu
     with RunLog(path, "demo") as log:
         logging.getLogger("cluster.training.policy_run").info("before")
         log.at(3, 2)
-        logging.getLogger("rewards.pool.pool").warning("late „%s“", "x", extra={"actor": "reward-1", "phase": "reward"})
+        logging.getLogger("cluster.actors.roster").warning(
+            "late „%s“", "x", extra={"actor": "reward-1", "phase": "reward"}
+        )
         logging.getLogger("elsewhere").info("not ours")
     with path.open("a", encoding="utf-8") as file:
         file.write('{"time": "cut off')  # by a full disk

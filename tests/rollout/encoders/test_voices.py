@@ -196,11 +196,14 @@ def test_the_actor_stores_what_engine_and_controller_need(
     monkeypatch.setattr(speech.codecs, "load_codec", lambda path, name: LoudnessCodec(Path(path)))
     actor = VoiceActor.__ray_metadata__.modified_class(str(family.path), None, str(tmp_path), EncoderConfig())
     spoken = utterance("u", write(tmp_path / "a.wav", 0.62), audio=write(tmp_path / "b.wav", 0.77))
-    [summary], encoded = actor.encode([spoken], "target")
+    answer, encoded = actor.encode([spoken], "target")
+    [summary] = answer.values
     assert summary.layout == encoded.layout and summary.seconds == encoded.seconds == 0.5
     assert encoded.voice_tokens == (12,) * 10
     assert family.speech_tokens(summary.target_ids) == [15] * 10
-    assert actor.encoded_total() == 2
+    assert answer.recordings == 2
+    again, _ = actor.encode([spoken], "target")
+    assert (again.values, again.recordings) == ([summary], 0)
 
 
 def test_an_actor_needs_a_family_of_its_kind(family: DemoTTSFamily, demo_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""The pool of reward actors. Scoring itself is `rewards.compose`."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from cluster.actors.pool import ActorPool, Request
+from rewards.actor import RewardActor, Scored
+from rewards.compose import RewardComposition
+from rewards.config import RewardConfig
+from rewards.listening.models import SoundModels
+from speech.errors import UserError, last_line
+from speech.records import Group, Reward
+
+if TYPE_CHECKING:
+    from rewards.pipeline import CodecFactory
+
+# They are replaced here: Ray's own restart would hand a hung group to the same queue again.
+RemoteRewardActor: Any = ray.remote(num_cpus=0.1, max_restarts=0)(RewardActor)
+CHUNKS_PER_ACTOR = 4
+"""Small enough that actors finish together, large enough that calls cost little."""
+
+
+@dataclass(slots=True)
+class RewardCounts:
+    """What a pool has done since it was made.
+
+    Attributes:
+        scored: samples with a valid reward.
+        invalid: samples without one, by kind of reason (its first two parts, such as `accuracy: ValueError`).
+        seconds: that actors spent scoring sound, by stage (`SoundPipeline.seconds`), summed over actors.
+    """
+
+    scored: int = 0
+    invalid: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+
+
+class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
+    """Scores groups on actors, and fails closed.
+
+    A call that exceeds `timeout_s`, dies, or raises takes its actor with it. Its groups are then tried again *one by
+    one*, so that one bad group does not spoil its neighbours, and after `retries` such attempts their samples become
+    invalid with the reason.
+
+    Calls of `score` from several threads are served one after another; all else may be called meanwhile.
+
+    Args:
+        config: rewards and pool settings.
+        codec: builds the codec in each actor, for trajectories that hold speech tokens; None scores records alone.
+
+    Raises:
+        UserError: a configuration error, found here and not in an actor, or settings out of range.
+    """
+
+    what, component, work = "rewards", "rewards", "score"
+    one_by_one = True
+    failures = (RayError, UserError)
+
+    def __init__(self, config: RewardConfig, codec: CodecFactory | None = None) -> None:
+        if config.count < 1 or config.retries < 0 or not config.timeout_s > 0:
+            raise UserError("rewards: count is at least 1, retries at least 0, and timeout_s positive")
+        composition = RewardComposition(config)  # a typo must not cost an actor's start
+        SoundModels(config.sound).check(composition.needs)
+        if composition.on_sound and codec is None:
+            names = ", ".join(sorted(composition.on_sound))
+            raise UserError(f"rewards.items: {names} score sound, and this run has no speech tokens")
+        self.counts = RewardCounts()
+        self._config, self._codec = config, codec
+        self._scoring = threading.Lock()
+        super().__init__(config.count, attempts=config.retries + 1)
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with rewards, in the order given.
+
+        Raises:
+            RuntimeError: when no actor can be started.
+        """
+        with self._scoring:
+            scored = self._run(groups, self._ask, self._config.timeout_s)
+            for rewards in scored:
+                for reward in rewards:
+                    if reward.invalid is None:
+                        self.counts.scored += 1
+                    else:
+                        self.counts.invalid[": ".join(reward.invalid.split(": ")[:2])] += 1
+        return [dataclasses.replace(g, rewards=rewards) for g, rewards in zip(groups, scored, strict=True)]
+
+    def _spawn(self, place: int) -> Any:
+        return RemoteRewardActor.remote(self._config, self._codec)
+
+    def _split(self, count: int, actors: int) -> list[Sequence[int]]:
+        size = max(1, -(-count // (self.wanted * CHUNKS_PER_ACTOR)))
+        return [range(count)[start : start + size] for start in range(0, count, size)]
+
+    def _ask(self, actor: Any, groups: list[Group]) -> Request[tuple[Reward, ...]]:
+        def rewards(scored: Scored) -> list[tuple[Reward, ...]]:
+            self.counts.seconds.update(scored.seconds)
+            return scored.rewards
+
+        return Request(actor.score.remote(groups), rewards)
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            return f"reward time-out: {error}"
+        kind = "died" if isinstance(error, RayActorError) else "failed"
+        return f"reward actor: {kind}: {last_line(error)}"
+
+    def _exhausted(self, items: list[Group], reason: str) -> list[tuple[Reward, ...]]:
+        lost = Reward(total=None, invalid=f"{reason} (attempt {self.attempts})")
+        return [(lost,) * len(group.trajectories) for group in items]
