@@ -29,12 +29,12 @@ class Scored:
 
 
 class RewardActor:
-    """One process that scores groups by a `RewardComposition`, or with a codec by a `SoundPipeline`."""
+    """One process that scores groups: by a `RewardComposition`, or where a reward scores sound by a `SoundPipeline`."""
 
     def __init__(self, config: RewardConfig, codec: CodecFactory | None = None) -> None:
         self._composition = RewardComposition(config)
         self._sound: SoundPipeline | None = None
-        if codec is not None:
+        if codec is not None and self._composition.on_sound:
             from rewards.pipeline import SoundPipeline  # imports torch: seconds, which rewards on text do without
 
             self._sound = SoundPipeline(config, codec)
