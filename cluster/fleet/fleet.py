@@ -14,12 +14,13 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.actors.model import ModelRef
-from cluster.actors.remote import contiguous
+from cluster.actors.remote import contiguous, draining_nodes
 from cluster.actors.scaling import FleetClock, ScalingPolicy
-from cluster.fleet.health import State
+from cluster.fleet.health import Outage, State
 from cluster.fleet.replica import EngineReplica, Publication
 from cluster.fleet.rollout_future import FleetError, RolloutFuture, WithdrawnError
 from cluster.fleet.supervisor import Supervisor
+from cluster.monitoring.periodic import Periodic
 from rollout.actors import EncodedRef
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine.stats import EngineStats
@@ -33,6 +34,23 @@ TICK_S = 0.5
 """How often the fleet is looked after while the controller does something else."""
 STATS_TIMEOUT_S = 60.0
 SHUTDOWN_TIMEOUT_S = 60.0
+TRANSIENT = (RayError, ConnectionError)
+"""What Ray's own calls raise while its head is away for a moment."""
+
+
+class _NodeWatch(Periodic):
+    """Asks Ray which nodes are announced to go.
+
+    In a thread of its own: as long as the head of the cluster is away, Ray does not answer this, and the fleet would
+    stand still.
+    """
+
+    def __init__(self, every_s: float, tell: Callable[[set[str]], None]) -> None:
+        super().__init__("nodes", every_s)
+        self._tell = tell
+
+    def look(self) -> None:
+        self._tell(draining_nodes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +91,8 @@ class EngineFleet:
         self._clock = FleetClock()
         self._waiting = self._blocked = 0
         self._publications = 0
+        self._outage = Outage()
+        self._nodes = _NodeWatch(config.heartbeat_s, self._are_draining)
         # Guards all of the above, which the fleet's thread and the controller's share.
         self._lock = threading.RLock()
         self._stop = threading.Event()
@@ -88,6 +108,7 @@ class EngineFleet:
         self._tick()
         self._thread = threading.Thread(target=self._look_after, name="fleet", daemon=True)
         self._thread.start()
+        self._nodes.begin()
 
     def ready(self) -> None:
         """Wait until every engine of the fleet has loaded its model, each within `startup_timeout_s`.
@@ -195,15 +216,21 @@ class EngineFleet:
     def stats(self) -> EngineStats:
         """Totals over all engines since the start; those of lost ones as far as they were known."""
         with self._lock:
-            asked = {m.actor.stats.remote(): (str(m), m.incarnation) for m in self._engines.replicas if m.living}
-        answered = ray.wait(list(asked), num_returns=len(asked), timeout=STATS_TIMEOUT_S)[0] if asked else []
-        with self._lock:
+            living = [(str(m), m.incarnation, m.actor) for m in self._engines.replicas if m.living]
+        told = {}
+        try:
+            asked = {actor.stats.remote(): (name, incarnation) for name, incarnation, actor in living}
+            answered = ray.wait(list(asked), num_returns=len(asked), timeout=STATS_TIMEOUT_S)[0] if asked else []
             for ref in answered:
                 name, incarnation = asked[ref]
                 try:
-                    self._engines.told[incarnation] = ray.get(ref)
+                    told[incarnation] = ray.get(ref)
                 except RayError as error:  # its heartbeat, or its next call, will say so too
                     logger.info("%s does not tell its statistics: %s", name, error)
+        except TRANSIENT as error:
+            logger.info("Ray does not let the engines be asked for their statistics: %s", error)
+        with self._lock:
+            self._engines.told |= told
             return self._engines.stats()
 
     def counts(self) -> FleetCounts:
@@ -231,6 +258,7 @@ class EngineFleet:
             PhaseTimeoutError, RayError: where that does not work.
         """
         self._stop.set()
+        self._nodes.end()
         if self._thread is not None:
             self._thread.join()
         living = [m for m in self._engines.replicas if m.living]
@@ -247,7 +275,20 @@ class EngineFleet:
             staying = [m for m in self._engines.replicas if not m.leaving]
             busy = sum(bool(m.pending("generating")) for m in staying)
             self._clock.advance(now, len(staying), busy, self._waiting > 0 and self._blocked > 0)
-            self._engines.tick(now)
+            try:
+                self._engines.tick(now)
+            except TRANSIENT as error:
+                if self._outage.failed(now):
+                    limit = self._outage.limit_s
+                    logger.warning("Ray fails the fleet: %s; it tries again for up to %.0f s", error, limit)
+                if self._outage.lasts_too_long(now):
+                    raise
+            else:
+                self._outage.over()
+
+    def _are_draining(self, nodes: set[str]) -> None:
+        with self._lock:
+            self._engines.draining = nodes
 
     def _look_after(self) -> None:
         while not self._stop.wait(TICK_S):
@@ -289,10 +330,13 @@ class EngineFleet:
             left = TICK_S if deadline is None else min(TICK_S, deadline - time.monotonic())
             if timeout is not None and left <= 0:
                 raise PhaseTimeoutError(what, timeout, state)
-            if calls:
-                ray.wait(calls, timeout=left)
-            else:
-                time.sleep(min(left, 0.05))
+            try:
+                if calls:
+                    ray.wait(calls, timeout=left)
+                else:
+                    time.sleep(min(left, 0.05))
+            except TRANSIENT:  # the next tick fails too, and judges it
+                time.sleep(min(left, TICK_S))
 
     def _published(self, publication: Publication) -> bool:
         states = [m.health.state for m in self._engines.replicas]

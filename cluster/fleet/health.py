@@ -1,4 +1,5 @@
-"""What the controller believes of one engine. Pure: the clock comes in with every call, nothing is sent or killed."""
+"""What the controller believes of one engine, and of Ray. Pure: the clock comes in with every call, nothing is sent or
+killed."""
 
 from __future__ import annotations
 
@@ -25,6 +26,9 @@ BACKOFF_S = 30.0
 """Between the second failure in a row and the next start. So long vLLM's processes may outlive their actor
 (`rollout.orphans`), and hold its GPU."""
 BACKOFF_CAP_S = 300.0
+OUTAGE_S = 120.0
+"""So long Ray's own errors are borne. After half of it Ray itself ends a process whose head does not come back
+(`RAY_gcs_rpc_server_reconnect_timeout_s`), so that what lasts longer is no head that is being restarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +190,28 @@ class Health:
     def _refuse(self, *states: State) -> None:
         if self.state in states:
             raise ValueError(f"an engine that is {self.state} cannot do this")
+
+
+class Outage:
+    """Whether Ray fails whoever calls it, and whether that is still to be borne. One that comes and goes is reported
+    once, and not each time."""
+
+    def __init__(self, limit_s: float = OUTAGE_S) -> None:
+        self.limit_s = limit_s
+        self._since: float | None = None
+        self._reported: float | None = None
+
+    def failed(self, now: float) -> bool:
+        """A call failed; whether that is to be reported."""
+        self._since = now if self._since is None else self._since
+        new = self._reported is None or now - self._reported >= self.limit_s
+        self._reported = now
+        return new
+
+    def lasts_too_long(self, now: float) -> bool:
+        """Whether it is no longer to be borne: nothing has succeeded for `limit_s`."""
+        return self._since is not None and now - self._since >= self.limit_s
+
+    def over(self) -> None:
+        """All calls succeeded."""
+        self._since = None

@@ -76,6 +76,7 @@ class EngineReplica:
         leaving: it will not be restarted.
         node: hex id of the node it runs on, once known.
         asleep: it has left its GPU.
+        running: its actor was asked for and is not killed.
         spawned: when its actor was asked for, on the monotonic clock.
     """
 
@@ -96,7 +97,7 @@ class EngineReplica:
         self.calls: list[Call] = []
         self.leaving = False
         self.node: str | None = None
-        self.asleep = False
+        self.asleep = self.running = False
         self.last_heartbeat = self.spawned = 0.0
 
     def __str__(self) -> str:
@@ -122,7 +123,7 @@ class EngineReplica:
         self.actor = EngineActor.options(**engine_options(self._config) | self._options).remote(  # type: ignore[attr-defined]
             self._model.path, self._model.family, self._config, self._model.options, self._sleeps
         )
-        self.node, self.asleep, self.spawned = None, False, now
+        self.node, self.asleep, self.running, self.spawned = None, False, True, now
         self._ask("starting", self.actor.start.remote(self._own_version), now, self._config.startup_timeout_s)
 
     def publish(self, publication: Publication, now: float) -> None:
@@ -144,9 +145,9 @@ class EngineReplica:
         due = now - self.last_heartbeat >= self._config.heartbeat_s
         busy = any(self.pending(kind) for kind in ("heartbeat", "publishing", "sleeping", "waking"))
         if due and self.living and not self.asleep and not busy:
+            self.calls.append(Call("heartbeat", self.actor.health.remote(), None, 0.0))
             self.last_heartbeat = now
             self.health.asked(now)
-            self.calls.append(Call("heartbeat", self.actor.health.remote(), None, 0.0))
 
     def sleep(self, keep_weights: bool, now: float) -> None:
         self.health.suspend_heartbeat()
@@ -169,19 +170,19 @@ class EngineReplica:
         return next((call for call in self.calls if call.deadline is not None and now >= call.deadline), None)
 
     def fail(self, reason: str, now: float) -> None:
-        """Give its actor up, dead or not; nothing that it still answers counts."""
+        """Give its actor up, dead or not; nothing that it still answers counts. `end` is still to be called."""
         if self.health.state is not State.DEAD:  # of silence it is dead already
             self.health.failed(reason, now)
         wait = self.health.restart_at - now
         later = f"; it is not started again for {wait:.0f} s" if wait > 0 and not self.health.exhausted else ""
         logger.warning("%s: %s%s", self, reason, later)
-        self.end()
+        self.calls.clear()
 
     def end(self) -> None:
         """Kill the actor."""
-        self.calls.clear()
-        self.asleep = False
         ray.kill(self.actor)
+        self.calls.clear()
+        self.asleep = self.running = False
 
     def _ask(self, kind: Kind, ref: ray.ObjectRef, now: float, budget: float, subject: Any = None) -> None:
         self.calls.append(Call(kind, ref, now + budget + GRACE_S, budget, subject))

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError, RpcError
 
 from cluster.actors.model import ModelRef
-from cluster.actors.remote import draining_nodes
 from cluster.actors.roster import free_place
 from cluster.fleet.assignments import Assignments
 from cluster.fleet.health import State
@@ -33,6 +32,9 @@ REFUSALS = 2
 class Supervisor:
     """One `tick` after another brings the engines to where they should be. Never waits; not safe for threads.
 
+    Any call of Ray may fail, and the tick with it. So what is believed changes only after the call has succeeded, and
+    the next tick does what is left.
+
     Attributes:
         replicas: the engines, those that leave included.
         wanted: how many there should be.
@@ -41,6 +43,7 @@ class Supervisor:
         fatal: why the run cannot go on.
         restarts: engines that were replaced.
         told: the last totals of each incarnation, those that are gone included: a late answer counts as whose it is.
+        draining: hex ids of the nodes that are announced to go.
         away: None while the GPUs are the engines'; otherwise all must leave, keep or discard their weights, and none is
             started.
     """
@@ -64,8 +67,7 @@ class Supervisor:
         self.fatal: BaseException | None = None
         self.restarts = 0
         self.told: dict[int, EngineStats] = {}
-        self._draining: set[str] = set()
-        self._nodes_asked: float | None = None
+        self.draining: set[str] = set()
 
     def tick(self, now: float) -> None:
         """Collect what was answered, draw the consequences, and ask for what is needed next."""
@@ -101,12 +103,17 @@ class Supervisor:
             replica, call = pending[ref]
             if call not in replica.calls:  # it failed a moment ago, by another of its calls
                 continue
-            replica.calls.remove(call)
+            error: RayError | None = None
             try:
                 answer = ray.get(ref)
-            except RayTaskError as error:
+            except RayError as raised:
+                if isinstance(raised, RpcError) and not isinstance(raised, RayTaskError):
+                    raise  # this process did not reach Ray; the answer is still where it was
+                error = raised
+            replica.calls.remove(call)
+            if isinstance(error, RayTaskError):
                 self._raised(replica, call, error.cause or error, now)
-            except RayError as error:
+            elif error is not None:
                 if isinstance(error, RayActorError) and error.actor_init_failed:
                     self.fatal = self.fatal or error  # a constructor raises again wherever it is called
                 self._fail(replica, f"lost while {call.kind}: {last_line(error)}", now)
@@ -131,7 +138,6 @@ class Supervisor:
         elif call.kind == "heartbeat":
             health.answered()
         elif call.kind == "shutdown":
-            replica.end()
             health.retire()
         elif self.work.finish(call.subject, replica.incarnation):
             health.worked()
@@ -154,8 +160,6 @@ class Supervisor:
     # -- health --------------------------------------------------------------------------------------------------
 
     def _judge(self, now: float) -> None:
-        if self._nodes_asked is None or now - self._nodes_asked >= self._config.heartbeat_s:
-            self._nodes_asked, self._draining = now, draining_nodes()
         for replica in self.replicas:
             call = replica.overdue(now)
             if call is not None:
@@ -164,7 +168,7 @@ class Supervisor:
                 replica.health.check(now)
                 if replica.health.state is State.DEAD:
                     self._fail(replica, replica.health.reason or "", now)
-            if replica.node in self._draining and not replica.leaving:
+            if replica.node in self.draining and not replica.leaving:
                 logger.warning("%s: its node is about to go; it finishes what it has", replica)
                 self._leave(replica)
 
@@ -187,12 +191,15 @@ class Supervisor:
     def _replace(self, now: float) -> None:
         """Restart the dead, and let go of those that leave once they have nothing left to do."""
         for replica in self.replicas:
+            if replica.running and replica.health.state in (State.DEAD, State.RETIRED):
+                replica.end()
             if replica.health.state is State.DEAD and not replica.leaving and not self.away and self.fatal is None:
                 self._revive(replica, now)
             if not replica.leaving or replica.health.state is State.RETIRED:
                 continue
             if replica.health.state is State.DEAD or replica.pending("starting"):
-                replica.end()
+                if replica.running:
+                    replica.end()
                 replica.health.retire()
             elif not replica.pending("generating") and not replica.pending("shutdown"):
                 replica.shutdown(now)
@@ -203,9 +210,9 @@ class Supervisor:
         health = replica.health
         if not health.exhausted:
             if now >= health.restart_at:
-                self.restarts += 1
-                health.restart(now)
                 replica.spawn(now)
+                health.restart(now)
+                self.restarts += 1
             return
         others = [m for m in self.replicas if m is not replica and not m.leaving]
         reason = f"{replica} failed {health.failures} times in a row, the last time: {health.reason}"
@@ -267,8 +274,8 @@ class Supervisor:
             replica = min(awaited, key=lambda m: awaited[m])
             awaited[replica] += shard.size
             if replica.health.serves and not replica.asleep:
-                self.work.assign(shard, replica.incarnation)
                 replica.generate(shard, self.futures[shard.number].arguments[shard.number], now)
+                self.work.assign(shard, replica.incarnation)
 
 
 def _sum(parts: Sequence[EngineStats]) -> EngineStats:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.fleet.health import BACKOFF_S, LIVING, Health, HealthLimits, State
+from cluster.fleet.health import BACKOFF_S, LIVING, Health, HealthLimits, Outage, State
 
 LIMITS = HealthLimits(suspect_s=5, dead_s=20, failures=3)
 
@@ -170,6 +170,19 @@ def test_finished_work_ends_the_row_and_with_it_the_wait() -> None:
     health.worked()
     health.failed("x", now)
     assert health.restart_at == now
+
+
+def test_an_outage_is_borne_for_a_while_from_its_first_error() -> None:
+    outage = Outage(60.0)
+    outage.over()
+    assert not outage.lasts_too_long(1000.0)
+    assert outage.failed(100.0) and not outage.failed(110.0)
+    assert not outage.lasts_too_long(159.0) and outage.lasts_too_long(160.0)
+    outage.over()
+    assert not outage.failed(165.0), "it comes and goes, which is known"
+    assert not outage.lasts_too_long(224.0) and outage.lasts_too_long(225.0)
+    outage.over()
+    assert outage.failed(300.0), "another one"
 
 
 def test_limits_are_checked_and_living_states_answer() -> None:
