@@ -154,10 +154,7 @@ def test_work_keeps_its_order_and_waits_for_a_verified_publication(start: Start)
 
 def both_serve(fleet: EngineFleet) -> None:
     """Nobody asks for anything, and yet the engines come back."""
-    deadline = time.monotonic() + 30
-    while fleet.counts().healthy < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: fleet.counts().healthy == 2)
 
 
 def test_dead_and_hung_engines_are_replaced_and_refitted(start: Start) -> None:
@@ -165,6 +162,7 @@ def test_dead_and_hung_engines_are_replaced_and_refitted(start: Start) -> None:
     publish(fleet, 3)
     assert generate(fleet, "a", "die", "b", "c") == ["a@3", "die@3", "b@3", "c@3"]
     both_serve(fleet)
+    assert generate(fleet, "a", "b") == ["a@3", "b@3"], "which ends the row of failures"
     assert generate(fleet, "hang", "b") == ["hang@3", "b@3"]
     counts = fleet.counts()
     assert counts.restarts == 2 and counts.reissued == 2 + 1
@@ -347,7 +345,7 @@ def test_an_engine_on_a_node_that_will_go_drains_first(start: Start, monkeypatch
     first = fleet.replicas()[0]
     slow = fleet.submit(*order("slow", "b"), SAMPLING)
     first.node = "doomed"
-    monkeypatch.setattr("cluster.fleet.supervisor.draining_nodes", lambda: {"doomed"})
+    monkeypatch.setattr("cluster.fleet.fleet.draining_nodes", lambda: {"doomed"})
     deadline = time.monotonic() + 20
     while first in fleet.replicas():
         assert first.health.state in (State.HEALTHY, State.DRAINING) and time.monotonic() < deadline
