@@ -43,25 +43,25 @@ def test_restarts_of_one_engine_wait_longer_and_longer_but_the_first_does_not(
     supervisor = Supervisor(ModelRef(str(tmp_path), None), EngineConfig(max_failures=4))
     supervisor.own_version = 0
     supervisor.tick(0.0)
-    (member,) = supervisor.members
-    tick_until(supervisor, 1.0, lambda: member.health.failures == 1)
-    assert supervisor.restarts == 1 and member.health.state is State.RESTARTING, "at once"
-    tick_until(supervisor, 1.0, lambda: member.health.failures == 2)
+    (replica,) = supervisor.replicas
+    tick_until(supervisor, 1.0, lambda: replica.health.failures == 1)
+    assert supervisor.restarts == 1 and replica.health.state is State.RESTARTING, "at once"
+    tick_until(supervisor, 1.0, lambda: replica.health.failures == 2)
     assert f"no memory is free on the GPU; it is not started again for {BACKOFF_S:.0f} s" in caplog.text
     for now in (1.0, 0.99 + BACKOFF_S):
         supervisor.tick(now)
-        assert supervisor.restarts == 1 and member.health.state is State.DEAD
+        assert supervisor.restarts == 1 and replica.health.state is State.DEAD
     now = 1.0 + BACKOFF_S
     supervisor.tick(now)
     assert supervisor.restarts == 2
-    tick_until(supervisor, now, lambda: member.health.failures == 3)
+    tick_until(supervisor, now, lambda: replica.health.failures == 3)
     (tmp_path / "gpu-held").unlink()
     supervisor.tick(now + 1.99 * BACKOFF_S)
     assert supervisor.restarts == 2 and supervisor.fatal is None
     now += 2 * BACKOFF_S
-    tick_until(supervisor, now, lambda: member.health.serves)
+    tick_until(supervisor, now, lambda: replica.health.serves)
     assert supervisor.restarts == 3
-    member.end()
+    replica.end()
 
 
 @pytest.mark.parametrize("fewest", [1, 2])
@@ -70,12 +70,12 @@ def test_an_engine_is_given_up_beside_one_that_still_loads_weights(
 ) -> None:
     """Unless the fleet would be smaller than `engines.min` then."""
     supervisor = Supervisor(ModelRef(str(tmp_path), None), EngineConfig(count=2, min=fewest, max_failures=1))
-    tick_until(supervisor, 0.0, lambda: [m.health.state for m in supervisor.members] == [State.STALE] * 2)
-    first, second = supervisor.members
+    tick_until(supervisor, 0.0, lambda: [m.health.state for m in supervisor.replicas] == [State.STALE] * 2)
+    first, second = supervisor.replicas
     ray.kill(first.actor)
     tick_until(supervisor, 100.0, lambda: first.health.state is State.RETIRED or supervisor.fatal is not None)
     if fewest == 1:
-        assert supervisor.members == [second] and supervisor.wanted == 1 and supervisor.fatal is None
+        assert supervisor.replicas == [second] and supervisor.wanted == 1 and supervisor.fatal is None
         assert "the fleet goes on without it" in caplog.text
     else:
         assert isinstance(supervisor.fatal, FleetError) and "engine 0 failed 1 times in a row" in str(supervisor.fatal)
@@ -86,17 +86,17 @@ def test_the_engine_that_has_not_started_goes_first(tmp_path: Path) -> None:
     """As in the pools: the one that serves would take its work, and its caches, with it."""
     supervisor = Supervisor(ModelRef(str(tmp_path), None), EngineConfig(count=3))
     supervisor.own_version = 0
-    tick_until(supervisor, 0.0, lambda: [m.health.serves for m in supervisor.members] == [True] * 3)
-    first, second, third = supervisor.members
+    tick_until(supervisor, 0.0, lambda: [m.health.serves for m in supervisor.replicas] == [True] * 3)
+    first, second, third = supervisor.replicas
     (tmp_path / "gpu-held").touch()
     ray.kill(first.actor)
     tick_until(supervisor, 100.0, lambda: first.health.failures == 2)
     assert first.health.state is State.DEAD, "it waits for its next start"
     supervisor.wanted = 2
     supervisor.tick(100.0)
-    assert [m for m in supervisor.members if not m.leaving] == [second, third]
+    assert [m for m in supervisor.replicas if not m.leaving] == [second, third]
     supervisor.wanted = 1
     supervisor.tick(100.0)
-    assert [m for m in supervisor.members if not m.leaving] == [second], "of those that serve, the highest place"
-    for member in supervisor.members:
-        member.end()
+    assert [m for m in supervisor.replicas if not m.leaving] == [second], "of those that serve, the highest place"
+    for replica in supervisor.replicas:
+        replica.end()

@@ -142,9 +142,9 @@ def test_nodes_are_asked_for_again_when_ray_did_not_tell(
     monkeypatch.setattr(fleet_module, "draining_nodes", draining)
     fleet = start(count=2)
     publish(fleet, 1)
-    first = fleet.members()[0]
+    first = fleet.replicas()[0]
     first.node = "doomed"
-    until(lambda: first not in fleet.members())
+    until(lambda: first not in fleet.replicas())
     assert not answers and "the nodes thread failed to look (failure 2)" in caplog.text
     assert generate(fleet, "a", "b") == ["a@1", "b@1"]
 
@@ -165,7 +165,7 @@ def test_nothing_is_lost_or_done_twice_whichever_of_rays_calls_fail(
         publish(fleet, version)
         weather.risk = 0.3
         if version % 2:
-            ray.kill(fleet.members()[version % 3 % 2].actor.actor)
+            ray.kill(fleet.replicas()[version % 3 % 2].actor.actor)
         names = [f"{version}-{i}" for i in range(6)]
         assert generate(fleet, *names, timeout=None) == [f"{name}@{version}" for name in names]
         assert fleet.stats().prompts <= 6 * version, "none is counted twice"
