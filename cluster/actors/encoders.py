@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from cluster.actors.calls import Request, Result
 from cluster.actors.model import ModelRef
-from cluster.actors.pool import ActorPool, Request, Result
+from cluster.actors.pool import ActorPool
 from cluster.actors.remote import get
 from cluster.actors.roster import ATTEMPTS
 from rollout.actors import CodecActor, Encoded, EncodedRef, EncoderActor, Encoding, VoiceActor

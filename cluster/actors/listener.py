@@ -9,7 +9,8 @@ from typing import Any
 
 import ray
 
-from cluster.actors.pool import ActorPool, Request
+from cluster.actors.calls import Request
+from cluster.actors.pool import ActorPool
 from cluster.actors.roster import StartError
 from rewards.config import RewardConfig
 from rewards.pipeline import CodecFactory

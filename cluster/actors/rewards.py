@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from cluster.actors.pool import ActorPool, Request
+from cluster.actors.calls import Request
+from cluster.actors.pool import ActorPool
 from rewards.actor import RewardActor, Scored
 from rewards.compose import RewardComposition
 from rewards.config import RewardConfig

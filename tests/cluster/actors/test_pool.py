@@ -15,7 +15,8 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.actors import pool as pools
-from cluster.actors.pool import ActorPool, Request
+from cluster.actors.calls import Request
+from cluster.actors.pool import ActorPool
 from cluster.actors.roster import ATTEMPTS, StartError
 from speech.errors import UserError
 from tests.waiting import until
