@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ import torch
 from learner.actor import LearnerActor, Token2TextActor
 from learner.batches.batch import TrainGroup
 from learner.batches.plan import audio_of, plan_updates
+from learner.losses.diffro import frames_per_token
 from learner.spec import RankSpec, StepResult, uses_diffro
 from learner.token2text.plan import Prediction, SpeechText, plan_predictions, plan_token2text
 from learner.token2text.rank import Token2TextSpec
@@ -144,6 +146,10 @@ class LearnerGroup(_ActorGang):
     actor = LearnerActor
     spec: RankSpec
 
+    @cached_property
+    def _frames_per_token(self) -> int:
+        return frames_per_token(self.spec)
+
     def update(
         self,
         step: int,
@@ -157,7 +163,9 @@ class LearnerGroup(_ActorGang):
         """
         config = self.spec.config
         sample_filter = config.diffro.filter if uses_diffro(self.spec) else None
-        shares = plan_updates(groups, replay, config.updates_per_step, config.ranks, sample_filter)
+        shares = plan_updates(
+            groups, replay, config.updates_per_step, config.ranks, sample_filter, self._frames_per_token
+        )
         if not shares[0]:
             return StepResult({}, {})
         calls = [
@@ -189,11 +197,17 @@ class Token2TextGroup(_ActorGang):
     actor = Token2TextActor
     spec: Token2TextSpec
 
+    @cached_property
+    def _frames_per_token(self) -> int:
+        return self.spec.shape().labels_per_token
+
     def update(self, step: int, items: Sequence[SpeechText]) -> dict[str, float]:
         """One optimiser update on all ranks; its metrics are already reduced over them."""
         spec = self.spec
         training = spec.training
-        shares = plan_token2text(items, spec.config.ranks, training.mixup, spec.seed, step, training.noise)
+        shares = plan_token2text(
+            items, spec.config.ranks, training.mixup, spec.seed, step, training.noise, self._frames_per_token
+        )
         calls = [actor.update.remote(step, share) for actor, share in zip(self.actors, shares, strict=True)]
         return self._get(calls, "update")[0]
 

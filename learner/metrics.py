@@ -28,8 +28,8 @@ def reduce_metrics(parts: Iterable[Mapping[str, torch.Tensor]]) -> Metrics:
 def summarise_metrics(merged: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Merged sums over a batch → means per token, maxima, the number of tokens, and the effective sample size.
 
-    Losses that count whole samples give `samples` in place of `tokens`, and get means per sample. Without a single
-    one there are no means.
+    Losses that count whole samples give `samples` in place of `tokens`, and get means per sample. Metrics with a count
+    of their own get means per that. Of nothing there is no mean.
 
     `importance_ess` is (Σw)² / (n · Σw²) of the importance weights learner / engine, in (0, 1]: 1 when both agree on
     every token.
@@ -37,14 +37,12 @@ def summarise_metrics(merged: Mapping[str, torch.Tensor]) -> dict[str, float]:
     unit = "tokens" if "tokens" in merged else "samples"
     tokens = float(merged[unit])
     summary = {unit: tokens}
-    if tokens == 0:
-        return summary
     for name, value in merged.items():
-        if name.endswith("_max"):
-            summary[name] = float(value)
-        elif name not in (unit, "importance_squared"):
-            summary[name] = float(value) / tokens
-    if "importance_squared" in merged:
+        count = float(merged.get(f"{name}_count", tokens))
+        if count == 0 or name in (unit, "importance_squared") or name.endswith("_count"):
+            continue
+        summary[name] = float(value) if name.endswith("_max") else float(value) / count
+    if "importance_squared" in merged and tokens > 0:
         summary["importance_ess"] = float(merged["importance"]) ** 2 / (tokens * float(merged["importance_squared"]))
     return summary
 

@@ -149,7 +149,8 @@ class BatchTotals:
     Attributes:
         tokens: trained (response) tokens.
         samples: responses.
-        chosen_samples, chosen_labels: responses that pass DiffRO's sample filter, and the labels of their texts.
+        chosen_samples: responses that pass DiffRO's sample filter.
+        chosen_labels: labels of their texts; a text that does not fit into its speech has no likelihood, and none here.
     """
 
     tokens: int

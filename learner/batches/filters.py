@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from learner.batches.batch import Sample, TrainGroup
+from learner.token2text.plan import frames_needed
 from speech.errors import UserError
 
 
@@ -37,6 +38,15 @@ def is_chosen(sample: Sample, name: str) -> bool:
     return sample.speech_tokens > 0 and FILTERS[name](sample)
 
 
-def chosen_labels(groups: Sequence[TrainGroup], name: str) -> list[int]:
-    """Number of text labels of each chosen sample, in order."""
-    return [len(group.text_ids) for group in groups for sample in group.samples if is_chosen(sample, name)]
+def chosen_labels(groups: Sequence[TrainGroup], name: str, labels_per_token: int) -> list[int]:
+    """Number of text labels of each chosen sample, in order; 0 where the speech is too short for the text.
+
+    Args:
+        labels_per_token: CTC frames of the reward model per speech token.
+    """
+    return [
+        len(group.text_ids) if frames_needed(group.text_ids) <= labels_per_token * sample.speech_tokens else 0
+        for group in groups
+        for sample in group.samples
+        if is_chosen(sample, name)
+    ]

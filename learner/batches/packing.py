@@ -149,13 +149,14 @@ def balance_ranks(groups: Sequence[TrainGroup], ranks: int) -> list[list[TrainGr
     return [[groups[i] for i in sorted(indices)] for indices in chosen]
 
 
-def totals(groups: Sequence[TrainGroup], sample_filter: str | None = None) -> BatchTotals:
+def totals(groups: Sequence[TrainGroup], sample_filter: str | None = None, labels_per_token: int = 1) -> BatchTotals:
     """Counts of a whole batch, taken before it is dealt out to ranks and micro-batches.
 
     Args:
         sample_filter: DiffRO's, which decides what counts as chosen; None without DiffRO.
+        labels_per_token: of DiffRO's reward model, which decides what text fits into its speech.
     """
-    labels = [] if sample_filter is None else chosen_labels(groups, sample_filter)
+    labels = [] if sample_filter is None else chosen_labels(groups, sample_filter, labels_per_token)
     return BatchTotals(
         tokens=sum(group.response_tokens for group in groups),
         samples=sum(len(group.samples) for group in groups),

@@ -33,13 +33,14 @@ def plan_updates(
     updates: int,
     ranks: int,
     sample_filter: str | None = None,
+    labels_per_token: int = 1,
 ) -> list[list[RankShare]]:
     """Divide a step into `updates` optimiser updates of near-equal group counts; result[rank][update].
 
     Fewer updates result when there are fewer groups; none at all when there is nothing to train on.
 
     Args:
-        sample_filter: DiffRO's, for the counts that normalise its loss; None without DiffRO.
+        sample_filter, labels_per_token: DiffRO's, for the counts that normalise its loss; see `totals`.
     """
     everything = [*groups, *replay]
     if not everything:
@@ -54,7 +55,7 @@ def plan_updates(
             shares[rank].append(
                 RankShare(
                     tuple(by_rank[rank]),
-                    totals(part, sample_filter),
+                    totals(part, sample_filter, labels_per_token),
                     tuple(replay_by_rank[rank]),
                     totals(replay_part),
                     dummy,

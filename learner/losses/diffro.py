@@ -24,8 +24,18 @@ from learner.metrics import Metrics
 from learner.model.logprobs import full_precision
 from learner.model.policy import PolicyOutput
 from learner.spec import RankSpec, uses_diffro
-from learner.token2text.model import Token2Text, attribute_nll
+from learner.token2text.model import Token2Text, Token2TextConfig, attribute_nll
 from speech.errors import UserError
+
+
+def frames_per_token(spec: RankSpec) -> int:
+    """`labels_per_token` of the reward model; 1 where there is none.
+
+    Raises:
+        UserError: its `config.json` is missing or damaged.
+    """
+    folder = spec.config.diffro.reward_model
+    return Token2TextConfig.load(folder).labels_per_token if uses_diffro(spec) and folder is not None else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +202,8 @@ class DiffRO:
     ) -> tuple[torch.Tensor, Metrics]:
         """A micro-batch's part of `−Σ log P(Y|U) / labels − w·Σ_i log P(A_i|U) / samples` over the chosen samples.
 
-        Both counts are of the whole batch, so that parts add up over micro-batches and ranks. A text that has more
-        labels than its speech has frames has no likelihood and no gradient; it is counted in `impossible`.
+        Both counts are of the whole batch, so that parts add up over micro-batches and ranks. A text that does not fit
+        into the frames of its speech has no likelihood: it is left out of sum and labels, and counted in `impossible`.
 
         Args:
             output: of the policy, with gradient.
@@ -202,7 +212,7 @@ class DiffRO:
             step: of the run, part of the noise's keys.
 
         Returns:
-            The contribution (scalar), and metrics as sums over chosen samples.
+            The contribution (scalar), and metrics as sums over chosen samples; those of texts over the possible ones.
 
         Raises:
             ValueError: a chosen sample without a text, or a token of its speech that is none of the codec's.
@@ -235,11 +245,14 @@ class DiffRO:
         judged = self.reward_model(None, lengths, embedded=padded)
         possible = judged.possible(texts)
         nll = -torch.where(possible, judged.text_log_likelihood(texts), 0.0)
-        loss = nll.sum() / totals.chosen_labels
+        loss = nll.sum() / max(totals.chosen_labels, 1)  # all may be impossible
+        lengths_of_texts = torch.tensor([len(text) for text in texts], device=device)
         metrics = {
             "samples": torch.tensor(len(texts)),
             "text_nll": nll.detach().sum(),
-            "labels": torch.tensor(sum(len(text) for text in texts)),
+            "text_nll_count": possible.sum(),
+            "labels": (lengths_of_texts * possible).sum(),
+            "labels_count": possible.sum(),
             "impossible": (~possible).sum(),
         }
         if self.settings.attributes > 0:

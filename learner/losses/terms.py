@@ -5,7 +5,8 @@ Every loss returns its *contribution to the batch loss*: per-token terms are div
 therefore be summed over ranks; FSDP2 averages them unless told otherwise.
 
 Metrics are sums over tokens, and maxima in names that end in `_max`: they merge over micro-batches and ranks as the
-losses do (`learner.metrics`).
+losses do (`learner.metrics`). A sum that is not over all tokens comes with their number, under its own name and
+`_count`.
 """
 
 from __future__ import annotations

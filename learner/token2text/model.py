@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from learner.model.logprobs import full_precision
+from learner.token2text.plan import frames_needed
 from speech.errors import UserError
 from speech.text import normalise
 
@@ -176,7 +177,7 @@ class Token2TextOutput:
 
     def possible(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B,) bool: whether the text fits into the frames at all."""
-        needed = [len(text) + sum(a == b for a, b in pairwise(text)) for text in texts]
+        needed = [frames_needed(text) for text in texts]
         return self.frames >= torch.tensor(needed, device=self.frames.device)
 
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
+
+
+def frames_needed(text_ids: Sequence[int]) -> int:
+    """CTC frames without which a text is impossible: one for each label, and one more between equal ones."""
+    return len(text_ids) + sum(a == b for a, b in pairwise(text_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +64,13 @@ class MixedItem:
     def length(self) -> int:
         return max(len(self.item.tokens), len(self.partner.tokens) if self.share < 1 else 0)
 
-    @property
-    def labels(self) -> float:
-        """Text labels, weighted as their losses are."""
-        return self.share * len(self.item.text_ids) + (1 - self.share) * len(self.partner.text_ids)
+    def labels(self, labels_per_token: int) -> float:
+        """Labels of the texts that fit into the frames, weighted as their losses are."""
+        frames = labels_per_token * self.length
+        own, other = (
+            len(text) if frames_needed(text) <= frames else 0 for text in (self.item.text_ids, self.partner.text_ids)
+        )
+        return self.share * own + (1 - self.share) * other
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,8 @@ class Token2TextShare:
 
     Attributes:
         items: this rank's part; possibly empty.
-        labels, samples: counts over all ranks, which normalise the losses.
+        labels, samples: counts over all ranks, which normalise the losses; a text that does not fit into its frames has
+            no likelihood, and no labels here.
         dummy: what a rank with fewer micro-batches computes with weight 0.
     """
 
@@ -81,7 +91,13 @@ class Token2TextShare:
 
 
 def plan_token2text(
-    items: Sequence[SpeechText], ranks: int, mixup: float, seed: int, step: int, noise: float = 0.0
+    items: Sequence[SpeechText],
+    ranks: int,
+    mixup: float,
+    seed: int,
+    step: int,
+    noise: float = 0.0,
+    labels_per_token: int = 1,
 ) -> list[Token2TextShare]:
     """Divide a step's utterances among ranks, longest first in turn, each with its partner.
 
@@ -91,6 +107,7 @@ def plan_token2text(
     Args:
         mixup: α of Beta(α, α); 0 leaves every utterance alone.
         noise: share of speech tokens that others of this step's utterances take the place of.
+        labels_per_token: the model's frames per speech token.
 
     Raises:
         ValueError: there is nothing to train on.
@@ -105,7 +122,8 @@ def plan_token2text(
     # Mixtures are symmetric: the larger share is called the item's own, so that metrics are of what is mostly heard.
     shares = np.maximum(shares, 1 - shares)
     mixed = [MixedItem(item, items[p], float(s)) for item, p, s in zip(items, partners, shares, strict=True)]
-    labels, order = sum(item.labels for item in mixed), sorted(mixed, key=lambda item: -item.length)
+    labels = sum(item.labels(labels_per_token) for item in mixed)
+    order = sorted(mixed, key=lambda item: -item.length)
     return [Token2TextShare(tuple(order[rank::ranks]), labels, len(items), order[-1]) for rank in range(ranks)]
 
 

@@ -38,6 +38,14 @@ class Token2TextSpec:
     seed: int
     features: np.ndarray | None = None
 
+    def shape(self) -> Token2TextConfig:
+        """Of the model, wherever it starts.
+
+        Raises:
+            UserError: the folder to start from has no usable `config.json`.
+        """
+        return Token2TextConfig.load(self.start) if isinstance(self.start, str) else self.start
+
 
 class Token2TextRank:
     """Holds a shard of the reward model and of its optimiser. Every public method is a collective."""
@@ -68,7 +76,8 @@ class Token2TextRank:
             share: this rank's part, from `plan_token2text`.
 
         Returns:
-            Metrics over all ranks: `learner/nll` per label, per attribute the share of correct classes.
+            Metrics over all ranks: `learner/nll` per label of the texts that fit into their frames, the share of texts
+            that do not, per attribute the share of correct classes.
 
         Raises:
             FloatingPointError: the gradient is not finite; the weights are left as they were.
@@ -167,12 +176,13 @@ class Token2TextRank:
             if not any(weights):
                 continue
             texts = [utterance.text_ids for utterance in utterances]
-            nll = torch.where(output.possible(texts), -output.text_log_likelihood(texts), 0.0)
+            possible = output.possible(texts)
+            nll = torch.where(possible, -output.text_log_likelihood(texts), 0.0)
             if training.label_smoothing > 0:
                 labels = torch.tensor([len(text) for text in texts], device=nll.device)
-                smooth = labels * _distance_from_uniform(output)
+                smooth = torch.where(possible, labels * _distance_from_uniform(output), 0.0)
                 nll = (1 - training.label_smoothing) * nll + training.label_smoothing * smooth
-            terms = nll / share.labels
+            terms = nll / (share.labels or 1.0)  # without a text that fits there is only attributes' loss
             if self.model.config.attributes and training.attributes > 0:
                 classes = attribute_nll(output, [u.attributes for u in utterances], training.label_smoothing)
                 terms = terms + training.attributes * classes / share.samples
@@ -184,11 +194,14 @@ class Token2TextRank:
         """Sums over the utterances, not their partners; mixed ones look harder than they are."""
         texts = [item.item.text_ids for item in items]
         possible = output.possible(texts)
+        labels = torch.tensor([len(text) for text in texts], device=possible.device)
         found: dict[str, Metrics] = {
             "learner": {
-                "tokens": torch.tensor(sum(len(text) for text in texts)),
+                "tokens": labels.sum(),
                 "nll": torch.where(possible, -output.text_log_likelihood(texts), 0.0).sum(),
+                "nll_count": (labels * possible).sum(),
                 "impossible": (~possible).sum(),
+                "impossible_count": torch.tensor(len(texts)),
             }
         }
         for index, (name, logits) in enumerate(zip(self.model.config.attributes, output.attributes, strict=True)):

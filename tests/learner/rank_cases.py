@@ -42,6 +42,7 @@ class PolicyCase:
         train: parts that learn.
         groups, replay: how many groups of each kind a step has.
         silent: indices of groups whose prompt holds no audio.
+        long: indices of groups with a text that fits into hardly any speech (DiffRO).
         settings: fields of `LearnerConfig`, `DiffROConfig` and `RankSpec`.
     """
 
@@ -50,6 +51,7 @@ class PolicyCase:
     groups: int = 5
     replay: int = 0
     silent: tuple[int, ...] = ()
+    long: tuple[int, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
     def spec(self, models: Models) -> RankSpec:
@@ -67,7 +69,10 @@ class PolicyCase:
     def batch(self, step: int) -> tuple[list[TrainGroup], list[TrainGroup], dict[int, EncodedAudio]]:
         """A step's groups, replayed groups and encoded audio."""
         if self.objective in ("diffro", "combined"):
-            return make_groups(self.groups, seed=step), [], {}
+            groups = make_groups(self.groups, seed=step)
+            for index in self.long:
+                groups[index] = replace(groups[index], text_ids=(1, 2, 3, 4, 1, 2))
+            return groups, [], {}
         groups, audio = make_batch(self.groups, seed=step)
         if self.objective == "sft":
             groups = [replace(g, samples=(_reference(g),)) for g in groups]

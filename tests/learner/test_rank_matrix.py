@@ -62,6 +62,8 @@ DIFFRO: dict[str, Case] = {
     "diffro": PolicyCase("diffro"),
     "diffro-bare": PolicyCase("diffro", settings={"attributes": 0.0, "kl_coef": 0.0}),
     "diffro-all-samples": PolicyCase("diffro", settings={"filter": "none", "kl_coef": 0.0}),
+    "diffro-long": PolicyCase("diffro", long=(0, 2, 3), settings={"filter": "none"}),
+    "diffro-all-impossible": PolicyCase("diffro", groups=2, long=(0, 1)),
     "diffro-one-group": PolicyCase("diffro", groups=1, settings=SEVERAL),
     "combined-estimated-kl": PolicyCase("combined", settings={"kl_coef": 0.0, "loss": LossConfig(kl_coef=0.1)}),
     "combined-checkpointing": PolicyCase("combined", settings={"activation_checkpointing": True, "logits_chunk": 7}),

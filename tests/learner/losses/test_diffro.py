@@ -17,10 +17,11 @@ from learner.batches.plan import plan_updates
 from learner.config import DiffROConfig, LossConfig
 from learner.losses.diffro import DiffRO, choose_rows, speech_embeddings
 from learner.losses.gumbel import conditional_noise, gumbel_noise, soft_one_hot
+from learner.metrics import summarise_metrics
 from learner.model.policy import PolicyOutput
 from learner.rank import LearnerRank
 from learner.spec import RankSpec
-from learner.token2text.model import Token2Text, Token2TextConfig
+from learner.token2text.model import Token2Text, Token2TextConfig, Token2TextOutput
 from speech.errors import UserError
 from speech.records import PromptLayout
 from tests.learner.ranks import keep_gradients, run_ranks
@@ -89,7 +90,7 @@ samples = st.builds(
 @settings(max_examples=60)
 @given(st.lists(st.lists(samples, min_size=1, max_size=4), min_size=1, max_size=4), st.booleans(), st.booleans())
 def test_filter_and_rows(drawn: list[list[Sample]], positive: bool, shared: bool) -> None:
-    groups = [TrainGroup(PromptLayout((3, 4), 0, 0), tuple(g), i, (1, 2)) for i, g in enumerate(drawn)]
+    groups = [TrainGroup(PromptLayout((3, 4), 0, 0), tuple(g), i, (1,)) for i, g in enumerate(drawn)]
     batch = pack(groups, shared)
     name = "positive" if positive else "none"
     chosen = choose_rows(batch, name, 0, 1)
@@ -103,7 +104,7 @@ def test_filter_and_rows(drawn: list[list[Sample]], positive: bool, shared: bool
     assert all(batch.targets[chosen.rows] == 30), "speech only, never the stop token"
     assert sum(chosen.lengths) == len(chosen.rows)
     counts = totals(groups, name)
-    assert (counts.chosen_samples, counts.chosen_labels) == (len(expected), 2 * len(expected))
+    assert (counts.chosen_samples, counts.chosen_labels) == (len(expected), len(expected))
 
 
 def test_noise_follows_the_sample_not_the_packing() -> None:
@@ -177,14 +178,54 @@ def test_gradient_against_finite_differences(noise: str) -> None:
             assert float(found.flatten()[index]) == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-8)
 
 
-def test_impossible_texts_are_counted_and_poison_nothing() -> None:
-    groups = make_groups(2)
-    groups[0] = replace(groups[0], text_ids=(1,) * 50)
+def test_impossible_texts_are_counted_and_change_nothing() -> None:
+    """Speech that is too short for its text is neither rewarded nor does it weaken the reward of the others."""
+    long = (1,) * 50
+    groups = [*make_groups(2), replace(make_groups(3)[2], text_ids=long)]
+    found = []
+    for part in (groups[:2], groups):
+        output = fake_output(pack(groups))
+        rows = len(pack(part).targets)
+        shown = output_of(output.hidden[:rows], output.head)
+        loss, metrics = diffro(filter="none").loss(shown, pack(part), totals(part, "none"), 1.0, 1)
+        found.append((loss, torch.autograd.grad(loss, output.hidden)[0], summarise_metrics(metrics)))
+    (alone, slope, means), (beside, slope_beside, means_beside) = found
+    torch.testing.assert_close(beside, alone)
+    torch.testing.assert_close(slope_beside, slope)
+    assert float(slope.abs().max()) > 1e-4
+    for name in ("text_nll", "labels"):
+        assert means_beside[name] == pytest.approx(means[name])
+    assert (means["impossible"], means_beside["impossible"]) == (0, pytest.approx(3 / 9))
+
+
+def test_only_impossible_texts_are_no_loss() -> None:
+    groups = [replace(group, text_ids=(1,) * 50) for group in make_groups(2)]
     batch, output = pack(groups), fake_output(pack(groups))
-    loss, metrics = diffro(filter="none").loss(output, batch, totals(groups, "none"), 1.0, 1)
+    loss, metrics = diffro(filter="none", attributes=0.5).loss(output, batch, totals(groups, "none"), 1.0, 1)
     loss.backward()
-    assert int(metrics["impossible"]) == 3
+    assert float(loss.detach()) > 0, "attributes have a loss all the same"
     assert output.hidden.grad is not None and bool(torch.isfinite(output.hidden.grad).all())
+    means = summarise_metrics(metrics)
+    assert means["impossible"] == 1 and "text_nll" not in means and means["attribute_nll"] > 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(1, 3), min_size=1, max_size=9)), max_size=6),
+    st.integers(1, 3),
+)
+def test_labels_are_counted_where_the_reward_model_finds_them_possible(
+    drawn: list[tuple[int, list[int]]], labels_per_token: int
+) -> None:
+    groups = [
+        TrainGroup(PromptLayout((3,), 0, 0), (Sample((30,) * speech, (), 1.0),), i, tuple(text))
+        for i, (speech, text) in enumerate(drawn)
+    ]
+    frames = torch.tensor([speech * labels_per_token for speech, _ in drawn])
+    judged = Token2TextOutput(torch.zeros(len(drawn), 1, 1), frames, (), torch.zeros(0))
+    possible = judged.possible([text for _, text in drawn]).tolist()
+    counts = totals(groups, "none", labels_per_token)
+    assert counts.chosen_labels == sum(len(text) for (_, text), fits in zip(drawn, possible, strict=True) if fits)
+    assert counts.chosen_samples == len(drawn)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -217,6 +217,21 @@ def test_metrics_merge_like_the_losses() -> None:
     assert together["entropy"] == 1.0
 
 
+def test_metrics_with_a_count_of_their_own_are_means_per_that() -> None:
+    parts = [
+        {"tokens": torch.tensor(4), "nll": torch.tensor(6.0), "nll_count": torch.tensor(2)},
+        {"tokens": torch.tensor(1), "nll": torch.tensor(3.0), "nll_count": torch.tensor(1)},
+    ]
+    assert summarise_metrics(reduce_metrics(parts)) == {"tokens": 5.0, "nll": 3.0}
+    nothing = {
+        "tokens": torch.tensor(0),
+        "nll": torch.tensor(0.0),
+        "of": torch.tensor(1.0),
+        "of_count": torch.tensor(2),
+    }
+    assert summarise_metrics(nothing) == {"tokens": 0.0, "of": 0.5}
+
+
 GROUPS = [random_group(5 + i, lengths, seed=i) for i, lengths in enumerate([(3, 6), (1, 2, 2), (8, 4), (5, 5, 5, 1)])]
 
 

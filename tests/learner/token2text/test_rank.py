@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,47 @@ def test_a_partner_without_a_share_has_no_length_either(tmp_path: Path) -> None:
     whole = one_update(0, 1, str(tmp_path / "a"), spec(mixed))
     for tokens in (1, 25):
         assert_same(whole, one_update(0, 1, str(tmp_path / f"{tokens}"), spec(mixed, micro_batch_tokens=tokens)))
+
+
+def test_impossible_texts_do_not_weaken_the_others(tmp_path: Path) -> None:
+    training = Token2TextTrainingConfig(attributes=0.0, label_smoothing=0.1)
+    items = corpus(5)
+    long = [SpeechText(item.tokens, (1,) * 40, item.attributes) for item in corpus(3, seed=1)]
+    found = []
+    for i, batch in enumerate((items, [*items, *long], long)):
+        learner = Token2TextRank(spec(training), 0, 1, f"file://{tmp_path / f'meet-{i}'}")
+        gradients = keep_gradients(learner.model, learner.optimiser)
+        metrics = learner.update(1, plan_token2text(batch, 1, 0.0, 0, 1)[0])
+        learner.close()
+        found.append((gradients, metrics))
+    (alone, metrics), (beside, metrics_beside), (nothing, metrics_of_nothing) = found
+    for name, gradient in alone.items():
+        torch.testing.assert_close(beside[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    assert max(float(g.abs().max()) for g in alone.values()) > 1e-3
+    assert not any(g.any() for g in nothing.values())
+    assert metrics_beside["learner/nll"] == pytest.approx(metrics["learner/nll"], rel=1e-5)
+    assert "learner/nll" not in metrics_of_nothing
+    shares = [m["learner/impossible"] for m in (metrics, metrics_beside, metrics_of_nothing)]
+    assert shares == pytest.approx([0, 3 / 8, 1])
+
+
+@given(st.integers(1, 9), st.sampled_from([0.0, 0.5]), st.integers(1, 3))
+def test_plan_counts_the_labels_of_texts_that_fit(count: int, mixup: float, labels_per_token: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    texts = [
+        tuple(torch.randint(1, 4, (int(torch.randint(1, 30, (), generator=generator)),), generator=generator).tolist())
+        for _ in range(count)
+    ]
+    items = [replace(item, text_ids=text) for item, text in zip(corpus(count), texts, strict=True)]
+    (share,) = plan_token2text(items, 1, mixup, 1, 2, labels_per_token=labels_per_token)
+    frames = torch.tensor([labels_per_token * mixed.length for mixed in share.items])
+    judged = Token2TextOutput(torch.zeros(count, 1, 1), frames, (), torch.zeros(0))
+    expected = 0.0
+    for side, weights in (("item", [m.share for m in share.items]), ("partner", [1 - m.share for m in share.items])):
+        said = [getattr(mixed, side).text_ids for mixed in share.items]
+        fits = judged.possible(said).tolist()
+        expected += sum(w * len(text) for w, text, fit in zip(weights, said, fits, strict=True) if fit)
+    assert share.labels == pytest.approx(expected)
 
 
 def learn_and_read(
@@ -174,7 +216,7 @@ def test_plan_deals_out_everything_once(count: int, ranks: int, mixup: float, bu
     dealt = [mixed for share in shares for batch in split_items(share.items, budget) for mixed in batch]
     assert sorted(mixed.item.tokens for mixed in dealt) == sorted(item.tokens for item in items)
     assert all(share.samples == count for share in shares)
-    assert sum(mixed.labels for mixed in dealt) == pytest.approx(shares[0].labels)
+    assert sum(mixed.labels(1) for mixed in dealt) == pytest.approx(shares[0].labels)
     for share in shares:
         for batch in split_items(share.items, budget):
             assert len(batch) == 1 or len(batch) * max(mixed.length for mixed in batch) <= budget
