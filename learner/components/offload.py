@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from learner.model import attention
+
 
 class DeviceOffloader:
     """What a rank holds on its device. On CPU there is nowhere to go, and nothing happens."""
@@ -32,6 +34,7 @@ class DeviceOffloader:
         ]
         for state, name in self._away:
             state[name] = state[name].to("cpu")
+        attention.forget_plans()
         self.onloaded = False
         torch.cuda.empty_cache()
 

@@ -54,6 +54,11 @@ def _plan(blocks: tuple[Block, ...], device: torch.device) -> tuple[_Fold | None
     return tuple(_fold(block, device) if len(block.responses) > 1 else None for block in blocks)
 
 
+def forget_plans() -> None:
+    """Let go of plans, which hold memory on their device."""
+    _plan.cache_clear()
+
+
 def _fold(block: Block, device: torch.device) -> _Fold:
     longest = max(block.responses)
     starts = [0, *accumulate(block.responses)][:-1]
