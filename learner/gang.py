@@ -164,7 +164,13 @@ class LearnerGroup(_ActorGang):
         config = self.spec.config
         sample_filter = config.diffro.filter if uses_diffro(self.spec) else None
         shares = plan_updates(
-            groups, replay, config.updates_per_step, config.ranks, sample_filter, self._frames_per_token
+            groups,
+            replay,
+            config.updates_per_step,
+            config.ranks,
+            sample_filter,
+            self._frames_per_token,
+            config.shared_prefix,
         )
         if not shares[0]:
             return StepResult({}, {})
