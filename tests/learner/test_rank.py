@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,21 @@ def test_sampling_mask_reaches_the_loss(model: Path, tmp_path: Path) -> None:
     assert entropy("c", (1, *range(6, VOCABULARY))) < free
     with pytest.raises(ValueError, match="not among the allowed tokens"):
         entropy("d", (1, 6, 7))
+
+
+def test_weight_buckets_hold_everything_once(model: Path, tmp_path: Path) -> None:
+    """Whatever their size: of one byte, exactly of the first tensors, of everything, and more."""
+    learner = LearnerRank(make_spec(model), 0, 1, f"file://{tmp_path / 'meet'}")
+    whole = [p.detach().full_tensor() for p in learner.policy.language_model.parameters()]  # type: ignore[operator]
+    sizes = [4 * tensor.numel() for tensor in whole]
+    for limit in (1, sizes[0], sum(sizes[:3]), sum(sizes[:-1]), sum(sizes), 2**30):
+        buckets = [list(bucket.tensors.values()) for bucket in learner.weight_buckets(torch.float32, limit)]
+        assert all(buckets), "no bucket is empty"
+        assert all(torch.equal(a, b) for a, b in zip(chain(*buckets), whole, strict=True))
+        for bucket in buckets[:-1]:
+            size = 4 * sum(tensor.numel() for tensor in bucket)
+            assert limit <= size and size - 4 * bucket[-1].numel() < limit
+    learner.close()
 
 
 def test_updates_leave_no_hooks_behind(model: Path, tmp_path: Path) -> None:
