@@ -52,7 +52,8 @@ TTS_ROWS = (
 )
 # DiffRO with the full KL to the start, β 0.1 as in both papers (the rows above have none), and λ 1 instead of 0.1, so
 # that loss and KL have the papers' ratio; 2507.05911 has no filter.
-DIFFRO_KL = ("objective=diffro", "learner.diffro.weight=1.0", "learner.diffro.kl_coef=0.1", rewards(TTS_R1))
+FULL_KL = ("learner.loss.kl_coef=0.1", "learner.loss.kl_estimator=full")
+DIFFRO_KL = ("objective=diffro", "learner.diffro.weight=1.0", *FULL_KL, rewards(TTS_R1))
 KL_ROWS = (
     Row("DiffRO, R1, KL", "diffro-kl", DIFFRO_KL),
     Row("DiffRO, R1, KL, no filter", "diffro-kl-nofilter", (*DIFFRO_KL, "learner.diffro.filter=none")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
@@ -26,10 +26,12 @@ class LossConfig:
     """Ratio is clipped above at 1 + clip_high (DAPO's clip-higher)."""
 
     kl_coef: Annotated[float, Ge(0)] = 0.0
-    """Weight of KL(policy ‖ reference); 0 loads no reference policy."""
+    """β, weight of KL(policy ‖ reference) on the tokens of all samples; 0 loads no reference policy."""
 
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Per-token KL estimator in the loss: `k3` is GRPO's; `k1` and `k2` have the gradient of the reverse KL."""
+    kl_estimator: Literal["k1", "k2", "k3", "full"] = "k3"
+    """KL of each token in the loss: `k3` is GRPO's estimate from the sampled token; `k1` and `k2` have the gradient of
+    the reverse KL; `full` sums over the vocabulary: exact, at the price of the reference's logits. `objective: diffro`
+    needs `full`."""
 
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over all tokens of the batch (`token`, DAPO), mean over each response and then over responses (`sequence`,
@@ -62,10 +64,6 @@ class DiffROConfig:
     noise: Literal["fresh", "conditional"] = "conditional"
     """Gumbel noise: `fresh` draws another token at every position of the rollout; `conditional` draws noise under which
     the rollout's own token wins."""
-
-    kl_coef: Annotated[float, Ge(0)] = 0.0
-    """β, weight of the full KL(policy ‖ reference), summed over the vocabulary at every position of all samples; 0
-    leaves it out. `learner.loss.kl_coef` is the estimate from sampled tokens."""
 
     attributes: Annotated[float, Ge(0)] = 0.0
     """Weight of the attributes' log-probs (MTR) beside that of the text."""
@@ -190,8 +188,6 @@ class LearnerConfig:
 
     micro_batch_tokens: Annotated[int, Ge(1)] = 4096
     """Positions (prompt + responses) per forward pass and rank."""
-
-    shared_prefix: ClassVar[bool] = True  # no key: packing in plain form is for tests and a benchmark
 
     logits_chunk: Annotated[int, Ge(1)] = 2048
     """Response tokens whose logits are in memory at a time."""

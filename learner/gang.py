@@ -170,7 +170,6 @@ class LearnerGroup(_ActorGang):
             config.ranks,
             sample_filter,
             self._frames_per_token,
-            config.shared_prefix,
         )
         if not shares[0]:
             return StepResult({}, {})

@@ -32,6 +32,7 @@ from learner.losses.objectives import (
     needs_reference,
 )
 from learner.metrics import StepMetrics
+from learner.model import attention
 from learner.model.policy import Policy, PolicyOutput
 from learner.model.sampler import SamplerSettings
 from learner.spec import RankSpec, StepResult
@@ -64,7 +65,7 @@ class LearnerRank:
         self.writer = checkpoint.Writer()
         reward_model = None if self.diffro is None else self.diffro.reward_model
         held = [module for module in (self.policy, self.reference, reward_model) if module is not None]
-        self.offloader = DeviceOffloader(self.device, held, self.optimiser)
+        self.offloader = DeviceOffloader(self.device, held, self.optimiser, attention.forget_plans)
 
     def _load(self, ctc: bool = False, frozen: bool = False) -> Policy:
         config = self.spec.config
@@ -109,15 +110,14 @@ class LearnerRank:
     def _prepare(self, share: RankShare, audio: Mapping[int, EncodedAudio], several: bool) -> list[UpdateContext]:
         """Pack this rank's groups, equally many micro-batches on every rank, with old and reference log-probs."""
         config = self.spec.config
-        budget, shared = config.micro_batch_tokens, config.shared_prefix
         parts: tuple[tuple[MicroBatchKind, tuple[TrainGroup, ...]], ...]
         parts = (("policy", share.groups), ("replay", share.replay))
         contexts = [
-            UpdateContext(pack(part, shared), kind=kind)
+            UpdateContext(pack(part), kind=kind)
             for kind, groups in parts
-            for part in split_micro_batches(list(groups), budget, shared)
+            for part in split_micro_batches(list(groups), config.micro_batch_tokens)
         ]
-        dummy = pack([share.dummy], shared)
+        dummy = pack([share.dummy])
         missing = self.context.all_reduce_max(len(contexts)) - len(contexts)
         contexts += [UpdateContext(dummy, kind="dummy") for _ in range(missing)]
         for context in contexts:

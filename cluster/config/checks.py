@@ -48,8 +48,6 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "rewards.sound": POLICY_OBJECTIVES,  # evaluations listen with it
     "learner.train": POLICY_OBJECTIVES,
     "learner.loss": SAMPLED_OBJECTIVES,  # `diffro` logs its metrics
-    "learner.loss.kl_coef": ("grpo", "combined"),
-    "learner.loss.kl_estimator": ("grpo", "combined"),
     "learner.diffro": ("diffro", "combined"),
     "learner.advantage": SAMPLED_OBJECTIVES,
     "learner.zero_variance": SAMPLED_OBJECTIVES,
@@ -220,8 +218,9 @@ def _diffro_problems(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("learner.diffro.reward_model", "DiffRO needs the folder of a Token2Text reward model"))
     if config.model.codec is None:
         found.append(("model.codec", "DiffRO is for models that speak: name the codec of their tokens"))
-    if config.learner.loss.kl_coef > 0 and config.learner.diffro.kl_coef > 0:
-        found.append(("learner.diffro.kl_coef", "one KL is enough: `learner.loss.kl_coef` is above 0 too"))
+    if config.objective == "diffro" and config.learner.loss.kl_coef > 0 and config.learner.loss.kl_estimator != "full":
+        message = "`objective: diffro` has no loss on sampled tokens for an estimate to stand in; set it to `full`"
+        found.append(("learner.loss.kl_estimator", message))
     return found
 
 

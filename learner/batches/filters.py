@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from learner.batches.batch import Sample, TrainGroup
-from learner.token2text.plan import frames_needed
+from learner.batches.ctc import frames_needed
 from speech.errors import UserError
 
 

@@ -129,7 +129,7 @@ def split_micro_batches(
     return [[groups[i] for i in chosen] for chosen in sorted(sorted(b) for b in bins)]
 
 
-def balance_ranks(groups: Sequence[TrainGroup], ranks: int, shared_prefix: bool = True) -> list[list[TrainGroup]]:
+def balance_ranks(groups: Sequence[TrainGroup], ranks: int) -> list[list[TrainGroup]]:
     """Deal groups out to ranks so that their positions are about equal (longest first, to the lightest rank).
 
     Ties go to the lower index and the lower rank, so that every process computes the same answer. With fewer groups
@@ -142,7 +142,7 @@ def balance_ranks(groups: Sequence[TrainGroup], ranks: int, shared_prefix: bool 
         raise ValueError(f"ranks must be at least 1, not {ranks}")
     chosen: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
-    lengths = [row_length(group, shared_prefix) for group in groups]
+    lengths = [group.packed_length for group in groups]
     for index in sorted(range(len(groups)), key=lambda i: (-lengths[i], i)):
         rank = min(range(ranks), key=lambda r: (load[r], r))
         chosen[rank].append(index)

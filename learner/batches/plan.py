@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from learner.batches.batch import BatchTotals, TrainGroup
-from learner.batches.packing import balance_ranks, row_length, totals
+from learner.batches.packing import balance_ranks, totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,6 @@ def plan_updates(
     ranks: int,
     sample_filter: str | None = None,
     labels_per_token: int = 1,
-    shared_prefix: bool = True,
 ) -> list[list[RankShare]]:
     """Divide a step into `updates` optimiser updates of near-equal group counts; result[rank][update].
 
@@ -42,17 +41,16 @@ def plan_updates(
 
     Args:
         sample_filter, labels_per_token: DiffRO's, for the counts that normalise its loss; see `totals`.
-        shared_prefix: the form in which the ranks will pack the groups, which decides what each of them costs.
     """
     everything = [*groups, *replay]
     if not everything:
         return [[] for _ in range(ranks)]
     updates = max(1, min(updates, len(groups))) if groups else 1
-    dummy = min(everything, key=lambda group: row_length(group, shared_prefix))
+    dummy = min(everything, key=lambda group: group.packed_length)
     shares: list[list[RankShare]] = [[] for _ in range(ranks)]
     for update in range(updates):
         part, replay_part = list(groups[update::updates]), list(replay[update::updates])
-        by_rank, replay_by_rank = (balance_ranks(g, ranks, shared_prefix) for g in (part, replay_part))
+        by_rank, replay_by_rank = (balance_ranks(g, ranks) for g in (part, replay_part))
         for rank in range(ranks):
             shares[rank].append(
                 RankShare(

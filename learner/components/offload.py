@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-
-from learner.model import attention
 
 
 class DeviceOffloader:
     """What a rank holds on its device. On CPU there is nowhere to go, and nothing happens."""
 
-    def __init__(self, device: torch.device, modules: Sequence[nn.Module], optimiser: torch.optim.Optimizer) -> None:
-        self._device, self._modules, self._optimiser = device, modules, optimiser
+    def __init__(
+        self,
+        device: torch.device,
+        modules: Sequence[nn.Module],
+        optimiser: torch.optim.Optimizer,
+        forget: Callable[[], None],
+    ) -> None:
+        """`forget` drops whatever else is kept on the device and can be made anew."""
+        self._device, self._modules, self._optimiser, self._forget = device, modules, optimiser, forget
         self._away: list[tuple[dict[str, torch.Tensor], str]] = []
         self.onloaded = True
 
@@ -34,7 +39,7 @@ class DeviceOffloader:
         ]
         for state, name in self._away:
             state[name] = state[name].to("cpu")
-        attention.forget_plans()
+        self._forget()
         self.onloaded = False
         torch.cuda.empty_cache()
 

@@ -63,13 +63,12 @@ class UpdateContext:
 
 def needs_reference(spec: RankSpec) -> bool:
     """Whether a term of the loss asks for the reference policy; otherwise none is loaded."""
-    estimated = spec.objective in ("grpo", "combined") and spec.config.loss.kl_coef > 0
-    return estimated or needs_full_kl(spec)
+    return spec.objective in SAMPLED_OBJECTIVES and spec.config.loss.kl_coef > 0
 
 
 def needs_full_kl(spec: RankSpec) -> bool:
     """Whether the loss holds KL(π ‖ π_ref) summed over the vocabulary."""
-    return spec.objective in ("diffro", "combined") and spec.config.diffro.kl_coef > 0
+    return needs_reference(spec) and spec.config.loss.kl_estimator == "full"
 
 
 def micro_batch_loss(
@@ -127,7 +126,7 @@ def _reinforced(
         weights = token_weights(
             batch.sample_of.to(device), batch.sample_lengths.to(device), share.totals, spec.config.loss, kl.dtype
         )
-        loss = loss + spec.config.diffro.kl_coef * (kl * weights).sum()
+        loss = loss + spec.config.loss.kl_coef * (kl * weights).sum()
         metrics["full_kl"] = kl.detach().double().sum()
     return loss, results
 

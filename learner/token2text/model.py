@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from learner.batches.ctc import frames_needed
 from learner.model.logprobs import full_precision
-from learner.token2text.plan import frames_needed
 from speech.errors import UserError
 from speech.text import normalise
 

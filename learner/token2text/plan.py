@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 
-
-def frames_needed(text_ids: Sequence[int]) -> int:
-    """CTC frames without which a text is impossible: one for each label, and one more between equal ones."""
-    return len(text_ids) + sum(a == b for a, b in pairwise(text_ids))
+from learner.batches.ctc import frames_needed
 
 
 @dataclass(frozen=True, slots=True)

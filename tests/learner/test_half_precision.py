@@ -74,7 +74,7 @@ def test_reward_model_after_a_reading(tmp_path: Path) -> None:
     rank.update(1, plan_token2text(corpus(6), 1, 0.0, 0, 1)[0])
     rank.save(str(tmp_path / "before"))
     items = corpus(4)
-    rank.read([items[i] for i in plan_predictions(items, 1)[0]], items[0])
+    rank.predict([items[i] for i in plan_predictions(items, 1)[0]], items[0])
     rank.save(str(tmp_path / "after"))
     rank.close()
     before, after = (load_file(tmp_path / name / "hf" / "model.safetensors") for name in ("before", "after"))

@@ -131,10 +131,6 @@ def test_micro_batches_do_not_matter(model: Path, one_rank: dict[str, Any], tmp_
     assert_same(one_rank, run(tmp_path, make_spec(model, micro_batch_tokens=30)))
 
 
-def test_shared_prefix_equals_plain(model: Path, one_rank: dict[str, Any], tmp_path: Path) -> None:
-    assert_same(one_rank, run(tmp_path, make_spec(model, shared_prefix=False, micro_batch_tokens=40)))
-
-
 def test_published_weights_are_the_updated_policy(model: Path, one_rank: dict[str, Any]) -> None:
     language_model = load_family(model).load_language_model()
     start = dict(language_model.named_parameters())

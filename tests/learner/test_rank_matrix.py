@@ -39,7 +39,7 @@ SFT: dict[str, Case] = {
     "sft-ctc-silent": PolicyCase("sft", ALL, silent=(2, 3), settings={"ctc_weight": 0.3}),
     "sft-ctc-mixed": PolicyCase("sft", ALL, silent=(2, 3), settings={"ctc_weight": 0.3, "micro_batch_tokens": 60}),
     "sft-several": PolicyCase("sft", ALL, settings={"ctc_weight": 0.3, **SEVERAL}),
-    "sft-plain": PolicyCase("sft", HEARING, settings={"shared_prefix": False, "activation_checkpointing": True}),
+    "sft-checkpointing": PolicyCase("sft", HEARING, settings={"activation_checkpointing": True}),
     "sft-decay": PolicyCase("sft", ALL, groups=2, settings={"ctc_weight": 0.3, "weight_decay": 0.1}),
 }
 
@@ -67,7 +67,7 @@ DIFFRO: dict[str, Case] = {
     "diffro-one-group": PolicyCase("diffro", groups=1, settings=SEVERAL),
     "combined-estimated-kl": PolicyCase("combined", settings={"kl_coef": 0.0, "loss": LossConfig(kl_coef=0.1)}),
     "combined-checkpointing": PolicyCase("combined", settings={"activation_checkpointing": True, "logits_chunk": 7}),
-    "combined-plain": PolicyCase("combined", settings={"shared_prefix": False, "filter": "none", **SEVERAL}),
+    "combined-all-samples": PolicyCase("combined", settings={"filter": "none", **SEVERAL}),
 }
 
 TOKEN2TEXT: dict[str, Case] = {

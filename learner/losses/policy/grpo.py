@@ -64,9 +64,11 @@ def grpo_loss(
         sums["importance_capped"] = weight > config.importance_cap
         terms = terms * weight.clamp(max=config.importance_cap)
     if reference_logprobs is not None:
-        kl = kl_terms(new_logprobs, reference_logprobs, config.kl_estimator)
+        # The full KL is a term of its own: it needs more than the sampled tokens. Beside it k3 is logged alone.
+        full = config.kl_estimator == "full"
+        kl = kl_terms(new_logprobs, reference_logprobs, "k3" if full else config.kl_estimator)
         sums["kl"] = kl.detach()
-        terms = terms + config.kl_coef * kl
+        terms = terms if full else terms + config.kl_coef * kl
     loss = (terms * token_weights(sample_of, sample_lengths, totals, config, terms.dtype)).sum()
 
     with torch.no_grad():

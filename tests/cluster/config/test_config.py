@@ -244,7 +244,7 @@ def test_defaults_build_on_another_file(tmp_path: Path) -> None:
         ("grpo", "learner.diffro.weight=2", "`diffro` and `combined` read it"),
         ("grpo", "token2text.hidden=64", "`token2text` reads it"),
         ("combined", "learner.augment=true", "`sft` reads it"),
-        ("diffro", "learner.loss.kl_coef=0.1", "`grpo` and `combined` read it"),
+        ("grpo", "learner.diffro.temperature=0.5", "`diffro` and `combined` read it"),
         ("sft", "rewards.items=[]", "`grpo`, `diffro` and `combined` read it"),
         ("sft", "rewards.normalise_parts=true", "`grpo`, `diffro` and `combined` read it"),
         ("sft", "sampling.group_size=4", "`grpo`, `diffro` and `combined` read it"),

@@ -119,16 +119,16 @@ def test_micro_batches_respect_the_budget(batch: list[TrainGroup], budget: int, 
     assert parts == split_micro_batches(list(batch), budget, shared)
 
 
-@given(groups(least=0), st.integers(1, 5), st.booleans())
-def test_ranks_are_balanced(batch: list[TrainGroup], ranks: int, shared: bool) -> None:
-    shares = balance_ranks(batch, ranks, shared)
+@given(groups(least=0), st.integers(1, 5))
+def test_ranks_are_balanced(batch: list[TrainGroup], ranks: int) -> None:
+    shares = balance_ranks(batch, ranks)
     assert len(shares) == ranks
     assert Counter(g.audio for share in shares for g in share) == Counter(range(len(batch)))
-    loads = [sum(row_length(g, shared) for g in share) for share in shares]
-    longest = max((row_length(g, shared) for g in batch), default=0)
+    loads = [sum(g.packed_length for g in share) for share in shares]
+    longest = max((g.packed_length for g in batch), default=0)
     # The greedy rule never leaves two ranks further apart than one group.
     assert max(loads) - min(loads) <= longest
-    assert shares == balance_ranks(list(batch), ranks, shared)
+    assert shares == balance_ranks(list(batch), ranks)
 
 
 @given(groups(least=0), st.integers(1, 5))

@@ -15,19 +15,12 @@ def group(index: int, lengths: list[int]) -> TrainGroup:
     return TrainGroup(PromptLayout((3, 2, 4), 1, 1), samples, index)
 
 
-def test_work_is_weighed_in_the_form_in_which_it_is_packed() -> None:
-    # Shared, 3 + 8 positions against 3 + 10; in plain form 8 prompts against one.
+def test_ranks_are_weighed_and_the_dummy_chosen_by_packed_positions() -> None:
+    """A prompt counts once for all samples of its group: 3 + 8 positions against 3 + 10."""
     many, long = group(0, [1] * 8), group(1, [10])
-    shared, plain = (
-        [
-            [g.audio for g in part.groups]
-            for [part] in plan_updates([many, long, group(2, [4])], [], 1, 2, shared_prefix=s)
-        ]
-        for s in (True, False)
-    )
-    assert shared == [[1], [0, 2]] and plain == [[0], [1, 2]]
-    for form, dummy in ((True, many), (False, long)):
-        assert plan_updates([many, long], [], 1, 1, shared_prefix=form)[0][0].dummy == dummy
+    plan = plan_updates([many, long, group(2, [4])], [], 1, 2)
+    assert [[g.audio for g in part.groups] for [part] in plan] == [[1], [0, 2]]
+    assert plan_updates([many, long], [], 1, 1)[0][0].dummy == many
 
 
 batches = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), max_size=12)

@@ -249,13 +249,13 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def spec_for(model: Path, judge: Path, **changes: Any) -> RankSpec:
-    term = {"reward_model": str(judge), "weight": 0.7, "attributes": 0.3, "kl_coef": 0.1}
+    term = {"reward_model": str(judge), "weight": 0.7, "attributes": 0.3}
     term |= {name: changes.pop(name) for name in list(changes) if hasattr(DiffROConfig, name)}
     fields: dict[str, Any] = {
         "objective": "combined",
         "allowed_token_ids": (STOP, *SPEECH),
         "speech_ids": SPEECH,
-        "loss": LossConfig(kl_coef=0.0),
+        "loss": LossConfig(kl_coef=changes.pop("kl_coef", 0.1), kl_estimator="full"),
         "diffro": DiffROConfig(**term),
     }
     return make_spec(model, **(fields | changes))
@@ -310,7 +310,9 @@ def test_micro_batches_and_ranks_do_not_matter(sharp_checkpoint: Path, token2tex
 
 
 def test_combined_without_diffro_is_grpo(sharp_checkpoint: Path, token2text_judge: Path, tmp_path: Path) -> None:
-    grpo = one_update(0, 1, str(tmp_path / "a"), spec_for(sharp_checkpoint, token2text_judge, objective="grpo"))
+    grpo = one_update(
+        0, 1, str(tmp_path / "a"), spec_for(sharp_checkpoint, token2text_judge, objective="grpo", kl_coef=0.0)
+    )
     none = {"weight": 0.0, "kl_coef": 0.0, "reward_model": None}
     combined = one_update(0, 1, str(tmp_path / "b"), spec_for(sharp_checkpoint, token2text_judge, **none))
     for name, gradient in grpo["gradients"].items():
@@ -320,7 +322,9 @@ def test_combined_without_diffro_is_grpo(sharp_checkpoint: Path, token2text_judg
 
 def test_combined_is_the_sum_of_its_terms(sharp_checkpoint: Path, token2text_judge: Path, tmp_path: Path) -> None:
     spec = {"max_grad_norm": 0.0}
-    grpo = one_update(0, 1, str(tmp_path / "a"), spec_for(sharp_checkpoint, token2text_judge, objective="grpo", **spec))
+    grpo = one_update(
+        0, 1, str(tmp_path / "a"), spec_for(sharp_checkpoint, token2text_judge, objective="grpo", kl_coef=0.0, **spec)
+    )
     alone = one_update(
         0, 1, str(tmp_path / "b"), spec_for(sharp_checkpoint, token2text_judge, objective="diffro", **spec)
     )

@@ -18,8 +18,9 @@ def test_leaving_lets_go_of_the_attention_plans() -> None:
     plan = attention._plan((Block(0, 2, (3, 2)),), torch.device("cpu"))
     assert plan[0] is not None
     held = weakref.ref(plan[0].mask)
-    offloader = DeviceOffloader(torch.device("meta"), [], adamw(torch.nn.Linear(2, 2), LearnerConfig()))
+    optimiser = adamw(torch.nn.Linear(2, 2), LearnerConfig())
+    offloader = DeviceOffloader(torch.device("meta"), [], optimiser, attention.forget_plans)
     del plan
     assert held() is not None
-    offloader.leave()
-    assert held() is None and not offloader.present
+    offloader.offload()
+    assert held() is None and not offloader.onloaded
