@@ -172,8 +172,26 @@ class RolloutEngine:
                 await engine.abort([collector.request_id for collector in collectors], internal=True)
                 raise
             finally:
-                await self._rpc(CONTROL_TIMEOUT_S, "resuming after queueing", engine.resume_generation())
+                await self._resume("resuming after queueing")
             return collectors
+
+    async def _resume(self, phase: str) -> None:
+        """Let the scheduler run again. Who is cancelled meanwhile ends only after that: others wait for it too. An
+        engine that cannot resume is stale."""
+        resuming = asyncio.ensure_future(self._rpc(CONTROL_TIMEOUT_S, phase, self._live().resume_generation()))
+        cancelled: asyncio.CancelledError | None = None
+        while not resuming.done():
+            try:
+                await asyncio.wait({resuming})
+            except asyncio.CancelledError as error:
+                cancelled = error
+        try:
+            resuming.result()
+        except BaseException as error:
+            self._stale = f"{phase} failed: {error}"
+            raise
+        if cancelled is not None:
+            raise cancelled
 
     async def _add(self, prompt: Any, params: SamplingParams) -> RequestOutputCollector:
         self._request_count += 1
@@ -230,8 +248,8 @@ class RolloutEngine:
             finally:
                 try:
                     await self._wake("waking up", self._sleep_mode.wake)
-                finally:  # an engine that stays paused would hang whoever asks it for anything, the probe included
-                    await self._rpc(CONTROL_TIMEOUT_S, "resuming after the update", engine.resume_generation())
+                finally:
+                    await self._resume("resuming after the update")
         return compare(probe, await self.probe(probe.token_ids))
 
     async def sleep(self, keep_weights: bool = False) -> None:
@@ -245,12 +263,23 @@ class RolloutEngine:
             if not keep_weights and self._sleep_mode.shared:
                 self._stale = "its weights left the GPU; it awaits the next publication"
             leave = self._sleep_mode.sleep(self._live(), keep_weights)
-            await self._rpc(self._config.generate_timeout_s, "going to sleep", leave)
+            with self._stale_if_it_fails("going to sleep"):
+                await self._rpc(self._config.generate_timeout_s, "going to sleep", leave)
 
     async def wake(self) -> None:
         """Come back after `sleep(keep_weights=True)`."""
         async with self._control:
-            await self._wake("waking up", self._sleep_mode.wake)
+            with self._stale_if_it_fails("waking up"):
+                await self._wake("waking up", self._sleep_mode.wake)
+
+    @contextmanager
+    def _stale_if_it_fails(self, what: str) -> Iterator[None]:
+        """Half asleep, an engine would take samples and never end them."""
+        try:
+            yield
+        except BaseException as error:
+            self._stale = f"{what} failed: {error}"
+            raise
 
     async def _wake(self, phase: str, wake: Callable[[AsyncLLM], Awaitable[None]]) -> None:
         if not self._sleep_mode.shared:
