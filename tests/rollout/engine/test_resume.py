@@ -17,7 +17,7 @@ from tests.rollout.engine_driver import Driver
 from tests.rollout.tiny_lm import SAMPLING, buckets_of, make_prompts, probe_of, tiny_model
 
 
-class StuckTurns(SleepMode):
+class StuckSleepMode(SleepMode):
     """Goes to sleep or wakes up only as often as it is told, and then fails."""
 
     def __init__(self) -> None:
@@ -48,9 +48,9 @@ def sound(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
 
 
 @pytest.fixture
-def turns(sound: Driver, monkeypatch: pytest.MonkeyPatch) -> StuckTurns:
-    stuck = StuckTurns()
-    monkeypatch.setattr(sound.engine, "_turns", stuck)
+def sleep_mode(sound: Driver, monkeypatch: pytest.MonkeyPatch) -> StuckSleepMode:
+    stuck = StuckSleepMode()
+    monkeypatch.setattr(sound.engine, "_sleep_mode", stuck)
     return stuck
 
 
@@ -65,9 +65,9 @@ def refuses(driver: Driver, reason: str) -> None:
 
 @pytest.mark.parametrize("step", ["wake_weights", "wake"])
 def test_a_publication_that_cannot_wake_the_engine_resumes_it_all_the_same(
-    sound: Driver, turns: StuckTurns, step: str
+    sound: Driver, sleep_mode: StuckSleepMode, step: str
 ) -> None:
-    turns.fails = {step}
+    sleep_mode.fails = {step}
     model = tiny_model(5, tied=True)
     with pytest.raises(PublicationError, match=f"the GPU does not {step}"):
         sound.run(sound.engine.update_weights(sound.version + 1, buckets_of(model), probe_of(model)))
@@ -76,8 +76,10 @@ def test_a_publication_that_cannot_wake_the_engine_resumes_it_all_the_same(
 
 
 @pytest.mark.parametrize("step", ["sleep", "wake"])
-def test_an_engine_that_cannot_leave_or_come_back_is_stale(sound: Driver, turns: StuckTurns, step: str) -> None:
-    turns.fails = {step}
+def test_an_engine_that_cannot_leave_or_come_back_is_stale(
+    sound: Driver, sleep_mode: StuckSleepMode, step: str
+) -> None:
+    sleep_mode.fails = {step}
     with pytest.raises(RuntimeError, match=f"the GPU does not {step}"):
         sound.run(sound.engine.sleep(keep_weights=True) if step == "sleep" else sound.engine.wake())
     refuses(sound, f"the GPU does not {step}")
