@@ -19,7 +19,7 @@ class DyingWriter:
     def __init__(self, dies: str = "") -> None:
         self.dies = dies
 
-    def save_in_background(self, folder: str) -> None:
+    def save_in_background(self, folder: str, copy: bool) -> None:
         self.folder = Path(folder)
         (self.folder / "first").write_bytes(b"1" * 1000)
         self._perhaps_die("begin")
