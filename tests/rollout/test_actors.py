@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ class System:
     engine: Any
     utterances: list[Utterance]
     model: PreTrainedModel
+    encoded: list[EncodedRef]
     version: int | None = None
-    encoded: list[EncodedRef] = field(default_factory=list)
 
     def generate(self) -> list[Group]:
         prompts = [
@@ -76,7 +76,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         )
         engine = EngineActor.options(**engine_options(CONFIG)).remote(str(folder / "model"), "tiny", CONFIG)
         ray.get(engine.start.remote(None))
-        yield System(encoder, engine, utterances, model)
+        encoding = Encoding.ask(encoder, utterances, "embeddings")
+        yield System(encoder, engine, utterances, model, encoding.collect(ray.get(encoding.summaries)))
         ray.get(engine.shutdown.remote())
     finally:
         ray.shutdown()
@@ -85,10 +86,10 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 def test_audio_is_encoded_once_into_the_object_store(system: System) -> None:
     encoding = Encoding.ask(system.encoder, system.utterances, "embeddings")
     answer = ray.get(encoding.summaries)
-    system.encoded = encoding.collect(answer)
-    assert [round(item.seconds, 3) for item in system.encoded] == [0.9, 0.5, 0.7]
-    assert [item.layout.audio_length for item in system.encoded] == [90, 50, 70]
-    assert all(ray.get(item.ref).layout == item.layout for item in system.encoded)
+    encoded = encoding.collect(answer)
+    assert [round(item.seconds, 3) for item in encoded] == [0.9, 0.5, 0.7]
+    assert [item.layout.audio_length for item in encoded] == [90, 50, 70]
+    assert all(ray.get(item.ref).layout == item.layout for item in encoded)
     assert answer.recordings == 3
 
 
@@ -139,7 +140,9 @@ def test_calls_that_overlap_do_not_mix(system: System) -> None:
 
 def test_a_lost_engine_says_so(system: System) -> None:
     """Last: it kills vLLM's engine process."""
-    (core,) = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
+    # Of this engine alone: the session's engine may run in the same process tree.
+    actor = psutil.Process(ray.get(system.engine.__ray_call__.remote(lambda _: os.getpid())))
+    (core,) = [p for p in actor.children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
     # A killed process cannot remove its shared memory.
     buffers = {Path(m.path) for m in core.memory_maps() if m.path.startswith("/dev/shm/psm_")}
     core.kill()
