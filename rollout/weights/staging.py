@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import shutil
 import tempfile
 import threading
@@ -11,7 +12,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import safetensors
 from safetensors.torch import save_file
@@ -68,7 +68,7 @@ class _Stage:
         self.files: list[Path] = []
         self.digests: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._locks: dict[Path, IO[bytes]] = {}
+        self._locks: dict[Path, int] = {}
         self._guard = threading.Lock()
         self._closed = False
 
@@ -99,13 +99,21 @@ class _Stage:
             self._closed = True
             for folder, lock in self._locks.items():
                 shutil.rmtree(folder)
-                lock.close()
+                os.close(lock)
 
 
-def _lock(folder: Path) -> IO[bytes]:
-    file = (folder / "lock").open("wb")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return file
+def _lock(folder: Path) -> int:
+    """Lock the folder itself, not a file in it: that would be gone before the folder is, and look like an orphan's.
+
+    Returns a descriptor, which holds the lock until it is closed.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def remove_orphans() -> None:
@@ -117,7 +125,7 @@ def remove_orphans() -> None:
             except OSError:  # held by a living engine, of another user, or gone by now
                 continue
             shutil.rmtree(folder, ignore_errors=True)
-            lock.close()
+            os.close(lock)
 
 
 def _room_for(size: int) -> Path | None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import IO
 
 import pytest
 import torch
@@ -48,7 +47,7 @@ def test_an_engine_that_starts_meanwhile_takes_no_folder_away(
     """Between the making of a folder and its lock another engine looks for orphans."""
     lock = staging._lock
 
-    def late(folder: Path) -> IO[bytes]:
+    def late(folder: Path) -> int:
         monkeypatch.setattr(staging, "_lock", lock)
         remove_orphans()
         return lock(folder)
@@ -59,6 +58,28 @@ def test_an_engine_that_starts_meanwhile_takes_no_folder_away(
         async with staged([bucket(a=torch.ones(2))], {"a": (2,)}, 10.0) as weights:
             remove_orphans()
             assert torch.equal(load_file(weights.files[0])["a"], torch.ones(2))
+
+    asyncio.run(use())
+    assert not list(shared_memory.iterdir())
+
+
+def test_an_engine_that_starts_while_a_folder_is_removed_leaves_it_to_its_writer(
+    shared_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files go before their folder: between the two another engine looks for orphans."""
+    rmtree = staging.shutil.rmtree
+
+    def slow(folder: Path) -> None:
+        for file in folder.iterdir():
+            file.unlink()
+        monkeypatch.setattr(staging.shutil, "rmtree", rmtree)
+        remove_orphans()
+        assert folder.is_dir() and not list(folder.iterdir())
+        rmtree(folder)
+
+    async def use() -> None:
+        async with staged([bucket(a=torch.ones(2))], {"a": (2,)}, 10.0):
+            monkeypatch.setattr(staging.shutil, "rmtree", slow)
 
     asyncio.run(use())
     assert not list(shared_memory.iterdir())
