@@ -5,13 +5,12 @@ To add one: a module in this folder with a subclass of `Codec` that has a `name`
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 from speech.codecs.base import Codec
 from speech.codecs.checks import read_json
-from speech.errors import UserError, did_you_mean
-from speech.runtime.registry import discover, import_own
+from speech.errors import UserError
+from speech.runtime.registry import discover, named_class
 
 CODECS: dict[str, type[Codec]] = discover("speech.codecs", Codec)  # type: ignore[type-abstract]
 
@@ -25,7 +24,7 @@ def load_codec(path: str | Path, name: str | None = None) -> Codec:
         UserError: no such folder or config, no codec knows this model type, or no codec has this name.
     """
     folder = Path(path)
-    named = None if name is None else _named(name)
+    named = None if name is None else named_class("codec", name, CODECS, Codec)  # type: ignore[type-abstract]
     if not folder.is_dir():
         raise UserError(f"codec folder {folder} does not exist")
     config_path = folder / "config.json"
@@ -39,15 +38,3 @@ def load_codec(path: str | Path, name: str | None = None) -> Codec:
             return codec(folder)
     known = ", ".join(f"{codec.name} ({'/'.join(codec.model_types)})" for codec in CODECS.values())
     raise UserError(f"{config_path}: no codec for model_type {model_type!r}. Known: {known}. See docs/codecs.md.")
-
-
-def _named(name: str) -> type[Codec]:
-    if ":" in name:
-        own = import_own("codec", name)
-        if not (inspect.isclass(own) and issubclass(own, Codec)):
-            raise UserError(f"codec {name!r} is no subclass of speech.codecs.Codec")
-        return own
-    if name not in CODECS:
-        hint = did_you_mean(name, CODECS) or f"; known are {', '.join(sorted(CODECS))}"
-        raise UserError(f"unknown codec {name!r}{hint}; your own is written module:Class")
-    return CODECS[name]

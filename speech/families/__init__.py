@@ -10,7 +10,7 @@ from typing import Any
 
 from speech.errors import UserError, did_you_mean
 from speech.families.base import AudioEncoder, LanguageModelFamily, ModelFamily, SpeechFamily
-from speech.runtime.registry import discover, import_own
+from speech.runtime.registry import discover, named_class
 
 FAMILIES: dict[str, type[LanguageModelFamily]] = discover("speech.families", LanguageModelFamily)  # type: ignore[type-abstract]
 
@@ -37,7 +37,10 @@ def load_family(
         raise UserError(f"model folder {folder} does not exist")
     if not config_path.is_file():
         raise UserError(f"model folder {folder} lacks config.json; is it a Hugging Face checkpoint?")
-    family = _recognised(config_path) if name is None else _named(name)
+    if name is None:
+        family = _recognised(config_path)
+    else:
+        family = named_class("model family", name, FAMILIES, LanguageModelFamily)  # type: ignore[type-abstract]
     known = [parameter for parameter in inspect.signature(family).parameters if parameter != "path"]
     for option in options or {}:
         if option not in known:
@@ -46,18 +49,6 @@ def load_family(
                 f"model family {family.name!r} has no option {option!r}{did_you_mean(option, known)}; the family {has}"
             )
     return family(folder, **(options or {}))
-
-
-def _named(name: str) -> type[LanguageModelFamily]:
-    if ":" in name:
-        own = import_own("model family", name)
-        if not (inspect.isclass(own) and issubclass(own, LanguageModelFamily)):
-            raise UserError(f"model family {name!r} is no subclass of speech.families.LanguageModelFamily")
-        return own
-    if name not in FAMILIES:
-        hint = did_you_mean(name, FAMILIES) or f"; known are {', '.join(sorted(FAMILIES))}"
-        raise UserError(f"unknown model family {name!r}{hint}; your own is written module:Class")
-    return FAMILIES[name]
 
 
 def _recognised(config_path: Path) -> type[LanguageModelFamily]:

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -116,6 +116,24 @@ def discover(package: str, base: type[Entry]) -> dict[str, type[Entry]]:
             if own and not inspect.isabstract(value) and "name" in vars(value):
                 found[vars(value)["name"]] = value
     return found
+
+
+def named_class(kind: str, name: str, known: Mapping[str, type[Entry]], base: type[Entry]) -> type[Entry]:
+    """The class of a name among those that `discover` found, or a user's own as `module:Class`.
+
+    Raises:
+        UserError: there is none of that name, it cannot be imported, or is no subclass of `base`.
+    """
+    if ":" in name:
+        own = import_own(kind, name)
+        if not (inspect.isclass(own) and issubclass(own, base)):
+            package = base.__module__.rpartition(".")[0]  # which exports what its `base` module defines
+            raise UserError(f"{kind} {name!r} is no subclass of {package}.{base.__name__}")
+        return own
+    if name not in known:
+        hint = did_you_mean(name, known) or f"; known are {', '.join(sorted(known))}"
+        raise UserError(f"unknown {kind} {name!r}{hint}; your own is written module:Class")
+    return known[name]
 
 
 def _paths(package: str) -> list[str]:
