@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.multiprocessing as mp
 
@@ -35,6 +36,16 @@ def keep_gradients(module: torch.nn.Module, optimiser: torch.optim.Optimizer) ->
 
     optimiser.register_step_pre_hook(keep)
     return gradients
+
+
+def assert_same_update(a: dict[str, Any], b: dict[str, Any], rtol: float) -> None:
+    """`gradients` (of `keep_gradients`) and `metrics` of two updates are the same but for rounding."""
+    assert a["gradients"].keys() == b["gradients"].keys() and a["gradients"]
+    for name, gradient in a["gradients"].items():
+        torch.testing.assert_close(b["gradients"][name], gradient, rtol=rtol, atol=1e-5, msg=name)
+    assert a["metrics"].keys() == b["metrics"].keys()
+    for name, value in a["metrics"].items():
+        assert b["metrics"][name] == pytest.approx(value, abs=1e-5, rel=rtol), name
 
 
 def _run_and_leave(rank: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:

@@ -24,7 +24,7 @@ from learner.spec import RankSpec
 from learner.token2text.model import Token2Text, Token2TextConfig, Token2TextOutput
 from speech.errors import UserError
 from speech.records import PromptLayout
-from tests.learner.ranks import keep_gradients, run_ranks
+from tests.learner.ranks import assert_same_update, keep_gradients, run_ranks
 from tests.learner.test_rank import make_spec
 
 SPEECH = range(20, 60)
@@ -279,15 +279,6 @@ def one_update(rank: int, world: int, meeting: str, spec: RankSpec, out: str | N
     return found
 
 
-def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
-    assert a["gradients"].keys() == b["gradients"].keys() and a["gradients"]
-    for name, gradient in a["gradients"].items():
-        torch.testing.assert_close(b["gradients"][name], gradient, rtol=1e-5, atol=1e-5, msg=name)
-    assert a["metrics"].keys() == b["metrics"].keys()
-    for name, value in a["metrics"].items():
-        assert b["metrics"][name] == pytest.approx(value, abs=1e-5, rel=1e-5), name
-
-
 def test_micro_batches_and_ranks_do_not_matter(sharp_checkpoint: Path, token2text_judge: Path, tmp_path: Path) -> None:
     whole = one_update(0, 1, str(tmp_path / "a"), spec_for(sharp_checkpoint, token2text_judge))
     assert whole["metrics"]["diffro/samples"] == 6
@@ -296,7 +287,7 @@ def test_micro_batches_and_ranks_do_not_matter(sharp_checkpoint: Path, token2tex
     parts = one_update(
         0, 1, str(tmp_path / "b"), spec_for(sharp_checkpoint, token2text_judge, micro_batch_tokens=20, logits_chunk=5)
     )
-    assert_same(whole, parts)
+    assert_same_update(whole, parts, rtol=1e-5)
     out = tmp_path / "two"
     run_ranks(
         one_update,
@@ -306,7 +297,7 @@ def test_micro_batches_and_ranks_do_not_matter(sharp_checkpoint: Path, token2tex
         spec_for(sharp_checkpoint, token2text_judge, micro_batch_tokens=30),
         str(out),
     )
-    assert_same(whole, torch.load(out, weights_only=True))
+    assert_same_update(whole, torch.load(out, weights_only=True), rtol=1e-5)
 
 
 def test_combined_without_diffro_is_grpo(sharp_checkpoint: Path, token2text_judge: Path, tmp_path: Path) -> None:
