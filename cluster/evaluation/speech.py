@@ -9,14 +9,14 @@ from typing import Any
 
 from cluster.actors.encoders import EncoderPool
 from cluster.actors.listener import Listener
-from cluster.data.prompts import derived_seed
-from cluster.evaluation.result import CHUNK, Evaluation
+from cluster.evaluation.result import Evaluation
+from cluster.evaluation.sampling import sample_chunks
 from cluster.evaluation.scores import SpeechScores
 from cluster.fleet.fleet import EngineFleet
 from rewards.report import SampleReport
 from rollout.config import SamplingConfig
 from speech.edits import EditCounts
-from speech.records import Prompt, Utterance
+from speech.records import Utterance
 
 
 def evaluate_speech(
@@ -35,17 +35,10 @@ def evaluate_speech(
     """
     lines: list[dict[str, Any]] = []
     reports: list[SampleReport] = []
-    timeout = fleet.config.generate_timeout_s
-    for start in range(0, len(utterances), CHUNK):
-        part = utterances[start : start + CHUNK]
-        requests = [
-            Prompt(id=f"evaluation/{u.id}", utterance=u, epoch=0, position=start + i, seed=derived_seed("eval", u.id))
-            for i, u in enumerate(part)
-        ]
-        groups = fleet.generate(requests, prompts.encode(part, timeout), sampling, None)
-        heard = listener.report(groups, folder, timeout)
+    for groups in sample_chunks(utterances, prompts, fleet, sampling):
+        heard = listener.report(groups, folder, fleet.config.generate_timeout_s)
         reports += heard
-        lines += [_line(utterance, report) for utterance, report in zip(part, heard, strict=True)]
+        lines += [_line(group.prompt.utterance, report) for group, report in zip(groups, heard, strict=True)]
     return Evaluation(speech_scores(reports), lines)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.evaluation.result import Evaluation
+from cluster.evaluation.sampling import evaluation_sampling, sample_once
 from cluster.evaluation.scores import SAMPLED, Scores
 from cluster.evaluation.speech import evaluate_speech
-from cluster.evaluation.transcripts import evaluate, evaluation_sampling
+from cluster.evaluation.transcripts import evaluate
 from rollout.config import SamplingConfig
 from speech.records import Utterance
 
@@ -38,14 +39,6 @@ def evaluate_split(
     if not config.evaluation.sampled:
         return greedy
     return with_samples(greedy, once(sample_once(config), None if waves is None else waves / SAMPLED))
-
-
-def sample_once(config: RunConfig) -> SamplingConfig:
-    """One sample per utterance at the training's temperature, with the evaluation's budget of tokens.
-
-    Its seed derives from the utterance alone: evaluations before and after training draw with the same numbers.
-    """
-    return dataclasses.replace(evaluation_sampling(config), temperature=config.sampling.temperature)
 
 
 def with_samples(greedy: Evaluation[Scores], sampled: Evaluation[Scores]) -> Evaluation[Scores]:

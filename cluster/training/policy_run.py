@@ -14,9 +14,9 @@ from ray.exceptions import ObjectLostError
 from cluster.config import RunConfig
 from cluster.data.targets import check_targets
 from cluster.evaluation.result import Evaluation
+from cluster.evaluation.sampling import evaluation_sampling
 from cluster.evaluation.scores import Scores, SpeechScores, TranscriptScores
 from cluster.evaluation.split import evaluate_split
-from cluster.evaluation.transcripts import evaluation_sampling
 from cluster.monitoring.head_watch import HeadWatch
 from cluster.monitoring.logs import RunLog
 from cluster.monitoring.memory import PeakMemory

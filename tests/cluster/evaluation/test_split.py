@@ -6,9 +6,10 @@ from typing import Any
 
 from cluster.config import load_config
 from cluster.evaluation.result import Evaluation
+from cluster.evaluation.sampling import sample_once
 from cluster.evaluation.scores import Scores
 from cluster.evaluation.speech import speech_scores
-from cluster.evaluation.split import sample_once, with_samples
+from cluster.evaluation.split import with_samples
 from speech.edits import EditCounts
 from tests.cluster.evaluation.test_speech import report
 

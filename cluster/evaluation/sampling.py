@@ -1,0 +1,45 @@
+"""Sampling a manifest with the engines: greedily or once at random, one response for each utterance."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from cluster.actors.encoders import EncoderPool
+from cluster.config import RunConfig
+from cluster.data.prompts import derived_seed
+from cluster.evaluation.result import CHUNK
+from cluster.fleet.fleet import EngineFleet
+from rollout.config import SamplingConfig
+from speech.records import Group, Prompt, Utterance
+
+
+def evaluation_sampling(config: RunConfig) -> SamplingConfig:
+    """Greedy decoding with the evaluation's own budget of tokens."""
+    greedy = config.sampling.greedy()
+    budget = config.evaluation.max_new_tokens
+    return greedy if budget is None else dataclasses.replace(greedy, max_new_tokens=budget)
+
+
+def sample_once(config: RunConfig) -> SamplingConfig:
+    """One sample per utterance at the training's temperature, with the evaluation's budget of tokens.
+
+    Its seed derives from the utterance alone: evaluations before and after training draw with the same numbers.
+    """
+    return dataclasses.replace(evaluation_sampling(config), temperature=config.sampling.temperature)
+
+
+def sample_chunks(
+    utterances: Sequence[Utterance], encoders: EncoderPool, fleet: EngineFleet, sampling: SamplingConfig
+) -> Iterator[list[Group]]:
+    """Unscored groups of at most `CHUNK` utterances at a time, in their order.
+
+    The seed of an utterance derives from its id alone, so that two evaluations draw with the same numbers.
+    """
+    for start in range(0, len(utterances), CHUNK):
+        part = utterances[start : start + CHUNK]
+        prompts = [
+            Prompt(id=f"evaluation/{u.id}", utterance=u, epoch=0, position=start + i, seed=derived_seed("eval", u.id))
+            for i, u in enumerate(part)
+        ]
+        yield fleet.generate(prompts, encoders.encode(part, fleet.config.generate_timeout_s), sampling, None)
