@@ -25,6 +25,8 @@ from rollout.errors import EngineLostError, PublicationError, StaleEngineError
 from speech.records import Group, Prompt, Utterance
 from tests.rollout.tiny_lm import CONFIG, SAMPLE_RATE, SAMPLING, buckets_of, probe_of, reference_logprobs, tiny_model
 
+pytestmark = pytest.mark.slow  # an engine of its own, and its last test kills it; whole runs use these actors too
+
 
 @dataclass
 class System:
