@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length"]
 
+INSTRUCTION_END = "<|endofprompt|>"
+"""Where the instruction to a voice ends in a text (`speak softly<|endofprompt|>hello`), in the form of CosyVoice2."""
+
+
+def split_instruction(text: str) -> tuple[str, str]:
+    """`instruction<|endofprompt|>text` → (instruction, text); a text without the mark has an empty instruction."""
+    before, mark, after = text.partition(INSTRUCTION_END)
+    return (before, after) if mark else ("", text)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Utterance:
@@ -28,9 +37,11 @@ class Utterance:
         speaker: speaker label, or None.
         start: seconds into the file where the utterance begins.
         duration: seconds, or None for "up to the end of the file".
+        channel: of a file with several, counted from 0; None averages all.
         keywords: words or names that must be transcribed (reward R3).
         prompt_audio: absolute path of the prompt voice in which the text is to be spoken (TTS), or None.
         prompt_text: what is said in the prompt voice; empty when the manifest does not say.
+        instruction: how the text is to be said (TTS), which nobody should hear; empty for most.
         attributes: class of each attribute of the speech that the manifest names (`{"gender": "f"}`), for the
             Token2Text reward model.
     """
@@ -42,10 +53,17 @@ class Utterance:
     speaker: str | None = None
     start: float = 0.0
     duration: float | None = None
+    channel: int | None = None
     keywords: tuple[str, ...] = ()
     prompt_audio: str | None = None
     prompt_text: str = ""
+    instruction: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def instructed_text(self) -> str:
+        """The text behind its instruction, as manifests hold it and models read it; no reward should see it."""
+        return f"{self.instruction}{INSTRUCTION_END}{self.text}" if self.instruction else self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

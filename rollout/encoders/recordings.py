@@ -21,8 +21,8 @@ SILENCE_PEAK = 1e-3
 CACHE_TOKENS = 2**24
 """Codec ids kept at most, 64 MiB: about 90 hours at 50 a second."""
 
-Segment: TypeAlias = tuple[str, float, float | None]
-"""File, start and duration in seconds."""
+Segment: TypeAlias = tuple[str, float, float | None, int | None]
+"""File, start and duration in seconds, channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class CodedSound:
 class RecordingEncoder:
     """The codec's encoder, run once per distinct recording.
 
-    Tokens are kept by file, start and duration, the least recently used going first, so that a voice that many
+    Tokens are kept by file, start, duration and channel, the least recently used going first, so that a voice that many
     prompts share, or a recording that comes again in a later epoch, costs nothing.
 
     Attributes:
@@ -114,4 +114,4 @@ class RecordingEncoder:
 
 def segment_of(utterance: Utterance) -> Segment:
     """What tells an utterance's recording from others."""
-    return utterance.audio, utterance.start, utterance.duration
+    return utterance.audio, utterance.start, utterance.duration, utterance.channel

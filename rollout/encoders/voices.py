@@ -90,7 +90,8 @@ class VoiceEncoder:
             # Not left to chance: without a voice each sample of a group would be spoken by another one (PAPER §6).
             problems.append(_problem(utterance, "prompt_audio", "missing: speech needs a prompt voice"))
             return None
-        return replace(utterance, audio=utterance.prompt_audio, start=0.0, duration=None)
+        text = utterance.prompt_text
+        return replace(utterance, audio=utterance.prompt_audio, text=text, start=0.0, duration=None, channel=None)
 
     def _target(self, utterance: Utterance, problems: list[Problem]) -> Utterance | None:
         if not utterance.audio:
@@ -100,7 +101,7 @@ class VoiceEncoder:
 
     def _layout(self, utterance: Utterance, tokens: Sequence[int], problems: list[Problem]) -> PromptLayout | None:
         try:
-            return self._family.layout(utterance.text, utterance.prompt_text, tokens)
+            return self._family.layout(utterance.instructed_text, utterance.prompt_text, tokens)
         except InputError as error:
             problems.extend(_problem(utterance, problem.key, problem.message) for problem in error.problems)
             return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from speech.errors import Problem
-from speech.records import Utterance
+from speech.manifests.values import utf8_complaint
+from speech.records import INSTRUCTION_END, Utterance, split_instruction
 from speech.text import language_code
 
-KEYS = ("id", "audio", "text", "language", "speaker", "start", "duration", "keywords", "prompt_audio", "prompt_text",
-        "attributes")  # fmt: skip
-"""Keys of our own jsonl, in the order in which they are written. They are the fields of `Utterance`."""
+KEYS = ("id", "audio", "text", "language", "speaker", "start", "duration", "channel", "keywords", "prompt_audio",
+        "prompt_text", "attributes")  # fmt: skip
+"""Keys of our own jsonl, in the order in which they are written. They are the fields of `Utterance`, but for the
+instruction, which stands in the text."""
 
 OWN_FIELDS = ("speaker", "language")
 """Keys of a line that are attributes of its speech already; `attributes` names the others."""
@@ -33,6 +34,7 @@ class Entry:
         folder: what a relative audio path is relative to.
         values: by key of `KEYS`; absent when the line does not have it.
         names: how the format at hand calls a key (`source` for `audio`), for messages.
+        names_channel: the utterance must say which channel it is in, if its recording has several.
     """
 
     file: str
@@ -40,6 +42,7 @@ class Entry:
     folder: Path
     values: Mapping[str, Any]
     names: Mapping[str, str] = field(default_factory=dict)
+    names_channel: bool = False
 
     def problem(self, key: str | None, message: str) -> Problem:
         """A defect of this line, under the name that the format gives the key."""
@@ -56,6 +59,23 @@ def code_of(language: str) -> str | None:
     return code if _CODE.fullmatch(code) else None
 
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_PREFIX = re.compile(r"\s*language\s+(?P<name>[^<\n]+?)\s*<asr_text>", re.IGNORECASE)
+
+
+def split_language_prefix(text: str) -> tuple[str, str | None]:
+    """`language English<asr_text>hello`, the form in which Qwen3-ASR is taught, → (`hello`, `en`).
+
+    The name `None` and text without a prefix give no language. A name without a known code is returned as it is, so
+    that validation names it.
+    """
+    match = _PREFIX.match(text)
+    if match is None:
+        return text, None
+    name = match["name"]
+    return text[match.end() :], None if name.lower() == "none" else code_of(name) or name
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word most like `word`, or None when none is close."""
     matches = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
@@ -65,7 +85,14 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
     """The utterance that a line describes, or everything that is wrong with it (files are not looked at)."""
     problems: list[Problem] = []
-    values = entry.values
+    values, instruction, claimed = entry.values, "", None
+    written = values.get("text")
+    if isinstance(written, str):
+        written, claimed = split_language_prefix(written)
+        instruction, said = split_instruction(written)
+        values = {**values, "text": said}
+        if INSTRUCTION_END in said:
+            problems.append(entry.problem("text", f"holds {INSTRUCTION_END} more than once"))
 
     def take(key: str, check: Callable[[Any], str | None], required: bool = False, default: Any = None) -> Any:
         """The value of a key; a failed check is noted and gives the default."""
@@ -82,18 +109,26 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
 
     name = take("id", _filled_text, required=True)
     # A text to be spoken names a voice, and need not have been recorded.
-    audio = take("audio", _filled_text, required=values.get("prompt_audio") is None)
-    prompt_audio = take("prompt_audio", _filled_text)
+    audio = take("audio", _path, required=values.get("prompt_audio") is None)
+    prompt_audio = take("prompt_audio", _path)
     prompt_text = take("prompt_text", _any_text, default="")
     text = take("text", _filled_text if require_text else _any_text, required=require_text, default="")
     language = take("language", _language)
+    if claimed is not None:
+        complaint = _language(claimed)
+        if complaint is None and language not in (None, claimed):
+            complaint = f"begins with the language {claimed!r}, but the line says {language!r}"
+        if complaint is not None:
+            problems.append(entry.problem("text", complaint))
+        language = claimed
     speaker = take("speaker", _filled_text)
     start = take("start", _not_negative, default=0.0)
     duration = take("duration", _positive)
+    channel = take("channel", _place)
     keywords = take("keywords", _words, default=())
     attributes = take("attributes", _classes, default={})
     if audio is None:
-        for key in ("start", "duration"):
+        for key in ("start", "duration", "channel"):
             if values.get(key) is not None:
                 problems.append(entry.problem(key, "is given, but there is no audio"))
     if text.strip():
@@ -110,19 +145,28 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
         speaker=speaker,
         start=float(start),
         duration=None if duration is None else float(duration),
+        channel=channel,
         keywords=tuple(keywords),
         prompt_audio=None if prompt_audio is None else str((entry.folder / prompt_audio).absolute()),
         prompt_text=prompt_text.strip(),
+        instruction=instruction.strip(),
         attributes=dict(attributes),
     )
 
 
 def _any_text(value: Any) -> str | None:
-    return None if isinstance(value, str) else f"must be a string, is {_kind(value)}"
+    return utf8_complaint(value) if isinstance(value, str) else f"must be a string, is {_kind(value)}"
 
 
 def _filled_text(value: Any) -> str | None:
     return _any_text(value) or (None if value.strip() else "is empty")
+
+
+def _path(value: Any) -> str | None:
+    complaint = _filled_text(value)
+    if complaint is None and _ADDRESS.match(value):
+        complaint = f"is an address on the network; recordings must be files: {value!r}"
+    return complaint
 
 
 def _language(value: Any) -> str | None:
@@ -137,7 +181,8 @@ def _language(value: Any) -> str | None:
 def _number(value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"must be a number of seconds, is {_kind(value)}"
-    return None if math.isfinite(value) else f"must be a finite number of seconds, is {value}"
+    # An integer may be too large for a float.
+    return None if -1e12 < value < 1e12 else f"must be a finite number of seconds, is {value}"
 
 
 def _not_negative(value: Any) -> str | None:
@@ -146,6 +191,12 @@ def _not_negative(value: Any) -> str | None:
 
 def _positive(value: Any) -> str | None:
     return _number(value) or (None if value > 0 else f"must be more than 0 seconds, is {value:g}")
+
+
+def _place(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return f"must be the number of a channel, is {_kind(value)}"
+    return None if value >= 0 else f"channels are counted from 0, is {value}"
 
 
 def _words(value: Any) -> str | None:

@@ -12,6 +12,7 @@ from speech.manifests.entries import KEYS, Entry, nearest
 from speech.manifests.jsonl import read_chat, read_funasr, read_lines, read_objects, read_own
 from speech.manifests.kaldi import read_kaldi
 from speech.manifests.seed_tts import is_seed_tts, read_seed_tts
+from speech.manifests.values import utf8_complaint
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,10 @@ def detect_format(path: Path) -> str:
     Raises:
         UserError: there is no such file, or it looks like no known format; the message says what was found.
     """
+    if utf8_complaint(str(path.absolute())) is not None:
+        # Paths stand in every record of a run.
+        message = "the name is not UTF-8; rename the file or its folder"
+        raise InputError("no manifest", [Problem(file=repr(str(path)), line=None, key=None, message=message)])
     if not path.exists():
         raise InputError("no manifest", [Problem(file=str(path), line=None, key=None, message="no such file")])
     if path.is_dir():
@@ -65,8 +70,10 @@ def detect_format(path: Path) -> str:
     if first is not None and not first[1].startswith(("{", "[")) and is_seed_tts(first[1]):
         return "seed_tts"
     found: tuple[int, list[str]] | None = None
+    problems: list[Problem] = []
     for item in islice(read_objects(path), _LOOKED_AT):
         if isinstance(item, Problem):
+            problems.append(item)
             continue
         line, values = item
         for name, known in FORMATS.items():
@@ -75,6 +82,8 @@ def detect_format(path: Path) -> str:
         if values:
             found = found or (line, sorted(values))
     if found is None:
+        if first is not None and first[1].startswith("{") and first[1] != "{":
+            raise InputError(f"{path}: no line can be read", problems)
         raise _unknown(path, None, _describe_text(path, first))
     line, keys = found
     for key, hint in _FOREIGN.items():
@@ -97,8 +106,6 @@ def _describe_text(path: Path, first: tuple[int, str] | None) -> str:
         return "looks like one JSON array; write one object a line"
     if text in ("{", "[{"):
         return "looks like JSON spread over several lines; write one object a line"
-    if text.startswith("{"):
-        return f"starts with invalid JSON on line {first[0]}"
     for separator, name in (("\t", "tab-separated text"), (",", "comma-separated text")):
         if separator in text:
             return f"looks like {name}; write one JSON object a line"

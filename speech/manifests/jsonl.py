@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from speech.errors import Problem
 from speech.manifests.entries import KEYS, Entry, code_of, nearest
+from speech.manifests.values import BadObjectError, decode
 
 Line = tuple[int, dict[str, Any]]
 """A 1-based line number and the object on that line."""
@@ -30,22 +30,16 @@ def read_lines(path: Path) -> Iterator[tuple[int, str] | Problem]:
 
 
 def read_objects(path: Path) -> Iterator[Line | Problem]:
-    """JSON objects of a file, one a line."""
+    """JSON objects of a file, one a line; a line that is none, or cannot be written out again, is a problem."""
     for line in read_lines(path):
         if isinstance(line, Problem):
             yield line
             continue
         number, text = line
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            message = f"invalid JSON: {error.msg} at column {error.colno}"
-            yield Problem(file=str(path), line=number, key=None, message=message)
-            continue
-        if isinstance(value, dict):
-            yield number, value
-        else:
-            yield Problem(file=str(path), line=number, key=None, message="is not a JSON object {…}")
+            yield number, decode(text)
+        except BadObjectError as error:
+            yield Problem(file=str(path), line=number, key=error.key, message=error.message)
 
 
 def _entries(
@@ -95,9 +89,12 @@ def read_funasr(path: Path) -> Iterator[Entry | Problem]:
 
 def read_chat(path: Path) -> Iterator[Entry | Problem]:
     """Chat jsonl: `messages` with one `<audio>` in a user message, `audios` with its path; the last message is the
-    assistant's transcript, which may carry a `language English<asr_text>` prefix. Optional `id`.
+    assistant's transcript. Optional `id`.
+
+    Fun-ASR writes the path into the user message instead: `<|startofspeech|>!a.wav<|endofspeech|>`, and an optional
+    `key`.
     """
-    names = {"audio": "audios", "text": "messages", "language": "messages"}
+    names = {"audio": "audios", "text": "messages"}
     ids = _Ids()
 
     def understand(number: int, values: dict[str, Any]) -> Iterator[Entry | Problem]:
@@ -108,31 +105,18 @@ def read_chat(path: Path) -> Iterator[Entry | Problem]:
         except _MalformedChatError as error:
             yield entry.problem(error.key, error.message)
             return
-        text, language = split_language_prefix(reply)
-        fields = {"audio": audio, "text": text, "language": language}
-        fields["id"] = values["id"] if "id" in values else ids.from_audio(audio, number)
+        name = values.get("id", values.get("key"))
+        fields = {"id": ids.from_audio(audio, number) if name is None else name, "audio": audio, "text": reply}
         yield Entry(str(path), number, path.parent, fields, names)
 
     return _entries(path, understand)
 
 
-_PREFIX = re.compile(r"\s*language\s+(?P<name>[^<\n]+?)\s*<asr_text>", re.IGNORECASE)
-
-
-def split_language_prefix(text: str) -> tuple[str, str | None]:
-    """`language English<asr_text>hello` → (`hello`, `en`); the name `None` and text without a prefix give no language.
-
-    A name without a known code is returned as it is, so that validation names it.
-    """
-    match = _PREFIX.match(text)
-    if match is None:
-        return text, None
-    name = match["name"]
-    return text[match.end() :], None if name.lower() == "none" else _plain_language(name)
-
-
 def _plain_language(value: Any) -> Any:
     return (code_of(value) or value) if isinstance(value, str) else value
+
+
+_FUN_ASR = re.compile(r"<\|startofspeech\|>!(.*?)<\|endofspeech\|>", re.DOTALL)
 
 
 class _MalformedChatError(Exception):
@@ -147,8 +131,10 @@ def _only_audio(values: dict[str, Any]) -> str:
     audios = [audios] if isinstance(audios, str) else audios
     if audios is None:
         audios = [part.get("audio") or part.get("audio_url") for part in _parts(values) if part.get("type") == "audio"]
+        audios += [path for role, text in _texts(values) if role == "user" for path in _FUN_ASR.findall(text)]
         if not audios:
-            raise _MalformedChatError("audio", "missing")
+            message = "missing; expected `audios`, a part of type audio, or <|startofspeech|>!path<|endofspeech|>"
+            raise _MalformedChatError("audio", message)
     if not isinstance(audios, list) or len(audios) != 1 or not isinstance(audios[0], str):
         raise _MalformedChatError("audio", "must be a list with the path of exactly one audio file")
     written = sum(text.count("<audio>") for role, text in _texts(values) if role == "user")

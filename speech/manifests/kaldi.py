@@ -11,7 +11,8 @@ from speech.errors import Problem
 from speech.manifests.entries import Entry
 from speech.manifests.jsonl import read_lines
 
-_NAMES = {"audio": "wav.scp", "text": "text", "speaker": "utt2spk", "start": "segments", "duration": "segments"}
+_NAMES = {"audio": "wav.scp", "text": "text", "speaker": "utt2spk", "start": "segments", "duration": "segments",
+          "channel": "segments"}  # fmt: skip
 _ARCHIVE = re.compile(r"\.ark:\d+$")
 
 
@@ -20,6 +21,10 @@ def read_kaldi(folder: Path) -> Iterator[Entry | Problem]:
 
     Relative paths in `wav.scp` are relative to the directory. A pipe is refused: nothing in a data file is ever
     executed. Problems of an utterance are reported at its line in `wav.scp` (or `segments`, where there is one).
+
+    A fifth column of `segments` is the channel, counted from 0. Where several speakers, or utterances of unknown
+    speakers, stand in one recording, it may have a channel for each, which must not be mixed: such an entry has to name
+    its channel if there is more than one.
     """
     problems: list[Problem] = []
     audio = _table(folder / "wav.scp", problems)
@@ -38,6 +43,9 @@ def read_kaldi(folder: Path) -> Iterator[Entry | Problem]:
 
     index = folder / ("segments" if cut else "wav.scp")
     utterances = segments if cut else audio
+    voices: dict[str, set[str]] = {}
+    for name, (_, rest) in segments.items():
+        voices.setdefault(rest.split()[0], set()).add(speakers[name][1] if name in speakers else name)
     for name, (line, rest) in utterances.items():
         values: dict[str, Any] = {"id": name}
         recording = name
@@ -46,7 +54,7 @@ def read_kaldi(folder: Path) -> Iterator[Entry | Problem]:
             if isinstance(parsed, str):
                 yield Problem(file=str(index), line=line, key=name, message=parsed)
                 continue
-            recording, values["start"], values["duration"] = parsed
+            recording, values["start"], values["duration"], values["channel"] = parsed
             if recording not in audio:
                 message = f"recording {recording!r} is not in wav.scp"
                 yield Problem(file=str(index), line=line, key=name, message=message)
@@ -58,7 +66,7 @@ def read_kaldi(folder: Path) -> Iterator[Entry | Problem]:
             values["text"] = texts[name][1]
         if name in speakers:
             values["speaker"] = speakers[name][1]
-        yield Entry(str(index), line, folder, values, _NAMES)
+        yield Entry(str(index), line, folder, values, _NAMES, names_channel=len(voices.get(recording, ())) > 1)
     for name, (line, _) in texts.items():
         if name not in utterances:
             message = f"utterance is not in {index.name}"
@@ -96,13 +104,17 @@ def _refusal(target: str) -> str | None:
     return None
 
 
-def _segment(rest: str) -> tuple[str, float, float | None] | str:
-    """`recording start end` → (recording, start, duration); an end of −1 means the end of the recording."""
+def _segment(rest: str) -> tuple[str, float, float | None, int | None] | str:
+    """`recording start end [channel]` → (recording, start, duration, channel); an end of −1 means the recording's."""
     fields = rest.split()
-    if len(fields) != 3:
-        return "expected 'recording start end'"
+    if len(fields) not in (3, 4):
+        return "expected 'recording start end', or one more with a channel"
     try:
         start, end = float(fields[1]), float(fields[2])
     except ValueError:
         return "start and end must be numbers of seconds"
-    return fields[0], start, None if end == -1 else end - start
+    try:
+        channel = int(fields[3]) if len(fields) == 4 else None
+    except ValueError:
+        return f"the channel must be a number, 0 for the first, is {fields[3]!r}"
+    return fields[0], start, None if end == -1 else end - start, channel

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from speech.audio import AudioLimits, audio_seconds, segment_complaint
+from speech.audio import SEGMENT_SLACK, AudioLimits, audio_seconds, segment_complaint
 from speech.errors import InputError, Problem, UserError
+from speech.manifests.channels import with_channels
 from speech.manifests.entries import Entry, check_entry, nearest
 from speech.manifests.formats import FORMATS, detect_format
 from speech.manifests.progress import map_files
 from speech.records import Utterance
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,8 @@ def load_manifest(
     good, found = _without_duplicates(good)
     problems.extend(found)
     if check_audio == "header":
+        good, found = with_channels(good)
+        problems.extend(found)
         good, found = _with_audio(good, limits)
     else:
         good, found = _within_limits(good, limits)
@@ -124,7 +130,7 @@ def _with_audio(
     named = (path for _, utterance in good for path in (utterance.audio, utterance.prompt_audio) if path)
     files = list(dict.fromkeys(named))
     headers = dict(zip(files, map_files(_header, files, "checking audio"), strict=True))
-    kept, problems = [], []
+    kept, problems, cut = [], [], []
     for entry, utterance in good:
         found = [
             *_voice_problems(entry, utterance, headers, limits),
@@ -135,9 +141,15 @@ def _with_audio(
             continue
         if utterance.audio:
             seconds = float(headers[utterance.audio]) - utterance.start
+            if utterance.duration is not None and utterance.duration > seconds + SEGMENT_SLACK:
+                cut.append(
+                    entry.problem("duration", f"ends {utterance.duration - seconds:.2f} s after {utterance.audio}")
+                )
             seconds = seconds if utterance.duration is None else min(utterance.duration, seconds)
             utterance = replace(utterance, duration=seconds)
         kept.append((entry, utterance))
+    if cut:
+        logger.warning("%s cut at the end of the file, the first: %s", _count(len(cut), "segment"), cut[0])
     kept, found = _within_limits(kept, limits)
     return kept, problems + found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from speech.manifests.entries import Entry
 from speech.manifests.jsonl import read_lines
 
 FIELDS = ("id", "prompt_text", "prompt_audio", "text", "audio")
+_BAR = re.compile(r"(?<!<)\|(?!>)")  # not those of <|endofprompt|>
 _NAMES = {"id": "utt", "prompt_audio": "prompt_wav", "audio": "wav"}
 
 
@@ -20,7 +22,7 @@ def read_seed_tts(path: Path) -> Iterator[Entry | Problem]:
             yield item
             continue
         line, text = item
-        values = [field.strip() for field in text.split("|")]
+        values = [field.strip() for field in _BAR.split(text)]
         if not is_seed_tts(text):
             message = f"has {len(values)} fields; expected utt|prompt_text|prompt_wav|text, or one more with a wav"
             yield Problem(file=str(path), line=line, key=None, message=message)
@@ -30,4 +32,4 @@ def read_seed_tts(path: Path) -> Iterator[Entry | Problem]:
 
 def is_seed_tts(line: str) -> bool:
     """Whether a line has the number of fields of this format."""
-    return len(line.split("|")) in (len(FIELDS) - 1, len(FIELDS))
+    return len(_BAR.split(line)) in (len(FIELDS) - 1, len(FIELDS))

@@ -42,6 +42,7 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
 
 def _fields(utterance: Utterance, folder: Path) -> dict[str, object]:
     values: dict[str, object] = {key: getattr(utterance, key) for key in KEYS}
+    values["text"] = utterance.instructed_text
     for key in ("audio", "prompt_audio"):
         if values[key]:
             audio = Path(str(values[key]))
@@ -49,6 +50,6 @@ def _fields(utterance: Utterance, folder: Path) -> dict[str, object]:
     if utterance.duration is not None:
         # A microsecond is finer than a sample at any rate in use.
         values["duration"] = round(utterance.duration, 6)
-    return {
-        key: value for key, value in values.items() if key in ("id", "text") or value not in (None, 0.0, (), "", {})
-    }
+    if utterance.start == 0.0:
+        del values["start"]
+    return {key: value for key, value in values.items() if key in ("id", "text") or value not in (None, (), "", {})}

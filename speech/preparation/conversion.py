@@ -68,7 +68,8 @@ def _convert(
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
-        return replace(utterance, audio=str(target.absolute()), start=0.0, duration=audio_seconds(target))
+        seconds = audio_seconds(target)
+        return replace(utterance, audio=str(target.absolute()), start=0.0, duration=seconds, channel=None)
     except InputError as error:
         return error.problems
     except (OSError, soundfile.SoundFileError) as error:
@@ -81,7 +82,8 @@ def _is_current(target: Path, source: Path) -> bool:
 
 def _file_name(utterance: Utterance, audio_format: str, sample_rate: int) -> Path:
     """A name that tells a person which utterance it is and changes with anything that changes the content."""
-    identity = (utterance.id, utterance.audio, utterance.start, utterance.duration, sample_rate)
+    channel = () if utterance.channel is None else (utterance.channel,)
+    identity = (utterance.id, utterance.audio, utterance.start, utterance.duration, sample_rate, *channel)
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()
     readable = re.sub(r"[^\w.-]+", "_", utterance.id, flags=re.ASCII).strip("._")[-60:]
     return Path(digest[:2]) / f"{readable}-{digest[2:12]}.{audio_format}"

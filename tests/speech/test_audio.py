@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from speech.errors import InputError
 from speech.records import Utterance
 
 
-def utterance(path: Path, **fields: float | None) -> Utterance:
+def utterance(path: Path, **fields: Any) -> Utterance:
     return Utterance(id="a", audio=str(path), text="", **fields)
 
 
@@ -73,11 +74,88 @@ def test_duration_rounded_up_by_the_manifest_is_accepted(tmp_path, write_tone):
     assert len(load_audio(utterance(path, duration=1.0), 16_000)) == 15_936
 
 
-@pytest.mark.parametrize(("start", "duration"), [(3.0, None), (0.5, 2.0), (-1.0, 0.5)])
+@pytest.mark.parametrize(("start", "duration"), [(3.0, None), (0.5, 1.01), (-1.0, 0.5)])
 def test_segment_outside_the_file(tmp_path, write_tone, start, duration):
     path = write_tone(tmp_path / "a.wav")
     with pytest.raises(InputError, match=r"lies outside the file, which lasts 1\.00 s"):
         load_audio(utterance(path, start=start, duration=duration), 16_000)
+
+
+def test_a_channel_may_be_named(tmp_path):
+    left, right = np.full(1600, 0.5), np.full(1600, -0.25)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000, subtype="FLOAT")
+    assert np.allclose(load_audio(utterance(tmp_path / "a.wav", channel=1), 16_000), -0.25)
+    with pytest.raises(InputError, match="has no channel 2: it has 2, the first is 0"):
+        load_audio(utterance(tmp_path / "a.wav", channel=2), 16_000)
+
+
+def test_channels_that_cancel_are_no_silence(tmp_path):
+    sine = 0.5 * np.sin(np.arange(16_000) * 0.1)
+    noise = np.random.default_rng(0).normal(0, 0.1, 16_000)
+    sounds = {
+        "cancels": [sine, -sine],
+        "nearly.ogg": [sine, -0.95 * sine],
+        "cancels of four": [sine, -sine, 1e-4 * sine, np.zeros_like(sine)],
+        "mono twice": [sine, sine],
+        "one of eight": [sine, *[np.zeros_like(sine)] * 7],
+        "nothing in common": [sine, noise],
+        "partly": [sine, -0.8 * sine],
+        "silence": [np.zeros_like(sine)] * 2,
+    }
+    cancelled = []
+    for name, channels in sounds.items():
+        path = tmp_path / (name if name.endswith(".ogg") else f"{name}.wav")
+        soundfile.write(path, np.stack(channels, axis=1), 16_000)
+        try:
+            load_audio(utterance(path), 16_000)
+        except InputError as error:
+            assert "channels cancel" in str(error)
+            cancelled.append(name)
+            assert np.abs(load_audio(utterance(path, channel=0), 16_000)).max() > 0.4
+    assert cancelled == ["cancels", "nearly.ogg", "cancels of four"]
+
+
+def test_silence_has_no_transcript(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(1600), 16_000)
+    with pytest.raises(InputError, match="is silent: every sample is 0"):
+        load_audio(Utterance(id="a", audio=str(tmp_path / "a.wav"), text="hello"), 16_000)
+    for text in ("", "…"):
+        assert not load_audio(Utterance(id="a", audio=str(tmp_path / "a.wav"), text=text), 16_000).any()
+
+
+CONTAINERS = {
+    "a.wav": {}, "adpcm.wav": {"subtype": "IMA_ADPCM"}, "mulaw.wav": {"subtype": "ULAW"}, "x.wav": {"format": "WAVEX"},
+    "gsm.wav": {"subtype": "GSM610"}, "a.rf64": {"format": "RF64"}, "a.w64": {}, "a.aiff": {}, "a.au": {},
+    "a.sph": {"format": "NIST"}, "a.svx": {"format": "SVX"}, "a.voc": {"format": "VOC"}, "a.caf": {}, "a.ogg": {},
+    "a.opus": {"format": "OGG", "subtype": "OPUS"}, "a.flac": {}, "a.mp3": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_file_that_was_cut_is_not_taken_for_a_shorter_one(tmp_path, write_tone, name):
+    whole = write_tone(tmp_path / name, seconds=2.0, **CONTAINERS[name])
+    assert len(load_audio(utterance(whole), 16_000)) == pytest.approx(32_000, abs=800)
+    content = whole.read_bytes()
+    for share in (0.5, 0.75, 0.9):
+        cut = whole.with_stem(f"cut-{share}")
+        cut.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(InputError, match=r"breaks off|cannot be decoded|holds no samples"):
+            load_audio(utterance(cut), 16_000)
+        if name.endswith((".flac", ".mp3")):
+            continue  # the header alone does not tell
+        with pytest.raises(InputError, match=r"breaks off|cannot be decoded|holds no samples"):
+            audio_seconds(cut)
+
+
+@pytest.mark.parametrize("declared", [0xFFFF_FFFF, 0x7FFF_F000, 0x7FFF_FFFF, 64_002])
+def test_a_stream_whose_length_nobody_knew_is_whole(tmp_path, write_tone, declared):
+    """ffmpeg and sox write these into a pipe; a header that is off by a sample is nothing lost."""
+    path = write_tone(tmp_path / "a.wav", seconds=2.0)
+    content = bytearray(path.read_bytes())
+    content[40:44] = declared.to_bytes(4, "little")
+    path.write_bytes(content)
+    assert audio_seconds(path) == 2.0
+    assert len(load_audio(utterance(path), 16_000)) == 32_000
 
 
 def bad_files(folder: Path) -> dict[str, str]:
@@ -89,6 +167,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "folder.wav").mkdir()
     soundfile.write(folder / "no_samples.wav", np.zeros(0), 16_000)
     soundfile.write(folder / "nan.wav", np.full(1600, np.nan), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "inf.wav", np.stack([np.full(1600, np.inf), sine[:1600]], 1), 16_000, subtype="FLOAT")
     soundfile.write(folder / "unscaled.wav", sine * 20_000, 16_000, subtype="FLOAT")
     soundfile.write(folder / "slow.wav", sine, 100)
     soundfile.write(folder / "whole.flac", sine, 16_000)
@@ -108,6 +187,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "headerless.raw": "has no header",
         "no_samples.wav": "holds no samples",
         "nan.wav": "not finite",
+        "inf.wav": "not finite",
         "unscaled.wav": "must be scaled",
         "slow.wav": "sample rate of 100 Hz",
         "half.flac": "cannot be decoded",

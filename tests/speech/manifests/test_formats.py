@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
+from speech.audio import load_audio
 from speech.errors import InputError, UserError
 from speech.manifests import load_manifest
 from tests.speech.manifests.manifest_files import problems_of, write_lines
@@ -32,6 +35,59 @@ def test_kaldi_segments(folder):
     first, second = load_manifest(folder).utterances
     assert (first.start, first.duration) == (0.0, 0.4)
     assert (second.start, second.duration) == (0.4, pytest.approx(0.6))
+
+
+def write_call(folder: Path) -> None:
+    """A recording of a speaker in each channel, two seconds."""
+    sides = [np.full(32_000, value, np.float32) for value in (0.5, -0.25)]
+    soundfile.write(folder / "call.wav", np.stack(sides, axis=1), 16_000)
+
+
+def test_kaldi_channels(folder):
+    write_call(folder)
+    kaldi(folder, wav_scp="call call.wav\n", text="u1 hello\nu2 bye\nu3 x\n", utt2spk="u1 s1\nu2 s2\nu3 s1\n",
+          segments="u1 call 0 1 0\nu2 call 0 1 1\nu3 call 1 -1 0\n")  # fmt: skip
+    utterances = load_manifest(folder).utterances
+    assert [u.channel for u in utterances] == [0, 1, 0]
+    assert [float(load_audio(u, 16_000)[0]) for u in utterances] == pytest.approx([0.5, -0.25, 0.5], abs=1e-3)
+
+
+def test_kaldi_does_not_mix_the_speakers_of_a_call(folder):
+    write_call(folder)
+    files = {"wav_scp": "call call.wav\nmono a.wav\n", "text": "u1 hello\nu2 bye\nm1 x\nm2 y\n"}
+    kaldi(folder, **files, segments="u1 call 0 1\nu2 call 0 1\nm1 mono 0 0.5\nm2 mono 0.5 1\n")
+    found = problems_of(folder)
+    assert found[0] == (
+        f"1: segments: {folder}/call.wav: has 2 channels, and utterances of several speakers: averaging would mix "
+        "them; add a fifth column with the channel, 0 for the first"
+    )
+    assert len(found) == 2
+    # One known speaker in all of it is no call: the channels are averaged, as in every other format.
+    kaldi(folder, segments="u1 call 0 1\nu2 call 0 1\nm1 mono 0 0.5\nm2 mono 0.5 1\n", utt2spk="u1 s\nu2 s\n")
+    assert [u.channel for u in load_manifest(folder).utterances] == [None] * 4
+    kaldi(folder, segments="u1 call 0 1 2\nu2 call 0 1 B\nm1 mono 0 0.5 0 x\nm2 mono 0.5 1 -1\n")
+    assert problems_of(folder) == [
+        f"1: segments: {folder}/call.wav: has no channel 2: it has 2, the first is 0",
+        "2: u2: the channel must be a number, 0 for the first, is 'B'",
+        "3: m1: expected 'recording start end', or one more with a channel",
+        "4: segments: channels are counted from 0, is -1",
+    ]
+
+
+def test_a_segment_that_ends_after_its_file_is_cut_as_by_kaldi(folder, caplog):
+    kaldi(folder, wav_scp="r1 a.wav\n", text="u1 one\nu2 two\nu3 three\n")
+    kaldi(folder, segments="u1 r1 0.5 1.04\nu2 r1 0.5 1.2\nu3 r1 0.5 1.51\n")
+    assert problems_of(folder) == [
+        "3: segments: segment 0.5 s … 1.51 s lies outside the file, which lasts 1.00 s",
+    ]
+    caplog.clear()
+    one, two = load_manifest(folder, on_bad="skip").utterances
+    assert (one.duration, two.duration) == (0.5, 0.5)
+    assert len(load_audio(two, 16_000)) == 8_000
+    assert [record.getMessage() for record in caplog.records] == [
+        f"1 segment cut at the end of the file, the first: {folder}/segments:2: segments: "
+        f"ends 0.20 s after {folder}/a.wav"
+    ]
 
 
 def test_kaldi_problems(folder):
@@ -87,6 +143,49 @@ def test_chat(folder):
     ]
 
 
+def test_fun_asr_writes_the_path_into_the_message(folder):
+    path = write_lines(
+        folder / "m.jsonl",
+        chat("几点了?", user="语音转写：<|startofspeech|>!a.wav<|endofspeech|>", speech_length=145, text_length=3),
+        chat("x", user="<|startofspeech|>!b.wav<|endofspeech|>", key="k2"),
+        chat("y", user="<|startofspeech|>!https://x.org/c.wav<|endofspeech|>"),
+        chat("z", user="<|startofspeech|>!a.wav<|endofspeech|><|startofspeech|>!b.wav<|endofspeech|>"),
+    )
+    manifest = load_manifest(path, on_bad="skip")
+    assert [(u.id, u.audio, u.text) for u in manifest.utterances] == [
+        ("a.wav", str(folder / "a.wav"), "几点了?"),
+        ("k2", str(folder / "b.wav"), "x"),
+    ]
+    assert [(problem.line, problem.key, problem.message) for problem in manifest.skipped] == [
+        (3, "audios", "is an address on the network; recordings must be files: 'https://x.org/c.wav'"),
+        (4, "audios", "must be a list with the path of exactly one audio file"),
+    ]
+
+
+@pytest.mark.parametrize("line", [
+    {"id": "1", "audio": "a.wav", "text": "language English<asr_text>hello", "language": "en"},
+    {"id": "1", "audio": "a.wav", "text": "language English<asr_text>hello"},
+    {"key": "1", "source": "a.wav", "target": "language English<asr_text>hello"},
+])  # fmt: skip
+def test_the_language_prefix_of_qwen3_asr_is_read_in_every_format(folder, line):
+    (utterance,) = load_manifest(write_lines(folder / "m.jsonl", line)).utterances
+    assert (utterance.text, utterance.language) == ("hello", "en")
+
+
+def test_a_language_prefix_that_cannot_be_right_is_named(folder):
+    path = write_lines(
+        folder / "m.jsonl",
+        {"id": "1", "audio": "a.wav", "text": "language English<asr_text>hallo", "language": "de"},
+        {"id": "2", "audio": "a.wav", "text": "language Klingon<asr_text>x"},
+        {"id": "3", "audio": "a.wav", "text": "language None<asr_text>"},
+    )
+    assert problems_of(path) == [
+        "1: text: begins with the language 'en', but the line says 'de'",
+        "2: text: 'Klingon' is not an ISO 639-1 code such as 'en' or 'zh'",
+        "3: text: is empty",
+    ]
+
+
 def test_chat_problems(folder):
     path = write_lines(
         folder / "m.jsonl",
@@ -104,7 +203,7 @@ def test_chat_problems(folder):
         "3: messages: the last message must be the assistant's (the transcript)",
         "4: messages: must be a non-empty list of messages",
         "5: messages: the 'content' of a message must be a string or a list of typed parts",
-        "6: audios: missing",
+        "6: audios: missing; expected `audios`, a part of type audio, or <|startofspeech|>!path<|endofspeech|>",
         "7: messages: 'Klingon' is not an ISO 639-1 code such as 'en' or 'zh'",
     ]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
@@ -82,6 +83,58 @@ def test_every_bad_line_is_reported_at_once(folder):
     assert len({problem.line for problem in skipping.skipped}) == 15
 
 
+def test_what_json_allows_and_nobody_can_mean(folder):
+    path = write_lines(
+        folder / "bad.jsonl",
+        {"id": "1", "audio": "a.wav", "text": "good \U0001f600"},  # a whole pair, as two escapes
+        '{"id": "2", "audio": "a.wav", "text": "hi \\ud83d"}',
+        '{"id": "3\\uDE00", "audio": "a.wav", "text": "hi"}',
+        '{"id": "4", "audio": "a\\ud800.wav", "text": "hi"}',
+        '{"id": "5", "audio": "a.wav", "text": "hi", "attributes": {"mood\\udc00": "x"}}',
+        '{"id": "6", "audio": "a.wav", "text": "hi", "\\udc00": "x"}',
+        '{"id": "7", "id": "8", "audio": "a.wav", "text": "hello"}',
+        '{"id": "8", "audio": "a.wav", "text": "hi", "attributes": {"mood": "x", "mood": "y"}}',
+        '{"a":' * 100_000 + "1" + "}" * 100_000,
+        '{"id": "9", "audio": "a.wav", "text": "x", "start": ' + "9" * 5000 + "}",
+        '{"id": "10", "audio": "a.wav", "text": "x", "duration": ' + "9" * 400 + "}",
+        {"id": "11", "audio": "a.wav", "text": "x", "channel": "left"},
+        {"id": "12", "audio": "a.wav", "text": "x", "channel": 1},
+    )
+    half = "holds half of a UTF-16 pair (U+{}): it cannot be written as UTF-8"
+    assert problems_of(path) == [
+        f"2: text: {half.format('D83D')}",
+        f"3: id: {half.format('DE00')}",
+        f"4: audio: {half.format('D800')}",
+        f"5: attributes: {half.format('DC00')}",
+        f"6: \\udc00: {half.format('DC00')}",
+        "7: id: occurs twice in one object",
+        "8: mood: occurs twice in one object",
+        "9: is nested too deeply",
+        "10: invalid JSON: holds a number of thousands of digits",
+        f"11: duration: must be a finite number of seconds, is {'9' * 400}",
+        "12: channel: must be the number of a channel, is a string",
+        f"13: channel: {folder}/a.wav: has no channel 1: it has 1, the first is 0",
+    ]
+    (good,) = load_manifest(path, on_bad="skip").utterances
+    assert good.text == "good \U0001f600"
+
+
+def test_a_file_of_which_no_line_can_be_read_says_why(folder):
+    path = write_lines(folder / "bad.jsonl", '{"id": "1", "id": "2"}', '{"id": "\\ud83d"}')
+    with pytest.raises(InputError) as caught:
+        load_manifest(path)
+    assert [(problem.line, problem.key) for problem in caught.value.problems] == [(1, "id"), (2, "id")]
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = write_lines(folder / "m.jsonl", {"id": "1", "audio": "a.wav", "text": "x"})
+    with pytest.raises(InputError, match="the name is not UTF-8") as caught:
+        load_manifest(path, check_audio="none")
+    str(caught.value).encode()
+
+
 def test_the_summary_counts_problems(folder):
     path = write_lines(folder / "bad.jsonl", {"id": "1", "audio": "a.wav", "text": ""}, {"id": "2", "text": ""})
     with pytest.raises(InputError, match=re.escape(f"{path}: 3 problems in 2 lines")):
@@ -116,13 +169,13 @@ texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(st
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(rows=st.lists(st.tuples(texts, texts, st.sampled_from([None, "en", "yue"]), st.floats(0, 1e3)), min_size=1,
-                     unique_by=lambda row: row[0]))  # fmt: skip
+@given(rows=st.lists(st.tuples(texts, texts, st.sampled_from([None, "en", "yue"]), st.floats(0, 1e3),
+                               st.sampled_from([None, 0, 1])), min_size=1, unique_by=lambda row: row[0]))  # fmt: skip
 def test_what_is_written_is_read_back(tmp_path, rows):
     utterances = tuple(
         Utterance(id=name, audio=str(tmp_path / "x.wav"), text=text.strip(), language=language, start=start,
-                  keywords=("é",) if "é" in text else ())
-        for name, text, language, start in rows
+                  channel=channel, instruction="softly" if channel else "", keywords=("é",) if "é" in text else ())
+        for name, text, language, start, channel in rows
     )  # fmt: skip
     path = tmp_path / "out" / "m.jsonl"
     write_manifest(path, utterances)
