@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from speech.audio import audio_channels, channel_complaint
-from speech.errors import InputError, Problem
-from speech.manifests.entries import Entry
+from speech.errors import InputError
 from speech.manifests.progress import map_files
 from speech.records import Utterance
 
 
-def with_channels(
-    good: list[tuple[Entry, Utterance]],
-) -> tuple[list[tuple[Entry, Utterance]], list[Problem]]:
-    """Utterances whose recording has the channel that they name, or only one where they would have to name one.
-
-    Only recordings of such utterances are opened, each once; those that do not open are left to the check of lengths.
-    """
-    files = list(dict.fromkeys(u.audio for entry, u in good if _matters(entry, u)))
-    channels = dict(zip(files, map_files(_channels, files, "checking channels"), strict=True))
-    kept, problems = [], []
-    for entry, utterance in good:
-        complaint = None
-        found = channels[utterance.audio] if _matters(entry, utterance) else None
-        if found is not None and utterance.channel is not None:
-            complaint = channel_complaint(utterance.channel, found)
-        elif found is not None and found > 1:
-            complaint = (
-                f"has {found} channels, and utterances of several speakers: averaging would mix them; "
-                "add a fifth column with the channel, 0 for the first"
-            )
-        if complaint is None:
-            kept.append((entry, utterance))
-        else:
-            problems.append(entry.problem("channel", f"{utterance.audio}: {complaint}"))
-    return kept, problems
+def channel_counts(files: Iterable[str]) -> dict[str, int]:
+    """Number of channels of each file, each opened once; those that do not open are left out."""
+    distinct = list(dict.fromkeys(files))
+    counts = zip(distinct, map_files(_channels, distinct, "checking channels"), strict=True)
+    return {file: count for file, count in counts if count is not None}
 
 
-def _matters(entry: Entry, utterance: Utterance) -> bool:
-    return bool(utterance.audio) and (utterance.channel is not None or entry.names_channel)
+def channel_complaints(utterances: Sequence[Utterance]) -> list[str | None]:
+    """What is wrong with the channel that each utterance names, or None. Files of others are not opened."""
+    counts = channel_counts(utterance.audio for utterance in utterances if utterance.channel is not None)
+    complaints = []
+    for utterance in utterances:
+        count = None if utterance.channel is None else counts.get(utterance.audio)
+        complaint = None if count is None or utterance.channel is None else channel_complaint(utterance.channel, count)
+        complaints.append(None if complaint is None else f"{utterance.audio}: {complaint}")
+    return complaints
 
 
 def _channels(path: str) -> int | None:

@@ -34,7 +34,6 @@ class Entry:
         folder: what a relative audio path is relative to.
         values: by key of `KEYS`; absent when the line does not have it.
         names: how the format at hand calls a key (`source` for `audio`), for messages.
-        names_channel: the utterance must say which channel it is in, if its recording has several.
     """
 
     file: str
@@ -42,7 +41,6 @@ class Entry:
     folder: Path
     values: Mapping[str, Any]
     names: Mapping[str, str] = field(default_factory=dict)
-    names_channel: bool = False
 
     def problem(self, key: str | None, message: str) -> Problem:
         """A defect of this line, under the name that the format gives the key."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from speech.errors import Problem
+from speech.manifests.channels import channel_counts
 from speech.manifests.entries import Entry
 from speech.manifests.jsonl import read_lines
 
@@ -22,9 +23,8 @@ def read_kaldi(folder: Path) -> Iterator[Entry | Problem]:
     Relative paths in `wav.scp` are relative to the directory. A pipe is refused: nothing in a data file is ever
     executed. Problems of an utterance are reported at its line in `wav.scp` (or `segments`, where there is one).
 
-    A fifth column of `segments` is the channel, counted from 0. Where several speakers, or utterances of unknown
-    speakers, stand in one recording, it may have a channel for each, which must not be mixed: such an entry has to name
-    its channel if there is more than one.
+    A fifth column of `segments` is the channel, counted from 0. A recording with several channels and several speakers
+    needs it. The recordings that may be such are opened.
     """
     problems: list[Problem] = []
     audio = _table(folder / "wav.scp", problems)
@@ -43,9 +43,8 @@ def read_kaldi(folder: Path) -> Iterator[Entry | Problem]:
 
     index = folder / ("segments" if cut else "wav.scp")
     utterances = segments if cut else audio
-    voices: dict[str, set[str]] = {}
-    for name, (_, rest) in segments.items():
-        voices.setdefault(rest.split()[0], set()).add(speakers[name][1] if name in speakers else name)
+    openable = {name: (folder / target).absolute() for name, (_, target) in audio.items() if name not in refused}
+    channels = _channels_of_calls(openable, segments, speakers)
     for name, (line, rest) in utterances.items():
         values: dict[str, Any] = {"id": name}
         recording = name
@@ -61,12 +60,19 @@ def read_kaldi(folder: Path) -> Iterator[Entry | Problem]:
                 continue
         if recording in refused:
             continue
+        if values.get("channel") is None and channels.get(recording, 1) > 1:
+            message = (
+                f"recording {recording!r} has {channels[recording]} channels and utterances of several speakers, whom "
+                "averaging would mix; add a fifth column with the channel, 0 for the first"
+            )
+            yield Problem(file=str(index), line=line, key=name, message=message)
+            continue
         values["audio"] = audio[recording][1]
         if name in texts:
             values["text"] = texts[name][1]
         if name in speakers:
             values["speaker"] = speakers[name][1]
-        yield Entry(str(index), line, folder, values, _NAMES, names_channel=len(voices.get(recording, ())) > 1)
+        yield Entry(str(index), line, folder, values, _NAMES)
     for name, (line, _) in texts.items():
         if name not in utterances:
             message = f"utterance is not in {index.name}"
@@ -91,6 +97,21 @@ def _table(path: Path, problems: list[Problem], empty_allowed: bool = False) -> 
         else:
             rows[name] = (line, rest)
     return rows
+
+
+def _channels_of_calls(
+    audio: Mapping[str, Path], segments: Mapping[str, tuple[int, str]], speakers: Mapping[str, tuple[int, str]]
+) -> dict[str, int]:
+    """Number of channels by recording, where several speakers stand in one, who may have a channel each.
+
+    An utterance without a speaker counts as one of another speaker.
+    """
+    voices: dict[str, set[str]] = {}
+    for name, (_, rest) in segments.items():
+        voices.setdefault(rest.split()[0], set()).add(speakers[name][1] if name in speakers else name)
+    files = {name: str(audio[name]) for name, found in voices.items() if len(found) > 1 and name in audio}
+    counts = channel_counts(files.values())
+    return {name: counts[file] for name, file in files.items() if file in counts}
 
 
 def _refusal(target: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from speech.audio import SEGMENT_SLACK, AudioLimits, audio_seconds, segment_complaint
 from speech.errors import InputError, Problem, UserError
-from speech.manifests.channels import with_channels
+from speech.manifests.channels import channel_complaints
 from speech.manifests.entries import Entry, check_entry, nearest
 from speech.manifests.formats import FORMATS, detect_format
 from speech.manifests.progress import map_files
@@ -90,8 +90,6 @@ def load_manifest(
     good, found = _without_duplicates(good)
     problems.extend(found)
     if check_audio == "header":
-        good, found = with_channels(good)
-        problems.extend(found)
         good, found = _with_audio(good, limits)
     else:
         good, found = _within_limits(good, limits)
@@ -130,9 +128,11 @@ def _with_audio(
     named = (path for _, utterance in good for path in (utterance.audio, utterance.prompt_audio) if path)
     files = list(dict.fromkeys(named))
     headers = dict(zip(files, map_files(_header, files, "checking audio"), strict=True))
+    channels = channel_complaints([utterance for _, utterance in good])
     kept, problems, cut = [], [], []
-    for entry, utterance in good:
+    for (entry, utterance), channel in zip(good, channels, strict=True):
         found = [
+            *([] if channel is None else [entry.problem("channel", channel)]),
             *_voice_problems(entry, utterance, headers, limits),
             *_recording_problems(entry, utterance, headers),
         ]

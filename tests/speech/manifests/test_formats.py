@@ -58,8 +58,8 @@ def test_kaldi_does_not_mix_the_speakers_of_a_call(folder):
     kaldi(folder, **files, segments="u1 call 0 1\nu2 call 0 1\nm1 mono 0 0.5\nm2 mono 0.5 1\n")
     found = problems_of(folder)
     assert found[0] == (
-        f"1: segments: {folder}/call.wav: has 2 channels, and utterances of several speakers: averaging would mix "
-        "them; add a fifth column with the channel, 0 for the first"
+        "1: u1: recording 'call' has 2 channels and utterances of several speakers, whom averaging would mix; "
+        "add a fifth column with the channel, 0 for the first"
     )
     assert len(found) == 2
     # One known speaker in all of it is no call: the channels are averaged, as in every other format.
