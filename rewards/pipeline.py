@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -17,6 +18,10 @@ from rewards.listening.group import Failure, Sound, SoundBatch, SoundGroup, map_
 from rewards.listening.models import SoundModels
 from speech.codecs.base import Codec
 from speech.records import Group, Trajectory
+
+LONGEST_NAME = 100
+"""Bytes of an id in the name of a file, its letters beyond ASCII written as three bytes or more each: a longer one is
+cut and told apart by a digest. File systems take 255 bytes a name, eCryptfs 143, and suffixes follow."""
 
 CodecFactory = Callable[[], Codec]
 """Builds the run's codec inside the process that will use it; picklable, such as a `functools.partial`."""
@@ -124,7 +129,11 @@ class SoundPipeline:
 def wave_path(folder: Path, group: Group, index: int) -> Path:
     """Where a sample's wave is written: the utterance, the epoch, and the sample's place in its group."""
     prompt = group.prompt
-    return folder / f"{quote(prompt.utterance.id, safe='')}-e{prompt.epoch}-{index}.wav"
+    name = quote(prompt.utterance.id, safe="")
+    if len(name) > LONGEST_NAME:
+        digest = hashlib.sha256(prompt.utterance.id.encode()).hexdigest()
+        name = f"{name[: LONGEST_NAME - 17]}-{digest[:16]}"
+    return folder / f"{name}-e{prompt.epoch}-{index}.wav"
 
 
 def write_waves(groups: Sequence[SoundGroup], folder: Path) -> None:

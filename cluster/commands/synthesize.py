@@ -23,7 +23,7 @@ from speech.audio import AudioLimits, audio_seconds, load_audio
 from speech.codecs import Codec, load_codec
 from speech.errors import InputError, Problem, UserError
 from speech.families import SpeechFamily, load_family
-from speech.records import Utterance
+from speech.records import Utterance, split_instruction
 
 LONGEST_S = 30.0
 """What a text may take unless `--max-new-tokens` says otherwise."""
@@ -124,7 +124,10 @@ def synthesise(
     complaint = AudioLimits().complaint(audio_seconds(voice))
     if complaint is not None:
         raise InputError("the voice cannot be used", [Problem(voice, None, None, complaint)])
-    utterance = Utterance(id="--text", audio="", text=text, prompt_audio=voice, prompt_text=voice_text)
+    instruction, said = split_instruction(text)
+    utterance = Utterance(
+        id="--text", audio="", text=said, prompt_audio=voice, prompt_text=voice_text, instruction=instruction
+    )
     encoder = VoiceEncoder(family, codec, EncoderConfig(), load_audio)
     (prepared,) = encoder.encode([utterance])
     prompt = prepared.encoded.layout.token_ids

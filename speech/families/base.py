@@ -8,6 +8,7 @@ Everything else in the system is the same for all.
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,7 +20,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from speech.errors import InputError, Problem
 from speech.records import PromptLayout, Utterance
+
+_BRACKETED = re.compile(r"<.+>|\[.+\]")
 
 
 class AudioEncoder(nn.Module, ABC):
@@ -64,6 +68,49 @@ class LanguageModelFamily(ABC):
     @property
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    def may_stand_in_text(self, token: str) -> bool:
+        """Whether a control token may stand in the texts of users, such as the sign for a breath."""
+        return False
+
+    @cached_property
+    def control_tokens(self) -> dict[int, str]:
+        """Tokens by id that would be orders to the model, not characters, if a text were allowed to hold them.
+
+        They are those that the tokenizer calls special, and others that were added to it in brackets (`<asr_text>`,
+        `<|s_0|>`); other additions are words.
+        """
+        return {
+            token: added.content
+            for token, added in self.tokenizer.added_tokens_decoder.items()
+            if (added.special or _BRACKETED.fullmatch(added.content)) and not self.may_stand_in_text(added.content)
+        }
+
+    def text_ids(self, text: str, what: str = "text") -> list[int]:
+        """Token ids of a user's text.
+
+        Args:
+            what: how messages call it.
+
+        Raises:
+            InputError: it holds control tokens, or characters for which the tokenizer has no ids.
+        """
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        complaints = self.control_complaints(text, ids)
+        if complaints:
+            raise unusable(text, what, complaints)
+        return ids
+
+    def control_complaints(self, text: str, ids: Sequence[int]) -> list[str]:
+        """What control tokens do among the ids of a text, which they must not be."""
+        complaints = []
+        for token in dict.fromkeys(ids):
+            content = self.control_tokens.get(token)
+            if content is not None and token == self.tokenizer.unk_token_id and content not in text:
+                complaints.append("holds characters for which the tokenizer has no ids")
+            elif content is not None:
+                complaints.append(f"holds the control token {content}")
+        return complaints
 
     @property
     @abstractmethod
@@ -135,7 +182,11 @@ class ModelFamily(LanguageModelFamily):
 
     @abstractmethod
     def target_ids(self, utterance: Utterance) -> list[int]:
-        """Token ids of the reference response, stop token included (for SFT)."""
+        """Token ids of the reference response, stop token included (for SFT).
+
+        Raises:
+            InputError: the transcript cannot be a response: see `text_ids`.
+        """
 
     @abstractmethod
     def parse_output(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
@@ -184,12 +235,13 @@ class SpeechFamily(LanguageModelFamily):
         """The prompt: all token ids, no audio positions.
 
         Args:
-            text: what to say.
+            text: what to say; behind an instruction and `<|endofprompt|>` where the utterance has one.
             voice_text: what is said in the prompt voice; empty when the family does not use it.
             voice_tokens: codec ids of the prompt voice, shared by a whole group.
 
         Raises:
-            InputError: the text is empty, or has characters that the model cannot read; all of them are named.
+            InputError: the text is empty, or has an instruction, control tokens or characters that the model cannot
+                read; all of them are named.
             ValueError: a voice token is none of the codec's.
         """
 
@@ -225,3 +277,10 @@ class SpeechFamily(LanguageModelFamily):
                 f"token {wrong[0]} is neither speech nor stop: the engine sampled without the family's mask"
             )
         return [token - self.speech_ids.start for token in spoken]
+
+
+def unusable(text: str, what: str, complaints: Sequence[str]) -> InputError:
+    """The error of a text with which a model can do nothing."""
+    shown = " ".join(text.split())
+    where = (shown if len(shown) <= 40 else f"{shown[:39]}…") or "text"
+    return InputError(f"{what} that the model cannot use", [Problem(where, None, what, item) for item in complaints])

@@ -19,14 +19,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from speech.errors import InputError, Problem, UserError
-from speech.families.base import SpeechFamily
+from speech.errors import UserError
+from speech.families.base import SpeechFamily, unusable
 from speech.families.checkpoint import copy_files, new_folder, read_tensors, require_files, weight_files
+from speech.records import INSTRUCTION_END
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip
 _SPEECH = re.compile(r"<\|s_(\d+)\|>")
-_CONTROL = re.compile(r"<\|.*\|>")
 
 
 class CausalSpeechFamily(SpeechFamily):
@@ -35,12 +35,10 @@ class CausalSpeechFamily(SpeechFamily):
     Attributes:
         stop_token: the token that ends speech.
         markers: further tokens that the layout needs.
-        text_controls: control tokens `<|…|>` that a text may hold.
     """
 
     stop_token: ClassVar[str]
     markers: ClassVar[tuple[str, ...]] = ()
-    text_controls: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -128,19 +126,20 @@ class CausalSpeechFamily(SpeechFamily):
             what: how messages call it.
 
         Raises:
-            InputError: it is empty, holds control tokens, or characters that the model cannot read.
+            InputError: it is empty, holds control tokens, an instruction, or characters that the model cannot read.
         """
+        if INSTRUCTION_END in text:
+            raise unusable(
+                text, what, [f"holds an instruction (before {INSTRUCTION_END}), which the model does not take"]
+            )
         prepared = self.prepare_text(text)
         complaints = [f"cannot be read by the model: {named(c)}" for c in dict.fromkeys(prepared) if not self.reads(c)]
         ids: list[int] = [] if complaints else self.tokenizer.encode(prepared, add_special_tokens=False)
         if not complaints and not ids:
-            complaints.append("is empty" if not text.strip() else f"leaves nothing to be spoken: {_short(text)!r}")
-        controls = [token for i in dict.fromkeys(ids) if (token := self._controls.get(i)) is not None]
-        complaints += [f"holds the control token {token}" for token in controls]
+            complaints.append("is empty" if not text.strip() else f"leaves nothing to be spoken: {text.strip()!r}")
+        complaints += self.control_complaints(prepared, ids)
         if complaints:
-            where = _short(text) or "text"
-            problems = [Problem(file=where, line=None, key=what, message=complaint) for complaint in complaints]
-            raise InputError("text that cannot be spoken", problems)
+            raise unusable(text, what, complaints)
         return ids
 
     def prepare_text(self, text: str) -> str:
@@ -150,15 +149,6 @@ class CausalSpeechFamily(SpeechFamily):
     def reads(self, character: str) -> bool:
         """Whether the tokenizer has ids for a character of a prepared text."""
         return character.isspace() or _has_ids(self.tokenizer, character)
-
-    @cached_property
-    def _controls(self) -> dict[int, str]:
-        """Tokens that would end the text, or speak, if a text were allowed to hold them."""
-        return {
-            token: added.content
-            for token, added in self.tokenizer.added_tokens_decoder.items()
-            if _CONTROL.fullmatch(added.content) and added.content not in self.text_controls
-        }
 
     def _has(self, token: str) -> bool:
         identifier = self.tokenizer.convert_tokens_to_ids(token)
@@ -177,8 +167,3 @@ def _has_ids(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
 def named(character: str) -> str:
     """A character with its code point and Unicode name, for messages: terminals do not show every script."""
     return f"{character!r} (U+{ord(character):04X} {unicodedata.name(character, 'no name')})"
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 40 else f"{text[:39]}…"

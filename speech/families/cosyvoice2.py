@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from speech.families.base import unusable
 from speech.families.causal import CausalSpeechFamily
-from speech.records import PromptLayout
+from speech.records import INSTRUCTION_END, PromptLayout, split_instruction
 
 START, TASK = "<|sos|>", "<|task_id|>"
+_CONTROL = re.compile(r"<\|.*\|>")
 
 
 class CosyVoice2Family(CausalSpeechFamily):
     """`<|sos|>` words of the voice, text `<|task_id|>` tokens of the voice → speech `<|eos1|>`.
+
+    An instruction (`speak softly<|endofprompt|>`) stands before both: what is continued is the voice.
 
     A Qwen2 whose vocabulary ends in `<|s_0|>` … `<|s_6560|>`, `<|eos1|>` … `<|eos3|>`, `<|sos|>` and `<|task_id|>`,
     as the recipe's `pretrained_to_huggingface.py` writes it.
@@ -32,17 +37,27 @@ class CosyVoice2Family(CausalSpeechFamily):
     codec = "cosyvoice2"
     stop_token = "<|eos1|>"
     markers = (START, TASK)
-    text_controls = frozenset({"<|endofprompt|>"})  # ends an instruction, which is part of the text
+
+    def may_stand_in_text(self, token: str) -> bool:
+        """Sounds may, which are written in other brackets: `[breath]`, `<laughter>`."""
+        return _CONTROL.fullmatch(token) is None
 
     def layout(self, text: str, voice_text: str, voice_tokens: Sequence[int]) -> PromptLayout:
-        self.text_ids(text)
+        instruction, said = split_instruction(text)
+        self.text_ids(said)
+        order: list[int] = []
+        if instruction:
+            if not self._has(INSTRUCTION_END):
+                raise unusable(text, "text", [f"holds an instruction, but the tokenizer lacks {INSTRUCTION_END}"])
+            order = [*self.text_ids(instruction), self._id(INSTRUCTION_END)]
         if voice_tokens:
             # The voice is continued: without its words the text would begin with speech that it does not contain.
             self.text_ids(voice_text, "prompt_text")
         ids = [
             self._id(START),
+            *order,
             # Without a space, as in the recipe.
-            *self.text_ids((voice_text.strip() if voice_tokens else "") + text.strip()),
+            *self.text_ids((voice_text.strip() if voice_tokens else "") + said.strip()),
             self._id(TASK),
             *self.speech_token_ids(voice_tokens),
         ]

@@ -190,8 +190,8 @@ class Qwen3ASRFamily(ModelFamily):
     def target_ids(self, utterance: Utterance) -> list[int]:
         # "None" is the word the model was trained with where the language is not known.
         claim = "" if self._forced(utterance) else f"language {self._language(utterance)}{_MARKER}"
-        ids = self.tokenizer.encode(claim + utterance.text, add_special_tokens=False)
-        return [*ids, self._id("<|im_end|>")]
+        before: list[int] = self.tokenizer.encode(claim, add_special_tokens=False)
+        return [*before, *self.text_ids(utterance.text), self._id("<|im_end|>")]
 
     def parse_output(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
         """See `ModelFamily`. Unlike transformers' parser this leaves repetitions in: a reward must see a loop."""

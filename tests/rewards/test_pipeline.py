@@ -222,6 +222,20 @@ def test_waves_are_written_where_wave_path_says(tape: TapeCodec, tmp_path: Path)
     assert len(soundfile.read(wave_path(tmp_path / "waves", group, 1))[0]) == 0
 
 
+def test_waves_of_any_id_can_be_written(tape: TapeCodec, tmp_path: Path) -> None:
+    """Ids of other corpora are sentences, paths or addresses; a name holds 255 bytes."""
+    pipeline = SoundPipeline(sound_config("token_loops"), lambda: tape)
+    ids = ["x" * 250, "x" * 249 + "y", "灯" * 30, "灯" * 29 + "光", "a/../../b", "..", "line\nbreak", "é" * 400]
+    groups = [sound_group([tape.takes[0]], name=name) for name in ids]
+    pipeline.score(groups, tmp_path / "waves")
+    paths = [wave_path(tmp_path / "waves", group, 0) for group in groups]
+    assert sorted(path.name for path in (tmp_path / "waves").iterdir()) == sorted({path.name for path in paths})
+    assert len(set(paths)) == len(ids)
+    assert max(len(path.name.encode()) for path in paths) < 143
+    # Names that always fitted are what they were.
+    assert wave_path(tmp_path, sound_group([()], name="de/1"), 0).name == "de%2F1-e0-0.wav"
+
+
 def test_rewards_on_sound_without_sound_are_invalid_and_others_work() -> None:
     composition = RewardComposition(sound_config("no_stop", "token_loops"))
     rewards = composition.score(sound_group([range(5)])).rewards

@@ -94,8 +94,7 @@ class DemoFamily(ModelFamily):
         return PromptLayout(tuple(before + [audio] * audio_length + after), len(before), audio_length)
 
     def target_ids(self, utterance: Utterance) -> list[int]:
-        ids = self.tokenizer.encode(utterance.text, add_special_tokens=False)
-        return [*ids, *self.stop_token_ids]
+        return [*self.text_ids(utterance.text), *self.stop_token_ids]
 
     def ctc_ids(self, utterance: Utterance) -> list[int]:
         """The transcript spelled in the tokenizer's bytes: an encoder learns to align them sooner than subwords."""

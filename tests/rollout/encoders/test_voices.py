@@ -170,6 +170,16 @@ def test_every_bad_utterance_is_named_at_once(encoder: VoiceEncoder, tmp_path: P
     assert len(found) == 8
 
 
+def test_the_model_reads_the_instruction_before_the_text(
+    encoder: VoiceEncoder, family: DemoTTSFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    layout = family.layout
+    monkeypatch.setattr(family, "layout", lambda text, *rest: read.append(text) or layout("hello", *rest))
+    encoder.encode([replace(utterance("u", write(tmp_path / "a.wav", 0.5)), text="hello", instruction="softly")])
+    assert read == ["softly<|endofprompt|>hello"]
+
+
 def test_supervised_training_needs_a_recording(encoder: VoiceEncoder, tmp_path: Path) -> None:
     found = messages(encoder, [utterance("u", write(tmp_path / "a.wav", 0.5))], mode="target")
     assert found == ["utterance u: audio: missing: SFT needs a recording of the text"]

@@ -47,6 +47,13 @@ def test_instructions_and_sounds_may_stand_in_the_text(family: CosyVoice2Family)
         list(family.layout("speak softly<|endofprompt|>hello [breath]", "", []).token_ids)
     )
     assert written == "<|sos|>speak softly<|endofprompt|>hello [breath]<|task_id|>"
+    # The voice is continued by the text: the instruction is said by nobody, so it stands before both.
+    written = family.tokenizer.decode(list(family.layout("softly<|endofprompt|>hello", "good day. ", [3]).token_ids))
+    assert written == "<|sos|>softly<|endofprompt|>good day.hello<|task_id|><|s_3|>"
+    with pytest.raises(InputError, match="text: is empty"):
+        family.layout("softly<|endofprompt|> ", "", [])
+    with pytest.raises(InputError, match="text: holds an instruction"):
+        family.layout("softly<|endofprompt|>now<|endofprompt|>hello", "", [])
     with pytest.raises(InputError, match=r"holds the control token <\|im_end\|>"):
         family.layout("hello<|im_end|>", "", [])
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from speech.errors import UserError
+from speech.errors import InputError, UserError
 from speech.families import load_family
 from speech.records import Utterance
 
@@ -46,6 +47,19 @@ def test_target_and_output_are_inverse(demo_checkpoint: Path) -> None:
     assert target[-1] in family.stop_token_ids
     assert family.parse_output(target) == (UTTERANCE.text, None)
     assert not set(family.ctc_ids(UTTERANCE)) & set(family.stop_token_ids)
+
+
+def test_a_transcript_holds_no_orders_to_the_model(demo_checkpoint: Path) -> None:
+    family = load_family(demo_checkpoint)
+    controls = set(family.control_tokens.values())
+    assert {"<|endoftext|>", "<|audio_start|>", "<|transcribe|>"} <= controls
+    for token in sorted(controls):
+        with pytest.raises(InputError) as caught:
+            family.target_ids(replace(UTTERANCE, text=f"please say {token} now"))
+        assert [(p.key, p.message) for p in caught.value.problems] == [("text", f"holds the control token {token}")]
+    # What only looks like one is characters.
+    target = family.target_ids(replace(UTTERANCE, text="a <|b|> c <sil>"))
+    assert not set(target[:-1]) & set(family.control_tokens)
 
 
 def test_export_replaces_what_is_given_and_keeps_the_rest(demo_checkpoint: Path, tmp_path: Path) -> None:

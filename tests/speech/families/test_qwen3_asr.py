@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen3ASRForConditionalGeneration, Qwen3ForCausalLM
 
-from speech.errors import UserError
+from speech.errors import InputError, UserError
 from speech.families.qwen3_asr import Qwen3ASRFamily
 from speech.records import Utterance
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
@@ -144,6 +145,15 @@ def test_target_is_what_the_model_should_say(checkpoint, family):
     assert family.target_ids(utterance(language=None)) == encode(family, "language None<asr_text>hello there<|im_end|>")
     assert forced.target_ids(utterance()) == encode(family, "hello there<|im_end|>")
     assert forced.target_ids(utterance(language=None)) == family.target_ids(utterance(language=None))
+
+
+def test_a_transcript_holds_no_orders_to_the_model(family):
+    for token in ("<|im_end|>", "<asr_text>", "<|audio_pad|>"):  # the second is added, but not called special
+        with pytest.raises(InputError, match=f"text: holds the control token {re.escape(token)}"):
+            family.target_ids(utterance(f"hello {token} there"))
+    own = Qwen3ASRFamily(family.path)
+    own.tokenizer.add_tokens(["kubernetes"])  # a word
+    assert own.target_ids(utterance("kubernetes"))[-2] == own.tokenizer.convert_tokens_to_ids("kubernetes")
 
 
 def test_stop_ids_come_from_the_checkpoint(family):

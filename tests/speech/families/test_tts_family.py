@@ -92,6 +92,24 @@ def test_a_text_must_be_readable(family: SpeechFamily) -> None:
     assert found[0].startswith("text: cannot be read" if family.name == "demo_tts" else "text: holds the control token")
 
 
+def test_a_text_holds_no_orders_to_the_model(family: CausalSpeechFamily) -> None:
+    # Another alphabet than that of the demo's tokens, in which `<` cannot be read.
+    assert {family.stop_token, *family.markers, "<|s_0|>"} <= set(family.control_tokens.values())
+    for token in (family.stop_token, "<|s_3|>", *family.markers):
+        found = complaints(lambda token=token: family.layout(f"hello {token}", "good day", [1]))
+        cannot = "text: cannot be read by the model: '<' (U+003C LESS-THAN SIGN)"
+        assert found[0] == (cannot if family.name == "demo_tts" else f"text: holds the control token {token}")
+
+
+def test_an_instruction_is_not_read_aloud(family: CausalSpeechFamily) -> None:
+    """A tokenizer without the mark would spell it, and the instruction would be part of the text."""
+    if family.name == "cosyvoice2":
+        return  # tests/speech/families/test_cosyvoice2.py
+    assert complaints(lambda: family.layout("softly<|endofprompt|>hello", "good day", [1])) == [
+        "text: holds an instruction (before <|endofprompt|>), which the model does not take"
+    ]
+
+
 def test_the_demo_names_every_character_it_has_not_learned(demo: SpeechFamily) -> None:
     found = complaints(lambda: demo.layout("открой 7 lights", "", []))
     assert found[0] == "text: cannot be read by the model: 'о' (U+043E CYRILLIC SMALL LETTER O)"

@@ -52,6 +52,20 @@ def test_problems_of_a_meta_lst_name_its_own_columns(folder):
     assert load_manifest(meta(folder, "u|p|a.wav|t", "x"), on_bad="skip").utterances[0].id == "u"
 
 
+def test_an_instruction_is_no_text_to_be_said(folder):
+    lines = ["u1|good day|a.wav|speak softly<|endofprompt|>turn on the light", "u2||b.wav|<|endofprompt|>bye"]
+    utterances = load_manifest(meta(folder, *lines)).utterances
+    assert [(u.instruction, u.text) for u in utterances] == [("speak softly", "turn on the light"), ("", "bye")]
+    assert utterances[0].instructed_text == "speak softly<|endofprompt|>turn on the light"
+    write_manifest(folder / "out.jsonl", utterances)
+    assert load_manifest(folder / "out.jsonl").utterances == utterances
+    bad = ["u1||a.wav|softly<|endofprompt|>now<|endofprompt|>hi", "u2||a.wav|softly<|endofprompt|>"]
+    assert problems_of(meta(folder, *bad)) == [
+        "1: text: holds <|endofprompt|> more than once",
+        "2: text: is empty",
+    ]
+
+
 def test_our_own_jsonl_with_voices(folder):
     path = write_lines(
         folder / "m.jsonl",
