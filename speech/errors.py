@@ -56,6 +56,15 @@ def did_you_mean(word: object, known: Iterable[object], cutoff: float = 0.5) -> 
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def utf8_complaint(text: str) -> str | None:
+    """Why a text cannot be written as UTF-8, or None. JSON can say half of a UTF-16 pair, and so can file names."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"holds half of a UTF-16 pair (U+{ord(text[error.start]):04X}): it cannot be written as UTF-8"
+    return None
+
+
 class PhaseTimeoutError(TimeoutError):
     """A phase did not end in time. The one time-out of this project, whoever waited and in whatever process.
 

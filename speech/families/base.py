@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from speech.errors import InputError, Problem
+from speech.errors import InputError, Problem, utf8_complaint
 from speech.records import PromptLayout, Utterance
 
 _BRACKETED = re.compile(r"<.+>|\[.+\]")
@@ -95,6 +95,9 @@ class LanguageModelFamily(ABC):
         Raises:
             InputError: it holds control tokens, or characters for which the tokenizer has no ids.
         """
+        complaint = utf8_complaint(text)
+        if complaint is not None:  # of which tokenizers only say that it is no text
+            raise unusable(text, what, [complaint])
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         complaints = self.control_complaints(text, ids)
         if complaints:
@@ -281,6 +284,6 @@ class SpeechFamily(LanguageModelFamily):
 
 def unusable(text: str, what: str, complaints: Sequence[str]) -> InputError:
     """The error of a text with which a model can do nothing."""
-    shown = " ".join(text.split())
+    shown = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     where = (shown if len(shown) <= 40 else f"{shown[:39]}…") or "text"
     return InputError(f"{what} that the model cannot use", [Problem(where, None, what, item) for item in complaints])

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from speech.errors import UserError
+from speech.errors import UserError, utf8_complaint
 from speech.families.base import SpeechFamily, unusable
 from speech.families.checkpoint import copy_files, new_folder, read_tensors, require_files, weight_files
 from speech.records import INSTRUCTION_END
@@ -128,6 +128,9 @@ class CausalSpeechFamily(SpeechFamily):
         Raises:
             InputError: it is empty, holds control tokens, an instruction, or characters that the model cannot read.
         """
+        complaint = utf8_complaint(text)
+        if complaint is not None:
+            raise unusable(text, what, [complaint])
         if INSTRUCTION_END in text:
             raise unusable(
                 text, what, [f"holds an instruction (before {INSTRUCTION_END}), which the model does not take"]

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speech.errors import Problem
-from speech.manifests.values import utf8_complaint
+from speech.errors import Problem, utf8_complaint
 from speech.records import INSTRUCTION_END, Utterance, split_instruction
 from speech.text import language_code
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from speech.errors import InputError, Problem, UserError
+from speech.errors import InputError, Problem, UserError, utf8_complaint
 from speech.manifests.entries import KEYS, Entry, nearest
 from speech.manifests.jsonl import read_chat, read_funasr, read_lines, read_objects, read_own
 from speech.manifests.kaldi import read_kaldi
 from speech.manifests.seed_tts import is_seed_tts, read_seed_tts
-from speech.manifests.values import utf8_complaint
 
 
 @dataclass(frozen=True, slots=True)

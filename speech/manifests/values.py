@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from speech.errors import UserError
+from speech.errors import UserError, utf8_complaint
 
 
 class BadObjectError(UserError):
@@ -43,15 +43,6 @@ def decode(text: str) -> dict[str, Any]:
     except ValueError as error:
         # The interpreter's limit on the digits of an integer (CVE-2020-10735).
         raise BadObjectError(None, "invalid JSON: holds a number of thousands of digits") from error
-
-
-def utf8_complaint(text: str) -> str | None:
-    """Why a text cannot be written as UTF-8, or None."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"holds half of a UTF-16 pair (U+{ord(text[error.start]):04X}): it cannot be written as UTF-8"
-    return None
 
 
 def _check_utf8(key: str, item: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def test_a_transcript_holds_no_orders_to_the_model(demo_checkpoint: Path) -> Non
         with pytest.raises(InputError) as caught:
             family.target_ids(replace(UTTERANCE, text=f"please say {token} now"))
         assert [(p.key, p.message) for p in caught.value.problems] == [("text", f"holds the control token {token}")]
+    with pytest.raises(InputError, match=r"text: holds half of a UTF-16 pair \(U\+DCE9\)"):
+        family.target_ids(replace(UTTERANCE, text=os.fsdecode(b"caf\xe9")))
     # What only looks like one is characters.
     target = family.target_ids(replace(UTTERANCE, text="a <|b|> c <sil>"))
     assert not set(target[:-1]) & set(family.control_tokens)

@@ -87,6 +87,8 @@ def test_a_prompt_is_all_tokens_and_asks_for_speech(family: SpeechFamily) -> Non
 
 def test_a_text_must_be_readable(family: SpeechFamily) -> None:
     assert complaints(lambda: family.layout("  ", "good day", [1])) == ["text: is empty"]
+    half = "text: holds half of a UTF-16 pair (U+DCE9): it cannot be written as UTF-8"
+    assert complaints(lambda: family.layout("caf\udce9", "good day", [1])) == [half]
     found = complaints(lambda: family.layout("a <|s_3|> b", "good day", [1]))
     # The demo has not even learned the characters of which a control token is written.
     assert found[0].startswith("text: cannot be read" if family.name == "demo_tts" else "text: holds the control token")
