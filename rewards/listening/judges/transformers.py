@@ -102,7 +102,8 @@ class TransformersJudge(Judge):
         tokenizer = self._processor.tokenizer
         if self._multilingual:
             tokenizer.set_prefix_tokens(language=language, task="transcribe", predict_timestamps=False)
-        rows = [tokenizer(text).input_ids for text in references]
+        # A control token's name in a text is characters, not the end of the text.
+        rows = [tokenizer(text, split_special_tokens=True).input_ids for text in references]
         prefix = len(tokenizer.prefix_tokens)
         longest = self._model.config.max_target_positions
         width = max(len(row) for row in rows) - 1

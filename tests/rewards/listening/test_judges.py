@@ -77,14 +77,17 @@ def test_whisper_in_a_batch_and_alone(whisper: Judge) -> None:
     assert whisper.transcribe(WAVES[2:3], RATE, "zh") != whisper.transcribe(WAVES[2:3], RATE, "en")
 
 
-def test_whispers_likelihood_is_that_of_its_own_loss(whisper: Judge) -> None:
-    wave, text = WAVES[2], TEXTS[2]
+@pytest.mark.parametrize("text", [TEXTS[2], "stop <|endoftext|> now"])
+def test_whispers_likelihood_is_that_of_its_own_loss(whisper: Judge, text: str) -> None:
+    """A control token that is written in the text is characters, not the end of the text."""
+    wave = WAVES[2]
     assert len(wave) < 2 * RATE
     nll = whisper.transcribe([wave], RATE, "en", [text])[0].mean_nll
     model, processor = whisper._model, whisper._processor  # type: ignore[attr-defined]
     features = processor.feature_extractor(wave, sampling_rate=RATE, return_tensors="pt").input_features
     processor.tokenizer.set_prefix_tokens(language="en", task="transcribe", predict_timestamps=False)
-    labels = torch.tensor([processor.tokenizer(text).input_ids])
+    labels = torch.tensor([processor.tokenizer(text, split_special_tokens=True).input_ids])
+    assert labels[0].tolist().count(processor.tokenizer.eos_token_id) == 1
     with torch.no_grad():
         logits = model(input_features=features, decoder_input_ids=labels[:, :-1]).logits
     # Everything after <|startoftranscript|><|en|><|transcribe|><|notimestamps|> is text, then the end.
