@@ -215,10 +215,17 @@ def test_a_failed_write_leaves_the_old_file(folder):
 def test_hypotheses(tmp_path):
     path = write_lines(tmp_path / "h.jsonl", {"id": "1", "hypothesis": "", "reference": "x"})
     assert load_hypotheses(path) == {"1": ""}
-    write_lines(path, {"id": "1", "hypothesis": "a"}, {"id": "1", "hypothesis": "b"}, {"id": "2", "hypothesis": 3})
+    write_lines(
+        path,
+        {"id": "1", "hypothesis": "a"},
+        {"id": "1", "hypothesis": "b"},
+        {"id": "2", "hypothesis": 3},
+        '{"id": "3", "hypothesis": "\\ud83d"}',
+        '{"id": "4", "hypothesis": "a", "hypothesis": "b"}',
+    )
     with pytest.raises(InputError, match="duplicate '1', first on line 1") as caught:
         load_hypotheses(path)
-    assert len(caught.value.problems) == 2
+    assert [problem.line for problem in caught.value.problems] == [2, 3, 4, 5]
 
 
 def test_shared_audio_is_opened_once(folder, monkeypatch):
