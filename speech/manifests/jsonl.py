@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from speech.errors import Problem
+from speech.errors import Problem, utf8_complaint
 from speech.manifests.entries import KEYS, Entry, code_of, nearest
-from speech.manifests.values import BadObjectError, decode
 
 Line = tuple[int, dict[str, Any]]
 """A 1-based line number and the object on that line."""
@@ -37,8 +37,8 @@ def read_objects(path: Path) -> Iterator[Line | Problem]:
             continue
         number, text = line
         try:
-            yield number, decode(text)
-        except BadObjectError as error:
+            yield number, _decode(text)
+        except _BadObjectError as error:
             yield Problem(file=str(path), line=number, key=error.key, message=error.message)
 
 
@@ -194,3 +194,62 @@ class _Ids:
             return f"line-{line}"
         count = self._seen[audio] = self._seen.get(audio, 0) + 1
         return audio if count == 1 else f"{audio}#{count}"
+
+
+class _BadObjectError(Exception):
+    """A line that is no JSON object, or one that means nothing certain.
+
+    Attributes:
+        key: the key at fault, or None.
+        message: what is wrong with it.
+    """
+
+    def __init__(self, key: str | None, message: str) -> None:
+        super().__init__(message)
+        self.key, self.message = key, message
+
+
+def _decode(text: str) -> dict[str, Any]:
+    """The object that a line holds.
+
+    Raises:
+        _BadObjectError: the line is not JSON or no object, is nested too deeply, holds a key twice in one object (of
+            which JSON readers keep the one or the other), or a string that cannot be written as UTF-8.
+    """
+    try:
+        value = _DECODER.decode(text)
+        if not isinstance(value, dict):
+            raise _BadObjectError(None, "is not a JSON object {…}")
+        if "\\ud" in text or "\\uD" in text:  # the only way in for half of a pair: the line itself is UTF-8
+            for key, item in value.items():
+                _check_utf8(key, item)
+        return value
+    except json.JSONDecodeError as error:
+        raise _BadObjectError(None, f"invalid JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError:
+        raise _BadObjectError(None, "is nested too deeply") from None
+    except ValueError as error:
+        # The interpreter's limit on the digits of an integer (CVE-2020-10735).
+        raise _BadObjectError(None, "invalid JSON: holds a number of thousands of digits") from error
+
+
+def _check_utf8(key: str, item: Any) -> None:
+    complaint = utf8_complaint(json.dumps([key, item], ensure_ascii=False))
+    if complaint is not None:
+        raise _BadObjectError(_printable(key), complaint)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _BadObjectError(_printable(twice), "occurs twice in one object")
+    return values
+
+
+def _printable(key: str) -> str:
+    return key.encode("utf-8", "backslashreplace").decode()
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)

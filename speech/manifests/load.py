@@ -142,9 +142,7 @@ def _with_audio(
         if utterance.audio:
             seconds = float(headers[utterance.audio]) - utterance.start
             if utterance.duration is not None and utterance.duration > seconds + SEGMENT_SLACK:
-                cut.append(
-                    entry.problem("duration", f"ends {utterance.duration - seconds:.2f} s after {utterance.audio}")
-                )
+                cut.append(f"{utterance.id} ends {utterance.duration - seconds:.2f} s after {utterance.audio}")
             seconds = seconds if utterance.duration is None else min(utterance.duration, seconds)
             utterance = replace(utterance, duration=seconds)
         kept.append((entry, utterance))
