@@ -113,7 +113,7 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
     language = take("language", _language)
     if claimed is not None:
         complaint = _language(claimed)
-        if complaint is None and language not in (None, claimed):
+        if complaint is None and language is not None and code_of(language) != claimed:
             complaint = f"begins with the language {claimed!r}, but the line says {language!r}"
         if complaint is not None:
             problems.append(entry.problem("text", complaint))
