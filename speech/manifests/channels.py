@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 from speech.audio import audio_channels, channel_complaint
 from speech.errors import InputError
@@ -17,15 +17,13 @@ def channel_counts(files: Iterable[str]) -> dict[str, int]:
     return {file: count for file, count in counts if count is not None}
 
 
-def channel_complaints(utterances: Sequence[Utterance]) -> list[str | None]:
-    """What is wrong with the channel that each utterance names, or None. Files of others are not opened."""
-    counts = channel_counts(utterance.audio for utterance in utterances if utterance.channel is not None)
-    complaints = []
-    for utterance in utterances:
-        count = None if utterance.channel is None else counts.get(utterance.audio)
-        complaint = None if count is None or utterance.channel is None else channel_complaint(utterance.channel, count)
-        complaints.append(None if complaint is None else f"{utterance.audio}: {complaint}")
-    return complaints
+def wrong_channel(utterance: Utterance, counts: Mapping[str, int]) -> str | None:
+    """What is wrong with the channel that an utterance names, given the `channel_counts` of such utterances, or None."""
+    count = counts.get(utterance.audio)
+    if count is None or utterance.channel is None:
+        return None
+    complaint = channel_complaint(utterance.channel, count)
+    return None if complaint is None else f"{utterance.audio}: {complaint}"
 
 
 def _channels(path: str) -> int | None:

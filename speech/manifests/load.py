@@ -10,7 +10,7 @@ from typing import Literal
 
 from speech.audio import SEGMENT_SLACK, AudioLimits, audio_seconds, segment_complaint
 from speech.errors import InputError, Problem, UserError
-from speech.manifests.channels import channel_complaints
+from speech.manifests.channels import channel_counts, wrong_channel
 from speech.manifests.entries import Entry, check_entry, nearest
 from speech.manifests.formats import FORMATS, detect_format
 from speech.manifests.progress import map_files
@@ -128,11 +128,12 @@ def _with_audio(
     named = (path for _, utterance in good for path in (utterance.audio, utterance.prompt_audio) if path)
     files = list(dict.fromkeys(named))
     headers = dict(zip(files, map_files(_header, files, "checking audio"), strict=True))
-    channels = channel_complaints([utterance for _, utterance in good])
+    channels = channel_counts(utterance.audio for _, utterance in good if utterance.channel is not None)
     kept, problems, cut = [], [], []
-    for (entry, utterance), channel in zip(good, channels, strict=True):
+    for entry, utterance in good:
+        complaint = wrong_channel(utterance, channels)
         found = [
-            *([] if channel is None else [entry.problem("channel", channel)]),
+            *([] if complaint is None else [entry.problem("channel", complaint)]),
             *_voice_problems(entry, utterance, headers, limits),
             *_recording_problems(entry, utterance, headers),
         ]
