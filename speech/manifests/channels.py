@@ -18,7 +18,7 @@ def channel_counts(files: Iterable[str]) -> dict[str, int]:
 
 
 def wrong_channel(utterance: Utterance, counts: Mapping[str, int]) -> str | None:
-    """What is wrong with the channel that an utterance names, given the `channel_counts` of such utterances, or None."""
+    """What is wrong with the channel that an utterance names, given the `channel_counts` of files, or None."""
     count = counts.get(utterance.audio)
     if count is None or utterance.channel is None:
         return None
