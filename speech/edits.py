@@ -1,6 +1,6 @@
 """Edit counts between reference and hypothesis, for rewards and for evaluation.
 
-Both texts pass through the same `speech.text.normalise`; the minimum edit alignment is jiwer's.
+Both texts pass through the same `speech.text.scored_pair`; the minimum edit alignment is jiwer's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.text import guess_language, is_spaced, language_code, normalise, units
+from speech.text import guess_language, is_spaced, language_code, scored_pair, whisper_units
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ def word_edits(reference: str, hypothesis: str, language: str | None) -> EditCou
         language: code, tag or English name; None guesses it (see `scored_language`).
     """
     code = scored_language(reference, hypothesis, language)
-    return unit_edits(units(reference, code), units(hypothesis, code))
+    first, second = scored_pair(reference, hypothesis, code)
+    return unit_edits(first.split(), second.split()) if is_spaced(code) else unit_edits(first, second)
 
 
 @lru_cache(maxsize=65536)
@@ -85,7 +86,7 @@ def character_edits(reference: str, hypothesis: str, language: str | None) -> Ed
     code = scored_language(reference, hypothesis, language)
     if not is_spaced(code):
         return word_edits(reference, hypothesis, language)
-    return unit_edits(normalise(reference, code), normalise(hypothesis, code))
+    return unit_edits(*scored_pair(reference, hypothesis, code))
 
 
 def unit_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCounts:
@@ -105,6 +106,16 @@ class _Units(jiwer.AbstractTransform):
 
 
 _UNITS = _Units()
+
+
+def whisper_rate(pairs: Iterable[TranscriptPair]) -> float | None:
+    """Corpus WER of the English pairs by Whisper's rules as published, as leaderboards have it; None without any."""
+    counts = [
+        unit_edits(whisper_units(reference), whisper_units(hypothesis))
+        for reference, hypothesis, language in pairs
+        if scored_language(reference, hypothesis, language) == "en"
+    ]
+    return sum(counts, EditCounts()).rate if counts else None
 
 
 class TranscriptPair(NamedTuple):

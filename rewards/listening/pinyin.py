@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from rewards.listening.optional import import_optional
 from speech.edits import EditCounts, unit_edits, word_edits
-from speech.text import language_code, normalise
+from speech.text import language_code, scored_pair
 
 
 @lru_cache(maxsize=65536)
@@ -21,10 +21,11 @@ def pinyin_edits(reference: str, hypothesis: str, language: str) -> EditCounts:
     """
     if language_code(language) != "zh":
         return word_edits(reference, hypothesis, language)
-    return unit_edits(_syllables(reference), _syllables(hypothesis))
+    first, second = scored_pair(reference, hypothesis, "zh")
+    return unit_edits(_syllables(first), _syllables(second))
 
 
-def _syllables(text: str) -> list[str]:
+def _syllables(normalised: str) -> list[str]:
     pypinyin = import_optional("pypinyin", "pypinyin==0.55.0", "tts_accuracy with unit 'pinyin'")
-    found: list[str] = pypinyin.lazy_pinyin(normalise(text, "zh"), style=pypinyin.Style.NORMAL, errors=list)
+    found: list[str] = pypinyin.lazy_pinyin(normalised, style=pypinyin.Style.NORMAL, errors=list)
     return found

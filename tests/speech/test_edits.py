@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech.edits import EditCounts, TranscriptPair, character_edits, corpus_rates, unit_edits, word_edits
+from speech.edits import (
+    EditCounts,
+    TranscriptPair,
+    character_edits,
+    corpus_rates,
+    unit_edits,
+    whisper_rate,
+    word_edits,
+)
 
 WORDS = st.lists(st.sampled_from(["anna", "light", "red", "go", "stop"]), max_size=8).map(" ".join)
 
@@ -88,6 +96,13 @@ def test_corpus_rates() -> None:
     assert corpus_rates(pairs) == (overall, languages), "the bootstrap is seeded"
     with pytest.raises(ValueError, match="no transcripts"):
         corpus_rates([])
+
+
+def test_the_second_figure_is_by_whispers_rules_as_published() -> None:
+    pairs = [TranscriptPair("It costs one dollar", "it costs one", "en"), TranscriptPair("don’t", "dont", None)]
+    assert whisper_rate([*pairs, TranscriptPair("打开灯", "", "zh")]) == pytest.approx(2 / 5), "do not → dont"
+    assert corpus_rates(pairs).overall.wer == pytest.approx(3 / 5)
+    assert whisper_rate([TranscriptPair("打开灯", "", "zh")]) is None
 
 
 def test_interval_narrows_with_more_utterances() -> None:

@@ -28,7 +28,7 @@ LANGUAGES = st.sampled_from(["en", "zh", "de", "ja", "th", "ar", "xx", None])
         ("こんにちは、世界", "ja", "こんにちは世界"),
         ("مَرْحَبًا", "ar", "مرحبا"),
         ("!?…", "en", ""),
-        ("The end… for 3.14 $", "en", "the end for 3.14"),
+        ("The end… for 3.14 $", "en", "the end for $3.14"),
         ("。", "zh", ""),
         ("", None, ""),
     ],

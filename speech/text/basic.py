@@ -1,0 +1,29 @@
+"""All other languages as they are scored: Whisper's basic rules, with marks, and with the symbols beside numbers."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+from speech.text.characters import fold, lower
+
+_ENCLOSED: Final = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
+_BESIDE_NUMBER: Final = re.compile(r"(?<=\d)\s*([%$€£¥₩₹°])|([%$€£¥₩₹])(?=\s*\d)|(?<!\S)([-+])(?=\d)")
+_MARK: Final = "\x00"  # no text holds it once it is folded
+
+
+def basic_rules(text: str, code: str) -> str:
+    """Lower case without bracketed text; punctuation and symbols as spaces, but those that change what a number is."""
+    text = _ENCLOSED.sub("", lower(fold(text, code), code))
+    kept: list[str] = []
+
+    def keep(match: re.Match[str]) -> str:
+        kept.append(match[0].strip())
+        return _MARK if match[3] else f" {_MARK} "
+
+    text = _BESIDE_NUMBER.sub(keep, text)
+    text = "".join(" " if unicodedata.category(c)[0] in "SP" else c for c in text)
+    for symbol in kept:
+        text = text.replace(_MARK, symbol, 1)
+    return text

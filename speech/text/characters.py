@@ -1,0 +1,71 @@
+"""Characters that look or sound the same become one: what every language's rules start from."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+from speech.text.languages import ARABIC_SCRIPT
+
+# Format characters, controls that are no space, surrogates, and what Unicode calls default ignorable.
+_INVISIBLE: Final = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160"
+    "\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0"
+    "\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
+_FRACTION: Final = re.compile("(\\d?)([\u00bc-\u00be\u2150-\u215f\u2189])")
+_DOTTED_I: Final = re.compile("i\u0307+")
+_DIGIT: Final = re.compile(r"\d")
+_SAME: Final = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u201b\u02bb\u02bc\u02b9\u02c8\u055a\u2032\u0374`\u1fef\u00b4\u1ffd\uff07\uff40", "'")
+    | dict.fromkeys("\u2010\u2011\u2212\ufe63\uff0d", "-")
+    | dict.fromkeys("\u2122\u2120\u0640", "")  # ™ and ℠, which compatibility would spell out; tatweel
+    | {"\u2044": "/", "\u2215": "/", "\u066a": "%", "\u066b": ".", "\u066c": ","}
+)
+_TO_ARABIC: Final = str.maketrans("\u06a9\u06cc\u06d2\u06c1\u06be", "\u0643\u064a\u064a\u0647\u0647")
+_TO_PERSIAN: Final = str.maketrans("\u0643\u064a\u0649\u06c1", "\u06a9\u06cc\u06cc\u0647")
+_TO_URDU: Final = str.maketrans("\u0643\u064a\u0649\u0647", "\u06a9\u06cc\u06cc\u06c1")
+_LETTERS: Final = {"ar": _TO_ARABIC, "fa": _TO_PERSIAN, "ur": _TO_URDU, "ps": _TO_PERSIAN, "ckb": _TO_PERSIAN}
+_DOTTED: Final = frozenset({"tr", "az", "crh", "gag"})  # i and ı are two letters, each with its own capital
+_OPTIONAL_MARKS: Final = ARABIC_SCRIPT | {"he", "yi"}  # vowel signs that most writers leave out
+
+
+def fold(text: str, code: str) -> str:
+    """NFKC without invisible characters, with one form of apostrophe, hyphen, fraction bar, digit and of the Arabic
+    letters that are one letter in the language. Case stays.
+
+    Args:
+        code: as `language_code` gives it.
+    """
+    if not text.isascii():
+        text = _FRACTION.sub(_spelled_fraction, _INVISIBLE.sub("", text)).translate(_SAME)
+        # Once more: compatibility forms of what was translated, and letters that stood apart from their marks.
+        text = unicodedata.normalize("NFKC", text).translate(_SAME)
+        text = _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
+        if code in _LETTERS:
+            text = text.translate(_LETTERS[code])
+        if code in _OPTIONAL_MARKS:
+            text = "".join(c for c in text if unicodedata.category(c) != "Mn")
+        return unicodedata.normalize("NFKC", text)
+    return _INVISIBLE.sub("", text).translate(_SAME)
+
+
+def lower(text: str, code: str) -> str:
+    """Lower case as the language has it: Turkish I is ı, and Greek has one sigma."""
+    if code in _DOTTED:
+        text = text.replace("İ", "i").replace("I", "ı")
+    lowered = text.lower()
+    return lowered if lowered.isascii() else compose(lowered.replace("ς", "σ"))
+
+
+def compose(text: str) -> str:
+    """Lower-case text with each mark on the letter before it, and no second dot on an i."""
+    return unicodedata.normalize("NFKC", _DOTTED_I.sub("i", text))
+
+
+def _spelled_fraction(match: re.Match[str]) -> str:
+    """½ → 1/2, and 2½ → 2 1/2, which compatibility would write 21/2."""
+    before, fraction = match.groups()
+    return f"{before} {unicodedata.normalize('NFKC', fraction)}" if before else unicodedata.normalize("NFKC", fraction)

@@ -1,0 +1,120 @@
+"""Two texts side by side: a number that can be read or written in several ways is right in each of them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Final
+
+from rapidfuzz.distance import Levenshtein
+
+from speech.text.characters import fold
+from speech.text.languages import CHINESE, is_spaced, language_code
+from speech.text.normalise import english, normalise
+from speech.text.numbers import Number
+
+_ELSE: Final = "≠"  # on a unit that another one only seems to equal; no normalised text holds it
+_DIGITWISE: Final = str.maketrans("0123456789", "零一二三四五六七八九")
+_DIGITS: Final = re.compile(r"(?<![\d.,:/])(\d{1,2}):(\d{2})(?![\d:])|(?<![\d.,:/-])\d{2,}(?![\d.,:/-]*\d)")
+_HALF_OF_DAY: Final = re.compile(r"(\d|\bone|\boclock) ([ap])m\b")
+_LETTERS_OF_HALF: Final = re.compile(r"(\d|\bone|\boclock) ([ap]) m\b")
+_READ: Final = 8  # numbers of a text that are tried in more than one reading
+
+
+@lru_cache(maxsize=65536)
+def scored_pair(reference: str, hypothesis: str, language: str) -> tuple[str, str]:
+    """Both texts in scored form (`normalise`), in the readings of their numbers that agree.
+
+    - Spaced languages: `555 1212` and `5551212` are one number; the hypothesis is grouped as the reference is.
+    - English: a number in words is right for one in digits, but two that were said in other words differ, even if
+      their digits do not ("one hundred twenty", "one twenty"). Digits and tens alone are compared as digits.
+    - Chinese: a written number may be read as a number or digit by digit, a time of day with 分 or without.
+    """
+    code = language_code(language)
+    if code in CHINESE:
+        first = _closest(reference, normalise(hypothesis, code), code)
+        return first, _closest(hypothesis, first, code)
+    first, second = normalise(reference, code), normalise(hypothesis, code)
+    if not is_spaced(code) or (first == second and code != "en"):
+        return first, second
+    if code == "en":
+        second = " ".join(_as_said(reference, hypothesis))
+        joined, apart = _HALF_OF_DAY.search(first), _LETTERS_OF_HALF.search(first)
+        if joined and not apart:
+            second = _LETTERS_OF_HALF.sub(r"\1 \2m", second)
+        elif apart and not joined:
+            second = _HALF_OF_DAY.sub(r"\1 \2 m", second)
+    return first, " ".join(_grouped(first.split(), second.split()))
+
+
+def _as_said(reference: str, hypothesis: str) -> list[str]:
+    """Units of the hypothesis; those of a number that the reference says in other words are marked."""
+    numbers = [item for item in english(reference) if isinstance(item, Number)]
+    heard = Counter(item.units for item in english(hypothesis) if isinstance(item, Number))
+    said: dict[tuple[str, ...], list[Number]] = defaultdict(list)
+    for number in numbers:
+        said[number.units].append(number)
+    units: list[str] = []
+    for item in english(hypothesis):
+        if isinstance(item, str):
+            units.append(item)
+            continue
+        others = said[item.units]
+        if len(others) == heard[item.units]:  # each has its counterpart; else there is an error already
+            others = [others.pop(0)]
+            heard[item.units] -= 1
+        marked = bool(others) and not any(_agree(item, other) for other in others)
+        units += [item.units[0] + _ELSE, *item.units[1:]] if marked else item.units
+    return units
+
+
+def _agree(one: Number, other: Number) -> bool:
+    if one.words == other.words or not (one.words and other.words) or (one.counted and other.counted):
+        return True
+    # "1 million" is what "a million" is written as.
+    return (one.written or other.written) and _without_article(one) == _without_article(other)
+
+
+def _without_article(number: Number) -> tuple[str, ...]:
+    return tuple("one" if word == "a" else word for word in number.words)
+
+
+def _grouped(reference: Sequence[str], hypothesis: Sequence[str]) -> Iterator[str]:
+    """The hypothesis, digits that are cut into other units than in the reference put into the reference's."""
+    wanted = {_joined(run): run for numeric, run in _runs(reference) if numeric}
+    for numeric, run in _runs(hypothesis):
+        yield from wanted.get(_joined(run), run) if numeric else run
+
+
+def _runs(units: Sequence[str]) -> Iterator[tuple[bool, list[str]]]:
+    """Longest sequences of units that are digits, and what is between them."""
+    for numeric, run in groupby(units, key=lambda unit: unit == "one" or unit.isdecimal()):
+        yield numeric, list(run)
+
+
+def _joined(run: Sequence[str]) -> str:
+    return "".join("1" if unit == "one" else unit for unit in run)
+
+
+def _closest(text: str, other: str, code: str) -> str:
+    """A Chinese text in scored form, in the reading of its numbers that is nearest to another text in scored form."""
+    closest, text = normalise(text, code), fold(text, code)
+    for number in list(_DIGITS.finditer(text))[: -_READ - 1 : -1]:  # from the end: places before it stay true
+        for reading in _readings(number):
+            tried = text[: number.start()] + reading + text[number.end() :]
+            spoken = normalise(tried, code)
+            if Levenshtein.distance(spoken, other) < Levenshtein.distance(closest, other):
+                closest, text = spoken, tried
+                break
+    return closest
+
+
+def _readings(number: re.Match[str]) -> list[str]:
+    """How else than the grammar does it can a written number be read."""
+    hour, minute = number.groups()
+    if hour is None:
+        return [number[0].translate(_DIGITWISE)]
+    return [f"{hour}点半", f"{hour}点{minute}"] if minute == "30" else [f"{hour}点{minute}"]
