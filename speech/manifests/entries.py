@@ -12,7 +12,7 @@ from typing import Any
 
 from speech.errors import Problem, utf8_complaint
 from speech.records import INSTRUCTION_END, Utterance, split_instruction
-from speech.text import language_code
+from speech.text import is_language_code, language_code
 
 KEYS = ("id", "audio", "text", "language", "speaker", "start", "duration", "channel", "keywords", "prompt_audio",
         "prompt_text", "attributes")  # fmt: skip
@@ -47,13 +47,10 @@ class Entry:
                        message=message)  # fmt: skip
 
 
-_CODE = re.compile(r"[a-z]{2,3}")  # three letters for Cantonese (yue) and others that ISO 639-1 has no code for
-
-
 def code_of(language: str) -> str | None:
     """ISO 639 code of a language written in some other way (`English`, `en-US`, `<|zh|>`), or None if unknown."""
     code = language_code(language.strip().strip("<|>"))
-    return code if _CODE.fullmatch(code) else None
+    return code if is_language_code(code) else None
 
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -138,7 +135,7 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
         id=name,
         audio="" if audio is None else str((entry.folder / audio).absolute()),
         text=text.strip(),
-        language=language,
+        language=None if language is None else language_code(language),
         speaker=speaker,
         start=float(start),
         duration=None if duration is None else float(duration),
@@ -168,7 +165,7 @@ def _path(value: Any) -> str | None:
 
 def _language(value: Any) -> str | None:
     complaint = _any_text(value)
-    if complaint is None and not _CODE.fullmatch(value):
+    if complaint is None and not is_language_code(value):
         meant = code_of(value)
         hint = f"; did you mean {meant!r}?" if meant else ""
         complaint = f"{value!r} is not an ISO 639-1 code such as 'en' or 'zh'{hint}"
