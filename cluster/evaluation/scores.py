@@ -58,6 +58,10 @@ class Scores(ABC):
         """The same by language, where that is known."""
         return {}
 
+    def note(self) -> str | None:
+        """A line below the table, where there is more to say."""
+        return None
+
     @abstractmethod
     def _validated(self) -> dict[str, float | None]:
         """The greedy numbers of a validation, by their metrics' names."""
@@ -80,12 +84,15 @@ class TranscriptScores(Scores):
         overall: of all utterances.
         languages: of those in each language, by its code.
         normaliser: the version of `speech.text` by which the texts were compared.
+        wer_whisper: WER of the English utterances by Whisper's own rules, unmodified, to compare with leaderboards;
+            None where none is English.
     """
 
     headings = ("WER", "95 % interval", "CER", "sub", "del", "ins", "words", "utterances")
     overall: ErrorRates
     languages: Mapping[str, ErrorRates]
     normaliser: str
+    wer_whisper: float | None
 
     def cells(self) -> list[str]:
         return _cells(self.overall)
@@ -93,12 +100,17 @@ class TranscriptScores(Scores):
     def languages_cells(self) -> dict[str, list[str]]:
         return {code: _cells(rates) for code, rates in self.languages.items()}
 
+    def note(self) -> str | None:
+        rate = self.wer_whisper
+        return None if rate is None else f"WER of the English utterances by Whisper's unmodified rules: {rate:.2%}"
+
     def _validated(self) -> dict[str, float | None]:
         return {"wer": self.overall.wer, "cer": self.overall.cer}
 
     def _write(self) -> dict[str, Any]:
         languages = {code: _rates_to_json(rates) for code, rates in self.languages.items()}
-        return {**_rates_to_json(self.overall), "languages": languages, "normaliser": self.normaliser}
+        return {**_rates_to_json(self.overall), "languages": languages, "normaliser": self.normaliser,
+                "wer_whisper": self.wer_whisper}  # fmt: skip
 
     @classmethod
     def _read(cls, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +118,7 @@ class TranscriptScores(Scores):
             "overall": _rates_from_json(content),
             "languages": {code: _rates_from_json(rates) for code, rates in content["languages"].items()},
             "normaliser": content["normaliser"],
+            "wer_whisper": content["wer_whisper"],
         }
 
 

@@ -11,7 +11,7 @@ from cluster.evaluation.sampling import sample_chunks
 from cluster.evaluation.scores import TranscriptScores
 from cluster.fleet.fleet import EngineFleet
 from rollout.config import SamplingConfig
-from speech.edits import TranscriptPair, character_edits, corpus_rates, word_edits
+from speech.edits import TranscriptPair, character_edits, corpus_rates, whisper_rate, word_edits
 from speech.records import Trajectory, Utterance
 from speech.text import NORMALISER_VERSION
 
@@ -32,7 +32,10 @@ def evaluate(
             lines.append(_line(utterance, trajectory, group.seconds))
             pairs.append(TranscriptPair(utterance.text, trajectory.text, utterance.language))
     overall, languages = corpus_rates(pairs)
-    return Evaluation(TranscriptScores(overall=overall, languages=languages, normaliser=NORMALISER_VERSION), lines)
+    scores = TranscriptScores(
+        overall=overall, languages=languages, normaliser=NORMALISER_VERSION, wer_whisper=whisper_rate(pairs)
+    )
+    return Evaluation(scores, lines)
 
 
 def _line(utterance: Utterance, trajectory: Trajectory, seconds: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from cluster.evaluation.result import Evaluation
 from cluster.evaluation.scores import TranscriptScores
 from learner.token2text.model import UNKNOWN, Token2TextConfig
 from learner.token2text.plan import Prediction, SpeechText
-from speech.edits import TranscriptPair, character_edits, corpus_rates, word_edits
+from speech.edits import TranscriptPair, character_edits, corpus_rates, whisper_rate, word_edits
 from speech.records import Utterance
 from speech.text import NORMALISER_VERSION
 
@@ -86,6 +86,7 @@ def score_predictions(
         overall=overall,
         languages=languages,
         normaliser=NORMALISER_VERSION,
+        wer_whisper=whisper_rate(pairs),
         nll=sum(nll for nll, _ in fitting) / sum(labels for _, labels in fitting) if fitting else None,
         impossible=len(items) - len(fitting),
         attributes={name: _accuracy(place, items, predictions) for place, name in enumerate(model.attributes)},

@@ -29,6 +29,7 @@ from learner.token2text.model import Token2TextConfig
 from learner.token2text.plan import SpeechText
 from speech.manifests import Manifest
 from speech.records import Utterance
+from speech.text import NORMALISER_VERSION
 
 NEW = "new"
 """Value of `model.path` that makes a model rather than reading one."""
@@ -156,7 +157,12 @@ class Token2TextRun(Run):
 
     def conditions(self) -> dict[str, Any]:
         test = self.manifests["test"]
-        return {"model": self.config.model.path, "manifest": test.path, "utterances": len(test.utterances)}
+        return {
+            "model": self.config.model.path,
+            "manifest": test.path,
+            "utterances": len(test.utterances),
+            "normaliser": NORMALISER_VERSION,
+        }
 
     def _save(self, score: float | None = None) -> None:
         """Take a checkpoint: learner shards, the model itself, data position. `score` is the validation's CER."""

@@ -38,6 +38,7 @@ from learner.gang import LearnerLostError
 from speech.audio import load_audio
 from speech.families import ModelFamily
 from speech.manifests import Manifest
+from speech.text import NORMALISER_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -212,6 +213,7 @@ class PolicyRun(Run):
             "manifest": self.manifests["test"].path,
             "utterances": len(self.manifests["test"].utterances),
             "max_new_tokens": evaluation_sampling(self.config).max_new_tokens,
+            "normaliser": NORMALISER_VERSION,
         }
         if self.config.evaluation.sampled:
             conditions["sampled"] = self.config.sampling.temperature

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from cluster.config import load_config
 from cluster.evaluation.result import Evaluation, load_evaluation, store_evaluation
 from cluster.evaluation.scores import Scores, SpeechScores, TranscriptScores
 from cluster.evaluation.speech import speech_scores
+from cluster.token2text import run as token2text_run
+from cluster.token2text.run import Token2TextRun
+from cluster.training import policy_run
+from cluster.training.policy_run import PolicyRun
 from speech.edits import TranscriptPair, corpus_rates
 from speech.errors import UserError
 from tests.cluster.evaluation.test_speech import report
@@ -47,13 +54,13 @@ def transcripts() -> TranscriptScores:
     # "del" is a language of ISO 639 too, and its code is no number of edits.
     pairs = [TranscriptPair("red light on", "red lamp", "en"), TranscriptPair("stop", "stop it", "del")]
     overall, languages = corpus_rates(pairs)
-    return TranscriptScores(overall=overall, languages=languages, normaliser="rules 1")
+    return TranscriptScores(overall=overall, languages=languages, normaliser="rules 1", wer_whisper=0.5)
 
 
 def test_the_json_of_transcripts() -> None:
     scores = transcripts()
     content = scores.to_json()
-    assert list(content) == [*RATES, "languages", "normaliser"]
+    assert list(content) == [*RATES, "languages", "normaliser", "wer_whisper"]
     assert list(content["languages"]) == ["del", "en"] and list(content["languages"]["del"]) == RATES
     assert (content["sub"], content["del"], content["ins"], content["words"]) == (1, 1, 1, 4)
     assert scores.metrics() == {"wer": 0.75, "cer": content["cer"]}
@@ -90,3 +97,17 @@ def test_a_damaged_evaluation_is_named(damage: str, tmp_path: Path) -> None:
     path.write_text(damage, encoding="utf-8")
     with pytest.raises(UserError, match=r"evaluation-before\.json: damaged"):
         load_evaluation(path, {}, SpeechScores)
+
+
+def test_an_evaluation_by_other_rules_of_text_is_not_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(
+        config=load_config("configs/asr_demo.yaml", []),
+        manifests={"test": SimpleNamespace(path="test.jsonl", utterances=())},
+    )
+    path, kept = tmp_path / "evaluation-before.json", Evaluation(transcripts(), [])
+    store_evaluation(path, kept, PolicyRun.conditions(run))
+    assert load_evaluation(path, PolicyRun.conditions(run), TranscriptScores) == kept
+    for module in (policy_run, token2text_run):
+        monkeypatch.setattr(module, "NORMALISER_VERSION", "rules 0")
+    assert load_evaluation(path, PolicyRun.conditions(run), TranscriptScores) is None
+    assert Token2TextRun.conditions(run)["normaliser"] == "rules 0"
