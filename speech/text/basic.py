@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Final
 
-from speech.text.characters import fold, lower
+from speech.text.characters import PUNCTUATION, fold, lower
 
 _ENCLOSED: Final = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
 _BESIDE_NUMBER: Final = re.compile(r"(?<=\d)\s*([%$€£¥₩₹°])|([%$€£¥₩₹])(?=\s*\d)|(?<!\S)([-+])(?=\d)")
@@ -23,7 +22,7 @@ def basic_rules(text: str, code: str) -> str:
         return _MARK if match[3] else f" {_MARK} "
 
     text = _BESIDE_NUMBER.sub(keep, text)
-    text = "".join(" " if unicodedata.category(c)[0] in "SP" else c for c in text)
+    text = text.translate(PUNCTUATION)
     for symbol in kept:
         text = text.replace(_MARK, symbol, 1)
     return text

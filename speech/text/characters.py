@@ -15,15 +15,48 @@ _INVISIBLE: Final = re.compile(
     "\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff]"
 )
-_FRACTION: Final = re.compile("(\\d?)([\u00bc-\u00be\u2150-\u215f\u2189])")
 _DOTTED_I: Final = re.compile("i\u0307+")
-_DIGIT: Final = re.compile(r"\d")
 _SAME: Final = str.maketrans(
     dict.fromkeys("\u2018\u2019\u201b\u02bb\u02bc\u02b9\u02c8\u055a\u2032\u0374`\u1fef\u00b4\u1ffd\uff07\uff40", "'")
     | dict.fromkeys("\u2010\u2011\u2212\ufe63\uff0d", "-")
     | dict.fromkeys("\u2122\u2120\u0640", "")  # ™ and ℠, which compatibility would spell out; tatweel
     | {"\u2044": "/", "\u2215": "/", "\u066a": "%", "\u066b": ".", "\u066c": ","}
 )
+
+
+class _Folded(dict[int, str | int | None]):
+    """What `str.translate` puts in the place of a character, found when it is first met."""
+
+    def __missing__(self, point: int) -> str | int | None:
+        character = chr(point)
+        found: str | int | None = point
+        if point in _SAME:
+            found = _SAME[point]
+        elif _INVISIBLE.match(character):
+            found = None
+        elif unicodedata.decomposition(character).startswith("<fraction>"):
+            found = " " + unicodedata.normalize("NFKC", character)  # 2½ is 2 1/2, not 21/2
+        elif point > 127 and character.isdecimal():
+            found = str(unicodedata.decimal(character))
+        self[point] = found
+        return found
+
+
+class Spaced(dict[int, int]):
+    """For `str.translate`: a space for each character of the Unicode categories that begin with one of some letters."""
+
+    def __init__(self, categories: str, keep: str = "") -> None:
+        super().__init__((ord(character), ord(character)) for character in keep)
+        self._categories = categories
+
+    def __missing__(self, point: int) -> int:
+        self[point] = 32 if unicodedata.category(chr(point))[0] in self._categories else point
+        return self[point]
+
+
+PUNCTUATION: Final = Spaced("PS")
+"""Punctuation and symbols as spaces."""
+_FOLDED: Final = _Folded()
 _TO_ARABIC: Final = str.maketrans("\u06a9\u06cc\u06d2\u06c1\u06be", "\u0643\u064a\u064a\u0647\u0647")
 _TO_PERSIAN: Final = str.maketrans("\u0643\u064a\u0649\u06c1", "\u06a9\u06cc\u06cc\u0647")
 _TO_URDU: Final = str.maketrans("\u0643\u064a\u0649\u0647", "\u06a9\u06cc\u06cc\u06c1")
@@ -39,17 +72,16 @@ def fold(text: str, code: str) -> str:
     Args:
         code: as `language_code` gives it.
     """
-    if not text.isascii():
-        text = _FRACTION.sub(_spelled_fraction, _INVISIBLE.sub("", text)).translate(_SAME)
-        # Once more: compatibility forms of what was translated, and letters that stood apart from their marks.
-        text = unicodedata.normalize("NFKC", text).translate(_SAME)
-        text = _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
-        if code in _LETTERS:
-            text = text.translate(_LETTERS[code])
-        if code in _OPTIONAL_MARKS:
-            text = "".join(c for c in text if unicodedata.category(c) != "Mn")
-        return unicodedata.normalize("NFKC", text)
-    return _INVISIBLE.sub("", text).translate(_SAME)
+    folded = text.translate(_FOLDED)
+    if folded.isascii():
+        return folded
+    # Once more: compatibility forms of what was translated, and letters that stood apart from their marks.
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folded).translate(_FOLDED))
+    if code in _LETTERS:
+        folded = folded.translate(_LETTERS[code])
+    if code in _OPTIONAL_MARKS:
+        folded = "".join(c for c in folded if unicodedata.category(c) != "Mn")
+    return folded
 
 
 def lower(text: str, code: str) -> str:
@@ -63,9 +95,3 @@ def lower(text: str, code: str) -> str:
 def compose(text: str) -> str:
     """Lower-case text with each mark on the letter before it, and no second dot on an i."""
     return unicodedata.normalize("NFKC", _DOTTED_I.sub("i", text))
-
-
-def _spelled_fraction(match: re.Match[str]) -> str:
-    """½ → 1/2, and 2½ → 2 1/2, which compatibility would write 21/2."""
-    before, fraction = match.groups()
-    return f"{before} {unicodedata.normalize('NFKC', fraction)}" if before else unicodedata.normalize("NFKC", fraction)

@@ -10,8 +10,9 @@ from typing import Final
 from whisper_normalizer.basic import ADDITIONAL_DIACRITICS
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from speech.text.characters import fold, lower
-from speech.text.numbers import EnglishNumbers, Number
+from speech.text.characters import Spaced, fold, lower
+from speech.text.english_numbers import EnglishNumbers
+from speech.text.numbers import Number
 
 _PLAIN: Final = re.compile(r"[a-z ]*")
 _ENCLOSED: Final = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
@@ -38,6 +39,7 @@ _OTHERS: Final = (
     (re.compile(r"&"), " and "),
 )
 _CLOCK: Final = re.compile(r"\bo['\s]\s?clock\b")
+_SYMBOLS: Final = Spaced("MPS", keep=".")
 _STRAY_POINT: Final = re.compile(r"\.(?!\d)")
 
 
@@ -110,5 +112,4 @@ def _without_diacritics(text: str) -> str:
 
 def _without_symbols(text: str) -> str:
     """Symbols and punctuation as spaces, but for the point before a digit."""
-    text = _STRAY_POINT.sub(" ", text)
-    return "".join(c if c == "." or unicodedata.category(c)[0] not in "MSP" else " " for c in text)
+    return _STRAY_POINT.sub(" ", text).translate(_SYMBOLS)

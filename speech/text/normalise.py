@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from speech.text.basic import basic_rules
 from speech.text.characters import compose
 from speech.text.languages import CHINESE, is_spaced, language_code
+from speech.text.numbers import Number
 from speech.text.scripts import guess_language
 
 # The rules of English and Chinese are imported on first use: wetext reads 30 grammars at import (0.5 s), which a run on
@@ -24,7 +25,6 @@ from speech.text.scripts import guess_language
 if TYPE_CHECKING:
     from speech.text.chinese import ChineseRules
     from speech.text.english import EnglishRules
-    from speech.text.numbers import Number
 
 _RULES: Final = 2  # raise when the choices of this package change what a text normalises to
 

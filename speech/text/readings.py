@@ -19,6 +19,7 @@ from speech.text.numbers import Number
 _ELSE: Final = "≠"  # on a unit that another one only seems to equal; no normalised text holds it
 _DIGITWISE: Final = str.maketrans("0123456789", "零一二三四五六七八九")
 _DIGITS: Final = re.compile(r"(?<![\d.,:/])(\d{1,2}):(\d{2})(?![\d:])|(?<![\d.,:/-])\d{2,}(?![\d.,:/-]*\d)")
+_NUMERAL: Final = re.compile(r"\d")
 _HALF_OF_DAY: Final = re.compile(r"(\d|\bone|\boclock) ([ap])m\b")
 _LETTERS_OF_HALF: Final = re.compile(r"(\d|\bone|\boclock) ([ap]) m\b")
 _READ: Final = 8  # numbers of a text that are tried in more than one reading
@@ -38,8 +39,6 @@ def scored_pair(reference: str, hypothesis: str, language: str) -> tuple[str, st
         first = _closest(reference, normalise(hypothesis, code), code)
         return first, _closest(hypothesis, first, code)
     first, second = normalise(reference, code), normalise(hypothesis, code)
-    if not is_spaced(code) or (first == second and code != "en"):
-        return first, second
     if code == "en":
         second = " ".join(_as_said(reference, hypothesis))
         joined, apart = _HALF_OF_DAY.search(first), _LETTERS_OF_HALF.search(first)
@@ -47,7 +46,9 @@ def scored_pair(reference: str, hypothesis: str, language: str) -> tuple[str, st
             second = _LETTERS_OF_HALF.sub(r"\1 \2m", second)
         elif apart and not joined:
             second = _HALF_OF_DAY.sub(r"\1 \2 m", second)
-    return first, " ".join(_grouped(first.split(), second.split()))
+    if is_spaced(code) and first != second and _NUMERAL.search(first):
+        second = " ".join(_grouped(first.split(), second.split()))
+    return first, second
 
 
 def _as_said(reference: str, hypothesis: str) -> list[str]:
@@ -103,7 +104,9 @@ def _closest(text: str, other: str, code: str) -> str:
     """A Chinese text in scored form, in the reading of its numbers that is nearest to another text in scored form."""
     closest, text = normalise(text, code), fold(text, code)
     for number in list(_DIGITS.finditer(text))[: -_READ - 1 : -1]:  # from the end: places before it stay true
-        for reading in _readings(number):
+        for reading in _readings(number, other):
+            if reading in closest:
+                continue
             tried = text[: number.start()] + reading + text[number.end() :]
             spoken = normalise(tried, code)
             if Levenshtein.distance(spoken, other) < Levenshtein.distance(closest, other):
@@ -112,9 +115,13 @@ def _closest(text: str, other: str, code: str) -> str:
     return closest
 
 
-def _readings(number: re.Match[str]) -> list[str]:
-    """How else than the grammar does it can a written number be read."""
+def _readings(number: re.Match[str], other: str) -> list[str]:
+    """How else than the grammar does it a written number can be read. The grammar takes milliseconds, so only readings
+    that the other text may hold are given."""
     hour, minute = number.groups()
     if hour is None:
-        return [number[0].translate(_DIGITWISE)]
-    return [f"{hour}点半", f"{hour}点{minute}"] if minute == "30" else [f"{hour}点{minute}"]
+        digitwise = number[0].translate(_DIGITWISE)
+        heard = any(digitwise[place : place + 2] in other for place in range(len(digitwise) - 1))
+        return [digitwise] if heard else []
+    halves = [f"{hour}点半"] if minute == "30" and "点半" in other else []
+    return [*halves, f"{hour}点{minute}"] if "点" in other and "分" not in other else halves
