@@ -136,6 +136,7 @@ class SpeechScores(Scores):
         no_stop_rate: share of samples that no stop token ended.
         utterances: how many were spoken.
         failed: how many of them something failed on; they are left out of what they have no value for.
+        normaliser: the version of `speech.text` by which the texts were compared.
     """
 
     headings = ("WER", "mean", "second", "mean", "cosine", "seconds", "no stop", "texts")
@@ -149,6 +150,7 @@ class SpeechScores(Scores):
     no_stop_rate: float | None
     utterances: int
     failed: int
+    normaliser: str
 
     def cells(self) -> list[str]:
         rates = (self.wer, self.wer_mean, self.wer_second, self.wer_second_mean)

@@ -17,6 +17,7 @@ from rewards.report import SampleReport
 from rollout.config import SamplingConfig
 from speech.edits import EditCounts
 from speech.records import Utterance
+from speech.text import NORMALISER_VERSION
 
 
 def evaluate_speech(
@@ -56,6 +57,7 @@ def speech_scores(reports: Sequence[SampleReport]) -> SpeechScores:
         no_stop_rate=_mean(float(not r.finished) for r in reports),
         utterances=len(reports),
         failed=sum(bool(r.problems) for r in reports),
+        normaliser=NORMALISER_VERSION,
     )
 
 

@@ -47,6 +47,7 @@ SPEECH = [
     "no_stop_rate",
     "utterances",
     "failed",
+    "normaliser",
 ]
 
 
