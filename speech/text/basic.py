@@ -6,9 +6,12 @@ import re
 from typing import Final
 
 from speech.text.characters import PUNCTUATION, fold, lower
+from speech.text.languages import is_spaced
 
 _ENCLOSED: Final = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
-_BESIDE_NUMBER: Final = re.compile(r"(?<=\d)\s*([%$€£¥₩₹°])|([%$€£¥₩₹])(?=\s*\d)|(?<!\S)([-+])(?=\d)")
+_BESIDE: Final = r"(?<=\d)\s*([%$€£¥₩₹°])|([%$€£¥₩₹])(?=\s*\d)"
+_BESIDE_NUMBER: Final = re.compile(_BESIDE + r"|(?<!\S)([-+])(?=\d)")
+_BESIDE_NUMBER_UNSPACED: Final = re.compile(_BESIDE + r"|(?<![0-9a-z])([-+])(?=\d)")  # 温度-5度, but not 5-10
 _MARK: Final = "\x00"  # no text holds it once it is folded
 
 
@@ -21,7 +24,10 @@ def basic_rules(text: str, code: str) -> str:
         kept.append(match[0].strip())
         return _MARK if match[3] else f" {_MARK} "
 
-    text = _BESIDE_NUMBER.sub(keep, text)
+    if is_spaced(code):
+        text = _BESIDE_NUMBER.sub(keep, text)
+    else:
+        text = _BESIDE_NUMBER_UNSPACED.sub(keep, "".join(text.split()))
     text = text.translate(PUNCTUATION)
     for symbol in kept:
         text = text.replace(_MARK, symbol, 1)
