@@ -29,9 +29,8 @@ class EnglishNumbers:
         grammar = EnglishNumberNormalizer()
         self._grammar = grammar
         self._words = grammar.words
-        self._ones = {*grammar.ones, *grammar.zeros}
         self._multipliers = {*grammar.multipliers, *grammar.multipliers_suffixed}
-        self._counted = {*self._ones, *grammar.tens, *grammar.ones_suffixed, *grammar.tens_suffixed}
+        self._counted = {*grammar.zeros, *grammar.ones, *grammar.tens, *grammar.ones_suffixed, *grammar.tens_suffixed}
         units = {str(value): name for name, value in {**grammar.ones, **grammar.tens}.items()}
         tens = {str(t + n): f"{name} {units[str(n)]}" for name, t in grammar.tens.items() for n in range(1, 10)}
         self._read = units | tens
