@@ -29,7 +29,7 @@ FLOORS = {
         ("system",),
         ("fleet",),
         ("monitoring",),
-        ("actors", "runs", "data"),
+        ("actors", "runs", "data", "jobs"),
         ("config",),
     ),
     "learner": (

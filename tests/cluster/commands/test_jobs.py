@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from cluster import cli
 from cluster.actors.start import surrounding_cluster
-from cluster.commands import jobs
 from cluster.monitoring.progress import TrainingDisplay
 from cluster.training import interruption
+from tests.cluster.jobs.servers import JobsApi
 
 
 @pytest.fixture
 def run_yaml(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text("name: demo\nmodel:\n  path: m\ndata:\n  train: t.jsonl\n")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    (tmp_path / "t.jsonl").write_text("")
     return path
 
 
@@ -78,37 +80,101 @@ def test_one_request_may_arrive_several_times(monkeypatch: pytest.MonkeyPatch) -
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_what_travels(tmp_path: Path) -> None:
-    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-
-    project = tmp_path / "project"
-    (tmp_path / "environment" / "lib").mkdir(parents=True)
-    (tmp_path / "environment" / "lib" / "torch.so").write_text("large")
-    for name in ("cluster/cli.py", "configs/run.yaml", "assets/build/speech.py", "runs/a/metrics.jsonl"):
-        (project / name).parent.mkdir(parents=True, exist_ok=True)
-        (project / name).write_text("x")
-    for name in (".git/HEAD", "build/x.o", "cluster/__pycache__/cli.pyc", ".mypy_cache/y", "speechrl.egg-info/PKG"):
-        (project / name).parent.mkdir(parents=True, exist_ok=True)
-        (project / name).write_text("x")
-    (project / ".venv").symlink_to(tmp_path / "environment")
-    found: list[str] = []
-    excludes = _get_excludes(project, list(jobs.EXCLUDED))
-    _dir_travel(project, [excludes], lambda p: found.append(p.relative_to(project).as_posix()), True)
-    files = sorted(name for name in found if (project / name).is_file())
-    assert files == ["assets/build/speech.py", "cluster/cli.py", "configs/run.yaml"]
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsApi]:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with JobsApi().running() as running:
+        yield running
 
 
-class SimulatedJobs:
-    """A Jobs server whose job goes through states, one at each question."""
+def submit(run_yaml: Path, api: JobsApi, *more: str) -> list[str]:
+    folder = str(run_yaml.parent)
+    return ["submit", str(run_yaml), "runs_dir=/r", "--working-dir", folder, "--address", api.address, *more]
 
-    def __init__(self, log: str, *states: str) -> None:
-        self.log, self.states = log, list(states)
 
-    def get_job_info(self, job: str) -> SimpleNamespace:
-        return SimpleNamespace(status=self.states.pop(0) if len(self.states) > 1 else self.states[0])
+def test_what_is_submitted(run_yaml: Path, api: JobsApi, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(submit(run_yaml, api, "steps=3", "--job-id", "mine", "--stop-wait", "60")) == 0
+    assert capsys.readouterr().out.startswith("job mine\n")
+    (body,) = api.submitted
+    assert body["entrypoint"] == "exec python -m cluster.cli train run.yaml runs_dir=/r steps=3"
+    assert body["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    from cluster.jobs.upload import measure
 
-    def get_job_logs(self, job: str) -> str:
-        return self.log
+    assert api.uploads == [measure(run_yaml.parent).size]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("STOPPED", None, 130)]
+)
+def test_wait_returns_the_code_of_the_job(
+    run_yaml: Path, api: JobsApi, capsys: pytest.CaptureFixture[str], end: str, code: int | None, expected: int
+) -> None:
+    api.log, api.faults = "a line\n", [502]
+    api.add("made", "RUNNING", end, code=code)
+    assert cli.main(submit(run_yaml, api, "--wait")) == expected
+    assert capsys.readouterr().out == "job made\na line\n"
+
+
+def test_the_death_of_the_head_is_a_message_and_code_1(
+    run_yaml: Path, api: JobsApi, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster.jobs import client
+
+    monkeypatch.setattr(client, "LIMITS", client.Limits(away=0.1, retry=0.01))
+    api.log, api.faults = "a line\n", [0] * 10_000
+    assert cli.main(submit(run_yaml, api, "--wait")) == 1
+    out, err = capsys.readouterr()
+    assert out == "job made\na line\n" and "Traceback" not in err
+    assert "Job made goes on if only the way to its head is broken, and is over if the head is" in err
+
+
+def test_a_job_id_is_used_once(run_yaml: Path, api: JobsApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.add("second", "SUCCEEDED")
+    message = error(capsys, *submit(run_yaml, api, "--job-id", "second"))
+    assert "--job-id second: this cluster has had a job of that id (SUCCEEDED)" in message
+    assert api.uploads == [] and api.submitted == []
+    api.add("third", "HIDDEN")  # taken between the question and the submission
+    message = error(capsys, *submit(run_yaml, api, "--job-id", "third"))
+    assert "Job with submission_id third already exists. Please use a different submission_id." in message
+    assert "Traceback" not in message and "File" not in message
+    for name in ("a/b", "../x", "", "a b"):
+        assert "make the id of a job" in error(capsys, *submit(run_yaml, api, "--job-id", name))
+
+
+def test_what_does_not_travel_is_refused(
+    run_yaml: Path, api: JobsApi, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_yaml.parent
+    (folder / ".gitignore").write_text("*.jsonl\n/base.yaml\nmine.py\nnotes\n")
+    (folder / "base.yaml").write_text("data: {valid: /shared/v.jsonl, test: ../t.jsonl}\n")
+    (folder / "mine.py").write_text("def reward(group):\n    return []\n")
+    (folder / "grpo").mkdir()  # no path, though it is the value of a key
+    text = run_yaml.read_text() + "defaults: base.yaml\nrewards:\n  items:\n    - name: mine:reward\n"
+    run_yaml.write_text(text)
+    monkeypatch.chdir(folder)
+    message = error(capsys, *submit(run_yaml, api, "model.path=absent"))
+    lines = message.splitlines()
+    assert lines[0].endswith("the job would not find:") and len(lines) == 7
+    assert f"{folder}/base.yaml: a pattern of .gitignore" in lines[1]
+    assert "model.path: absent: is not in" in lines[2]
+    assert "data.train: t.jsonl: a pattern of .gitignore or .rayignore" in lines[3]
+    assert "data.test: ../t.jsonl: lies outside" in lines[4]
+    assert "rewards.items: mine:reward: mine.py: a pattern" in lines[5]
+    run_yaml.rename(folder / "notes")
+    assert f"{folder}/notes: a pattern of .gitignore" in error(capsys, *submit(folder / "notes", api, "name=x"))
+    assert api.uploads == [] and api.submitted == []
+
+
+def test_an_upload_that_is_too_large_is_not_begun(
+    run_yaml: Path, api: JobsApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (run_yaml.parent / "weights.bin").open("wb") as file:
+        file.truncate(101 * 2**20)
+    message = error(capsys, *submit(run_yaml, api))
+    assert "101.0 MiB" in message and "takes less than 100.0 MiB" in message and "weights.bin" in message
+    assert api.uploads == [] and api.submitted == []
 
 
 @pytest.mark.parametrize(
@@ -121,28 +187,7 @@ class SimulatedJobs:
         ("", "FAILED", False),
     ],
 )
-def test_stop_goes_by_the_state_that_the_run_announces(log: str, end: str, saved: bool) -> None:
-    client = SimulatedJobs(log, "RUNNING", end)
-    assert jobs._ended(client, "j", client.get_job_info("j")) is saved  # type: ignore[arg-type]
-
-
-def test_a_log_that_breaks_is_followed_without_printing_anything_twice(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Each connection begins at the log's beginning, and the first two break."""
-
-    class Server(SimulatedJobs):
-        connections = 0
-
-        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-            self.connections += 1
-            yield "one\n"
-            yield "two\n"
-            if self.connections < 3:
-                raise RuntimeError("the connection broke")
-            yield "three\n"
-
-    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
-    server = Server("one\ntwo\nthree\nfour\n", "RUNNING", "RUNNING", "SUCCEEDED")
-    jobs._follow(server, "j")  # type: ignore[arg-type]
-    assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n" and server.connections == 3
+def test_stop_goes_by_the_state_that_the_run_announces(api: JobsApi, log: str, end: str, saved: bool) -> None:
+    api.log = log
+    api.add("j", "RUNNING", "RUNNING", end)
+    assert cli.main(["stop", "j", "--address", api.address]) == (0 if saved else 1)
