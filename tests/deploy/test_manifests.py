@@ -103,8 +103,11 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     """Stand-ins for Slurm and Ray, and for a run that takes a while to stop, as commands on the PATH."""
     programs = {
         "scontrol": 'case $1 in show) printf "node1\\nnode2\\n";; *) echo "$@" >>"$CALLS";; esac',
-        "srun": 'echo "srun $*" >>"$CALLS"; for a in "$@"; do [[ $a == hostname ]] && echo 10.0.0.1; done; exit 0',
-        "ray": "exit 0",
+        "srun": "while [[ $1 == -* ]]; do [[ $1 == -w ]] && shift; shift; done\n"
+        '[[ $1 == bash ]] && exec "$@"; echo "srun $*" >>"$CALLS"; exec $HEAD',
+        "hostname": '[[ $1 == -I ]] && echo "$INTERFACES"',
+        "getent": 'for a in $NAMED; do echo "$a STREAM $2"; done',
+        "ray": 'exit "$RAY_STATUS"',
         "speechrl": 'echo "speechrl $*" >>"$CALLS"\n'
         "trap 'sleep 0.3; echo saved >>\"$CALLS\"; exit 130' TERM\n"
         '[[ $2 == quick ]] && exit 7\necho running >>"$CALLS"\nwhile :; do sleep 0.05; done',
@@ -120,6 +123,10 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_ID": "77",
         "SLURM_CPUS_PER_TASK": "4",
+        "INTERFACES": "10.0.0.1",
+        "NAMED": "10.0.0.1",
+        "HEAD": "sleep 60",  # what becomes of `ray start --block`
+        "RAY_STATUS": "0",
     }
 
 
@@ -142,3 +149,51 @@ def test_batch_script_returns_the_exit_code_of_the_run(slurm: dict[str, str]) ->
     done = subprocess.run(["bash", str(SCRIPT), "quick"], env=slurm, timeout=30, check=False)
     assert done.returncode == 7 and "requeue" not in Path(slurm["CALLS"]).read_text()
     assert subprocess.run(["bash", str(SCRIPT)], env=slurm, capture_output=True, check=False).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "interfaces", "expected"),
+    [
+        ("10.0.0.1", "10.0.0.1 fe80::1", "10.0.0.1"),
+        ("127.0.1.1", "10.0.0.1", "10.0.0.1"),  # Debian's /etc/hosts
+        ("", "fd00::7 2001:db8::1 10.0.0.1", "10.0.0.1"),  # IPv6 first, and a name that only IPv6 knows
+        ("10.0.0.1", "172.17.0.1 192.168.7.1 10.0.0.1", "10.0.0.1"),  # the name says which interface
+        ("127.0.1.1", "172.17.0.1 169.254.3.4 10.0.0.1", "10.0.0.1"),
+        ("10.9.9.9", "10.0.0.1", "10.0.0.1"),  # an old entry of the name server
+        ("127.0.0.1 10.0.0.1", "", "10.0.0.1"),  # a `hostname` without -I
+        ("127.0.1.1", "fd00::7 2001:db8::1", None),
+        ("", "", None),
+    ],
+)
+def test_batch_script_finds_an_address_that_other_nodes_reach(
+    slurm: dict[str, str], named: str, interfaces: str, expected: str | None
+) -> None:
+    environment = slurm | {"NAMED": named, "INTERFACES": interfaces}
+    done = _script(environment)
+    if expected is None:
+        assert done.returncode == 1 and "node1 has no IPv4 address" in done.stderr
+    else:
+        assert done.returncode == 7, done.stderr
+        assert f"speechrl train quick ray.address={expected}:20077" in Path(slurm["CALLS"]).read_text().splitlines()
+    assert _script(environment | {"SPEECHRL_HEAD_IP": "10.5.5.5"}).returncode == 7
+    assert "speechrl train quick ray.address=10.5.5.5:20077" in Path(slurm["CALLS"]).read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"SPEECHRL_HEAD_WAIT_S": "0"}, "does not answer at 10.0.0.1:20077 after"),
+        ({"HEAD": "false"}, "Ray's head on node1 (10.0.0.1:20077) has ended"),
+    ],
+)
+def test_batch_script_waits_for_the_head_with_an_end(
+    slurm: dict[str, str], change: dict[str, str], expected: str
+) -> None:
+    done = _script(slurm | {"RAY_STATUS": "1"} | change)
+    assert done.returncode == 1 and expected in done.stderr
+    assert "speechrl train" not in Path(slurm["CALLS"]).read_text()
+
+
+def _script(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(SCRIPT), "quick"]
+    return subprocess.run(command, env=environment, timeout=60, check=False, capture_output=True, text=True)

@@ -105,9 +105,7 @@ def test_what_is_submitted(run_yaml: Path, api: JobsApi, capsys: pytest.CaptureF
     assert api.uploads == [measure(run_yaml.parent).size]
 
 
-@pytest.mark.parametrize(
-    ("end", "code", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("STOPPED", None, 130)]
-)
+@pytest.mark.parametrize(("end", "code", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("STOPPED", None, 130)])
 def test_wait_returns_the_code_of_the_job(
     run_yaml: Path, api: JobsApi, capsys: pytest.CaptureFixture[str], end: str, code: int | None, expected: int
 ) -> None:
