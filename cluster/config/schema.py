@@ -117,8 +117,9 @@ class CheckpointConfig:
     """Checkpoints kept, the newest first."""
 
     keep_best: Annotated[int, Ge(0)] = 1
-    """Checkpoints kept besides, those of the lowest WER of `data.valid` (`token2text`: CER); counts only steps at which
-    it was evaluated (`evaluation.every`)."""
+    """Checkpoints kept besides, those of the lowest WER of `data.valid` (`token2text`: CER; of models that speak
+    `wer_capped`, in which samples that failed count as wrong); counts only steps at which it was evaluated
+    (`evaluation.every`)."""
 
     asynchronous: bool = True
     """Training goes on while a copy of the state is written, which takes host memory for one more set of trained

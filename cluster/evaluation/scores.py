@@ -50,6 +50,11 @@ class Scores(ABC):
         sampled = cls.from_json(content[SAMPLED]) if SAMPLED in content else None
         return cls(**cls._read(content), sampled=sampled)
 
+    @property
+    @abstractmethod
+    def score(self) -> float | None:
+        """By which the best checkpoint is chosen: lower is better. None when nothing is known."""
+
     @abstractmethod
     def cells(self) -> list[str]:
         """The greedy scores under `headings`."""
@@ -94,6 +99,10 @@ class TranscriptScores(Scores):
     normaliser: str
     wer_whisper: float | None
 
+    @property
+    def score(self) -> float | None:
+        return self.overall.wer
+
     def cells(self) -> list[str]:
         return _cells(self.overall)
 
@@ -129,6 +138,8 @@ class SpeechScores(Scores):
     Attributes:
         wer, wer_mean: of the whole corpus, and the mean over utterances (the protocol of seed-tts-eval), by the judge
             of the training.
+        wer_capped: as `wer`, but a sample has at most as many errors as its text has units, and one that failed has as
+            many: to fail is never better than to be heard.
         wer_second, wer_second_mean: the same by the judge that training never hears.
         speaker_similarity: cosine to the prompt voice, mean over samples.
         duration_mean: seconds.
@@ -142,6 +153,7 @@ class SpeechScores(Scores):
     headings = ("WER", "mean", "second", "mean", "cosine", "seconds", "no stop", "texts")
     wer: float | None
     wer_mean: float | None
+    wer_capped: float | None
     wer_second: float | None
     wer_second_mean: float | None
     speaker_similarity: float | None
@@ -151,6 +163,10 @@ class SpeechScores(Scores):
     utterances: int
     failed: int
     normaliser: str
+
+    @property
+    def score(self) -> float | None:
+        return self.wer_capped
 
     def cells(self) -> list[str]:
         rates = (self.wer, self.wer_mean, self.wer_second, self.wer_second_mean)
@@ -165,6 +181,7 @@ class SpeechScores(Scores):
     def _validated(self) -> dict[str, float | None]:
         return {
             "wer": self.wer,
+            "wer_capped": self.wer_capped,
             "wer_second": self.wer_second,
             "speaker_similarity": self.speaker_similarity,
             "duration_mean": self.duration_mean,
@@ -176,7 +193,9 @@ class SpeechScores(Scores):
 
     @classmethod
     def _read(cls, content: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: content[name] for name in cls._names()}
+        # Evaluations of earlier releases lack it.
+        capped = {"wer_capped": content.get("wer_capped")}
+        return {name: content[name] for name in cls._names() if name not in capped} | capped
 
     @classmethod
     def _names(cls) -> list[str]:

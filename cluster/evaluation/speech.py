@@ -13,9 +13,10 @@ from cluster.evaluation.result import Evaluation
 from cluster.evaluation.sampling import sample_chunks
 from cluster.evaluation.scores import SpeechScores
 from cluster.fleet.fleet import EngineFleet
+from rewards.on_sound.tts_accuracy import unscorable
 from rewards.report import SampleReport
 from rollout.config import SamplingConfig
-from speech.edits import EditCounts
+from speech.edits import EditCounts, word_edits
 from speech.records import Utterance
 from speech.text import NORMALISER_VERSION
 
@@ -49,6 +50,7 @@ def speech_scores(reports: Sequence[SampleReport]) -> SpeechScores:
     return SpeechScores(
         wer=_corpus(first),
         wer_mean=_mean(edits.rate for edits in first if edits is not None),
+        wer_capped=_capped(reports),
         wer_second=_corpus(second),
         wer_second_mean=_mean(edits.rate for edits in second if edits is not None),
         speaker_similarity=_mean(r.speaker_similarity for r in reports if r.speaker_similarity is not None),
@@ -64,6 +66,18 @@ def speech_scores(reports: Sequence[SampleReport]) -> SpeechScores:
 def _corpus(counts: Iterable[EditCounts | None]) -> float | None:
     known = [edits for edits in counts if edits is not None]
     return sum(known, EditCounts()).rate if known else None
+
+
+def _capped(reports: Sequence[SampleReport]) -> float | None:
+    """Errors per unit of all texts that can be scored at all, each counted once at most; None without such a text."""
+    errors = units = 0
+    for report in reports:
+        if unscorable(report.text, report.language):
+            continue
+        length = word_edits(report.text, "", report.language).reference_length
+        errors += length if report.edits is None else min(report.edits.errors, length)
+        units += length
+    return errors / units if units else None
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -17,7 +17,7 @@ STATE_FILE = "state.json"
 """Written last: a folder without it is not a checkpoint."""
 
 SCORE = "score"
-"""Key of `state.json`: the validation's WER at this step, or null."""
+"""Key of `state.json`: by which the validation at this step chooses the best (`Scores.score`), or null."""
 
 _STEP = re.compile(r"step-(\d{6,})")
 

@@ -31,6 +31,10 @@ class Token2TextScores(TranscriptScores):
     impossible: int
     attributes: Mapping[str, float | None]
 
+    @property
+    def score(self) -> float | None:
+        return self.overall.cer
+
     def describe(self) -> str:
         """The scores in one line."""
         nll = "–" if self.nll is None else f"{self.nll:.3f}"

@@ -121,7 +121,7 @@ class Token2TextRun(Run):
                 result = self._evaluate("valid")
             found = result.scores.metrics()
             metrics |= {f"valid/{name}": value for name, value in found.items()}
-            score = found["cer"]
+            score = result.scores.score
             self.display.message(f"step {self.step}: valid {result.scores.describe()}")
         metrics |= self.timer.finish_step()
         metrics["time/tokens_per_second"] = tokens / max(metrics["time/step"], 1e-9)
@@ -165,7 +165,7 @@ class Token2TextRun(Run):
         }
 
     def _save(self, score: float | None = None) -> None:
-        """Take a checkpoint: learner shards, the model itself, data position. `score` is the validation's CER."""
+        """Take a checkpoint: learner shards, the model itself, data position. `score` is the validation's."""
         with self.timer.phase("checkpoint"):
             self.saver.save(self.step, {SCORE: score, **self._state_dict(), **self.clocks()})
 

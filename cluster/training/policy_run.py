@@ -157,8 +157,11 @@ class PolicyRun(Run):
         metrics = step_metrics(step, self.engine_stats, stats, engines, encoded - self.encoded, retried)
         metrics |= fleet_metrics(self.fleet_counts, counts, self.system.pool_sizes())
         self.engine_stats, self.encoded, self.fleet_counts = stats, encoded, counts
+        score: float | None = None
         if self.validates():
-            metrics |= self._validate()
+            scores = self._validate()
+            score = scores.score
+            metrics |= {f"valid/{name}": value for name, value in scores.metrics().items()}
             # The evaluation's share is no part of the next step's.
             self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
         metrics |= self.timer.finish_step() | self._timeline(step)
@@ -176,7 +179,7 @@ class PolicyRun(Run):
         self.log.at(step.number, self.trainer.version)
         logger.info("step finished in %.1f s", metrics["time/step"])
         if self.saves():
-            self._save(step, metrics.get("valid/wer"))
+            self._save(step, score)
         return not self.interrupted
 
     def _timeline(self, step: Step) -> dict[str, float]:
@@ -186,15 +189,15 @@ class PolicyRun(Run):
         self.system.rescale(controller, spans, self.timer.step_started, now)
         return idle_fractions(spans, self.timer.step_started, now)
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> Scores:
         with self.timer.phase("evaluate"):
             if self.config.objective == "sft":
                 self.trainer.publish(self.trainer.version + 1)
             result = self._evaluate("valid")
-        scores = result.scores.metrics()
-        if "wer" in scores:
-            self.display.message(f"step {self.trainer.step}: valid WER {scores['wer']:.2%}")
-        return {f"valid/{name}": value for name, value in scores.items()}
+        found = result.scores.metrics()
+        if "wer" in found:
+            self.display.message(f"step {self.trainer.step}: valid WER {found['wer']:.2%}")
+        return result.scores
 
     def _evaluate(self, split: str, waves: Path | None = None) -> Evaluation[Scores]:
         return evaluate_split(self.config, self.system, self.manifests[split].utterances, waves)
@@ -220,7 +223,7 @@ class PolicyRun(Run):
         return conditions
 
     def _save(self, step: Step | None = None, score: float | None = None) -> None:
-        """Take a checkpoint: learner shards, export, data position, version. `score` is the validation's WER."""
+        """Take a checkpoint: learner shards, export, data position, version. `score` is the validation's."""
         trainer = self.trainer
         state = {SCORE: score, **state_dict(trainer), **self.clocks()}
         with self.timer.phase("checkpoint"), trainer.learner_onloaded():

@@ -65,6 +65,8 @@ def test_it_trains_resumes_and_exports(tmp_path: Path) -> None:
     assert [line["step"] for line in metrics] == [1, 2, 3, 4]
     assert metrics[-1]["learner/nll"] < metrics[0]["learner/nll"]
     assert {"valid/nll", "valid/cer", "valid/wer", "valid/attributes/length"} <= metrics[1].keys()
+    state = json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text(encoding="utf-8"))
+    assert state["score"] == metrics[1]["valid/cer"]
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["status"] == "completed"
     assert summary["after"]["nll"] < summary["before"]["nll"] and 0 <= summary["after"]["attributes"]["length"] <= 1

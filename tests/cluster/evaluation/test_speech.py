@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.evaluation.speech import speech_scores
+from cluster.runs.checkpoints import retained
 from rewards.report import SampleReport
 from speech.edits import EditCounts
 
@@ -45,3 +48,35 @@ def test_what_failed_is_counted_and_not_scored() -> None:
     assert scores.wer == 0.0 and scores.speaker_similarity == 0.8
     assert scores.failed == 1 and scores.utterances == 2
     assert speech_scores([broken]).wer is None
+
+
+def heard(errors: int | None) -> SampleReport:
+    """A sample of four words on which the judge found so many errors; None: nobody could listen to it."""
+    if errors is None:
+        return report(edits=None, heard=None, problems=("judge error: out of memory",))
+    return report(edits=EditCounts(hits=4 - min(errors, 4), deletions=min(errors, 4), insertions=max(errors - 4, 0)))
+
+
+@given(st.lists(st.integers(0, 12), min_size=1), st.data())
+def test_a_checkpoint_never_scores_better_by_failing(errors: list[int], data: st.DataObject) -> None:
+    whole = speech_scores([heard(count) for count in errors])
+    failing = data.draw(st.sets(st.integers(0, len(errors) - 1), min_size=1))
+    part = speech_scores([heard(None if i in failing else count) for i, count in enumerate(errors)])
+    assert whole.score is not None and part.score is not None and part.failed == len(failing)
+    assert whole.score <= part.score <= 1.0
+    if max(errors) <= 4:
+        assert whole.score == whole.wer, "without more errors than words it is the WER"
+
+
+def test_the_best_checkpoint_is_not_the_one_whose_samples_failed() -> None:
+    sound = speech_scores([heard(1)] * 8)
+    broken = speech_scores([heard(0)] * 3 + [heard(None)] * 5)
+    assert sound.wer == 0.25 and broken.wer == 0.0, "of what could be heard"
+    assert retained({1: sound.score, 2: broken.score, 3: None}, keep=1, keep_best=1) == {1, 3}
+    assert speech_scores([heard(None)]).score == 1.0
+
+
+def test_a_text_that_nobody_can_score_counts_for_no_checkpoint() -> None:
+    unscored = report(text="…", edits=None, problems=("the text has nothing to say",))
+    assert speech_scores([report(), unscored]).score == 0.0
+    assert speech_scores([unscored]).score is None
