@@ -131,8 +131,8 @@ class JobsClient(JobSubmissionClient):
 
     def _away(self, reason: str) -> ServerAwayError:
         proxies = requests.utils.get_environ_proxies(self._address)
-        through = ", ".join(sorted({url for url in proxies.values() if url}))
-        asked = f" (asked through the proxy {through}; set no_proxy where that is wrong)" if through else ""
+        proxy = requests.utils.select_proxy(self._address, proxies)
+        asked = f" (asked through the proxy {proxy}; set no_proxy where that is wrong)" if proxy else ""
         return ServerAwayError(f"{self._address}: no Ray Jobs server answers there: {reason}{asked}")
 
 

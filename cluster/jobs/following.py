@@ -52,16 +52,20 @@ class Follower:
             UserError: its server knows it no more.
         """
         while True:
+            pause = self._limits.retry
             try:
-                asyncio.run(self._tail())
+                heard = asyncio.run(self._tail())
                 job = self._asked()
-                if has_ended(job):
+                if has_ended(job) or not heard:
                     self._print(self._client.get_job_logs(self._name)[self._printed :])
+                if has_ended(job):
                     return job
                 self._back()
+                if not heard:  # a proxy before the server may not pass WebSockets on; the whole log comes each time
+                    pause = self._limits.quiet
             except ServerAwayError as error:
                 self._bear(error)
-            time.sleep(self._limits.retry)
+            time.sleep(pause)
 
     def end(self, seconds: float) -> JobDetails:
         """Wait for the job's end without a word, `seconds` at most.
@@ -113,8 +117,11 @@ class Follower:
                 f"broken, and is over if the head is: then submit the same configuration again, and it resumes"
             ) from error
 
-    async def _tail(self) -> None:
+    async def _tail(self) -> bool:
         """Print what is new in the log until its end, or until the connection breaks.
+
+        Returns:
+            False when the connection broke before anything came.
 
         Raises:
             ServerAwayError: nothing came for a while, and the server does not answer.
@@ -128,14 +135,14 @@ class Follower:
             while not (await asyncio.wait({line}, timeout=self._limits.quiet))[0]:
                 if has_ended(self._asked()):
                     line.cancel()
-                    return
+                    return True
                 self._back()
             try:
                 text = await line
             except (aiohttp.ClientError, OSError, RuntimeError, TimeoutError):
-                return  # whether the server is away is asked next
+                return seen > 0  # whether the server is away is asked next
             if text is None:
-                return
+                return True
             self._print(text[max(0, self._printed - seen) :])
             seen += len(text)
 

@@ -7,16 +7,22 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
+from cluster.jobs.client import JobsClient, Limits, ServerAwayError, cause
+from cluster.jobs.following import Follower
 from tests.demo_checkpoint import write_demo_checkpoint
-from tests.end_to_end.ray_head import BIN, ROOT, Head, ray_head
+from tests.end_to_end.ray_head import BIN, ROOT, Head, of_session, ray_head
 from tests.end_to_end.runs import records, write_config
 
 pytestmark = pytest.mark.slow
@@ -129,6 +135,8 @@ def test_stop_saves_and_the_same_run_submitted_again_resumes_it(project: Project
     listed = project.speechrl("jobs", "--address", address)
     assert "first" in listed and "STOPPED" in listed and "second" in listed and "SUCCEEDED" in listed
     assert "had ended already" in project.speechrl("stop", "second", "--address", address)
+    taken = project.speechrl(*words, "--job-id", "second", expect=2)
+    assert "this cluster has had a job of that id (SUCCEEDED)" in taken
 
     # A run that fails says so with its own exit code.
     failed = project.speechrl("submit", "run.yaml", "seed=4", "--address", address, "--wait", expect=2)
@@ -144,3 +152,46 @@ def test_refusals_are_messages(project: Project) -> None:
     none = project.speechrl("jobs", "--address", address, expect=2, RAY_AUTH_MODE="disabled")
     assert "RAY_AUTH_MODE=token" in none and "Traceback" not in none
     assert os.environ.get("RAY_AUTH_TOKEN") is None
+    (project.folder / "ignored").mkdir()
+    (project.folder / "ignored" / ".gitignore").write_text("*\n")
+    shutil.copy(project.folder / "run.yaml", project.folder / "ignored" / "run.yaml")
+    ignored = project.speechrl("submit", "ignored/run.yaml", "--address", address, expect=2)
+    assert "ignored/run.yaml: a pattern of .gitignore" in ignored
+    # What the check before the submission cannot see: an id that somebody else takes at the same moment.
+    body = json.dumps({"entrypoint": "sleep 0", "submission_id": "taken"}).encode()
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/api/jobs/", body, headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 200
+    with pytest.raises(urllib.error.HTTPError) as refused, urllib.request.urlopen(request, timeout=60):
+        pass
+    assert cause(refused.value.read().decode()).startswith("Job with submission_id taken already exists")
+
+
+def test_a_log_is_followed_until_its_head_is_dead(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_head(None) as head:
+        client = JobsClient(head.address, Limits(away=5.0))
+        job = client.submit_job(entrypoint="echo begun; sleep 1; echo ended; exit 3")
+        ended = Follower(client, job).log()
+        assert ended.driver_exit_code == 3 and capsys.readouterr().out == "begun\nended\n"
+        job = client.submit_job(entrypoint="echo begun; sleep 600")
+        killed: list[bool] = []
+
+        def kill() -> None:
+            while "begun" not in client.get_job_logs(job):
+                time.sleep(0.2)
+            for process in of_session(head.session):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            killed.append(True)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(ServerAwayError, match=r"Job .* is over if the head is"):
+            Follower(client, job).log()
+        killer.join()
+    assert killed and capsys.readouterr().out == "begun\n"

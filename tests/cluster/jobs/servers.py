@@ -84,6 +84,8 @@ class JobsApi:
         jobs: what it says of each job; of a list one item at each question, the last one for ever.
         log: of every job.
         breaks: so many connections to a log break after its first line.
+        silent_log: connections to a log stay open, and say nothing, after its last line.
+        websockets: otherwise there is no connection to a log, as behind many a proxy.
         faults: statuses that it answers with instead, one at each question about a job; 0 closes the connection, −1
             never answers.
         submitted: bodies of the requests to submit.
@@ -95,6 +97,7 @@ class JobsApi:
         self.log = ""
         self.breaks = 0
         self.silent_log = False
+        self.websockets = True
         self.faults: list[int] = []
         self.submitted: list[dict[str, Any]] = []
         self.uploads: list[int] = []
@@ -196,7 +199,9 @@ class JobsApi:
     async def _logs(self, request: web.Request) -> web.Response:
         return web.json_response({"logs": self.log})
 
-    async def _tail(self, request: web.Request) -> web.WebSocketResponse:
+    async def _tail(self, request: web.Request) -> web.StreamResponse:
+        if not self.websockets:
+            return web.Response(status=400)
         answer = web.WebSocketResponse()
         await answer.prepare(request)
         for line in self.log.splitlines(keepends=True):

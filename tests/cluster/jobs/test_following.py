@@ -66,6 +66,14 @@ def test_a_quiet_log_is_no_fault(api: JobsApi, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == (LOG, "")
 
 
+def test_a_log_is_shown_without_websockets_too(api: JobsApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.log, api.websockets = LOG, False
+    api.add("j", "RUNNING", "RUNNING", "HIDDEN")
+    with pytest.raises(UserError, match="knows no job j any more"):
+        Follower(JobsClient(api.address, IMPATIENT), "j").log()
+    assert capsys.readouterr() == (LOG, ""), "before the end"
+
+
 def test_another_head_in_its_place_is_said(api: JobsApi) -> None:
     client = JobsClient(api.address, PATIENT)
     with pytest.raises(UserError, match="knows no job j any more: another head"):
