@@ -151,15 +151,24 @@ def jobs_server(address: str | None) -> Iterator[JobsClient]:
         (os.environ[k] for k in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if k in os.environ), "http://127.0.0.1:8265"
     )
     try:
-        yield JobsClient(shown, LIMITS)
+        client = JobsClient(shown, LIMITS)
     except AuthenticationError as error:
-        raise UserError(
-            f"{shown}: the cluster refuses the token ({str(error).splitlines()[0]}); set RAY_AUTH_MODE=token and the "
-            f"cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH (docs/operations.md)"
-        ) from error
-    except (ConnectionError, RuntimeError, RayError, requests.RequestException) as error:
-        # Of an address that names a cluster, not its server; or of an answer that is no JSON.
+        raise _unauthenticated(shown, error) from error
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:  # of the address of a cluster, not a server
         raise UserError(f"{shown}: no Ray Jobs server is found there: {cause(str(error))}") from error
+    try:
+        yield client
+    except AuthenticationError as error:
+        raise _unauthenticated(shown, error) from error
+    except requests.RequestException as error:  # an answer that is no JSON
+        raise UserError(f"{shown} {_NOT_OURS}: {last_line(error)}") from error
+
+
+def _unauthenticated(address: str, error: AuthenticationError) -> UserError:
+    return UserError(
+        f"{address}: the cluster refuses the token ({str(error).splitlines()[0]}); set RAY_AUTH_MODE=token and the "
+        f"cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH (docs/operations.md)"
+    )
 
 
 def cause(text: str) -> str:

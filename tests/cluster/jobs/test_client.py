@@ -63,6 +63,15 @@ def test_what_is_no_address_is_a_message(address: str, capsys: pytest.CaptureFix
     assert "Traceback" not in (err := capsys.readouterr().err) and "Jobs server" in err
 
 
+def test_a_cluster_that_is_none_is_a_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    assert cli.main(["jobs"]) == 2
+    assert "nonsense: no Ray Jobs server is found there: Invalid address format" in capsys.readouterr().err
+
+
 def test_a_server_without_tls_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     with answering(200) as address:
         assert cli.main(["jobs", "--address", address.replace("http", "https")]) == 2
