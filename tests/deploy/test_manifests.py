@@ -107,6 +107,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         '[[ $1 == bash ]] && exec "$@"; echo "srun $*" >>"$CALLS"; exec $HEAD',
         "hostname": '[[ $1 == -I ]] && echo "$INTERFACES"',
         "getent": 'for a in $NAMED; do echo "$a STREAM $2"; done',
+        "ip": 'for a in $OF_INTERFACE; do echo "2: ${@: -1}    inet $a/24 brd 10.6.0.255 scope global ib0"; done',
         "ray": 'exit "$RAY_STATUS"',
         "speechrl": 'echo "speechrl $*" >>"$CALLS"\n'
         "trap 'sleep 0.3; echo saved >>\"$CALLS\"; exit 130' TERM\n"
@@ -175,8 +176,10 @@ def test_batch_script_finds_an_address_that_other_nodes_reach(
     else:
         assert done.returncode == 7, done.stderr
         assert f"speechrl train quick ray.address={expected}:20077" in Path(slurm["CALLS"]).read_text().splitlines()
-    assert _script(environment | {"SPEECHRL_HEAD_IP": "10.5.5.5"}).returncode == 7
-    assert "speechrl train quick ray.address=10.5.5.5:20077" in Path(slurm["CALLS"]).read_text().splitlines()
+    chosen = environment | {"SPEECHRL_INTERFACE": "ib0"}
+    assert _script(chosen | {"OF_INTERFACE": "10.6.0.9 10.7.0.9"}).returncode == 7
+    assert "speechrl train quick ray.address=10.6.0.9:20077" in Path(slurm["CALLS"]).read_text().splitlines()
+    assert _script(chosen | {"OF_INTERFACE": ""}).returncode == 1
 
 
 @pytest.mark.parametrize(
