@@ -19,8 +19,6 @@ from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 from cluster.jobs.client import mebibytes
 from speech.errors import UserError
 
-logger = logging.getLogger(__name__)
-
 EXCLUDED = (".venv", ".git", "/runs", "/build", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 """What of the working folder does not travel (patterns of .gitignore, besides the folder's own .gitignore)."""
 
@@ -109,6 +107,8 @@ def measure(folder: Path) -> Upload:
 
     def add(path: Path) -> None:
         name = path.relative_to(folder).as_posix()
+        if path.is_symlink() and path.is_dir() and path.parent.resolve().is_relative_to(path.resolve()):
+            raise OSError(f"{path}: a link to a folder around it, in which there is no end")
         if path.is_file():
             if not os.access(path, os.R_OK):
                 raise PermissionError(f"{path}: no permission to read it")
@@ -118,10 +118,11 @@ def measure(folder: Path) -> Upload:
 
     excludes = _get_excludes(folder, [*get_runtime_env_default_excludes(), *EXCLUDED])
     gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    silent = logging.Logger("upload", logging.CRITICAL + 1)  # what is wrong is said below
     try:
-        _dir_travel(folder, [excludes], add, gitignore, logger)
+        _dir_travel(folder, [excludes], add, gitignore, silent)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot travel with the job: {error}; name what cannot be read in .gitignore or .rayignore"
+            f"{folder}: cannot travel with the job: {error}; name it in .gitignore or .rayignore"
         ) from error
     return Upload(folder, sizes, frozenset(empty))

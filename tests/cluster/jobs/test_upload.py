@@ -41,7 +41,7 @@ TRAVELS = ["assets/build/speech.py", "cluster/cli.py", "configs/run.yaml", "data
 def test_what_travels(project: Path) -> None:
     found = measure(project)
     assert sorted(name for name in found.sizes if not name.endswith("ignore")) == TRAVELS
-    assert found.empty == {"empty", "data/deep"} - {"data/deep"}
+    assert found.empty == {"empty"}
 
 
 def test_the_size_is_that_of_rays_package(project: Path, tmp_path: Path) -> None:
@@ -99,5 +99,16 @@ def test_the_limit_is_the_servers() -> None:
 def test_what_cannot_be_read_is_a_message(tmp_path: Path) -> None:
     write(tmp_path, "secret")
     (tmp_path / "secret").chmod(0)
-    with pytest.raises(UserError, match="secret: no permission to read it; name what cannot be read"):
+    with pytest.raises(UserError, match="secret: no permission to read it; name it in"):
         measure(tmp_path)
+
+
+def test_a_folder_without_an_end_is_a_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "a/b/x", "elsewhere/y")
+    (tmp_path / "a" / "b" / "up").symlink_to("..")
+    (tmp_path / "a" / "sideways").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"a/b/up: a link to a folder around it, in which there is no end; name it in"):
+        measure(tmp_path)
+    (tmp_path / ".gitignore").write_text("up\n")
+    assert {"a/b/x", "a/sideways/y", "elsewhere/y"} <= measure(tmp_path).sizes.keys()
+    assert caplog.records == []
