@@ -78,9 +78,13 @@ def test_grpo_on_what_a_judge_hears(tmp_path: Path, codec: Path, manifest: Path)
     }
     sampling = {"group_size": 3, "temperature": 1.0, "max_new_tokens": 20, "min_new_tokens": 4}
     config = settings(tmp_path, codec, manifest, rewards=rewards, sampling=sampling)
-    run("train", str(config), f"data.test={manifest}", "evaluation.sampled=true")
+    splits = (f"data.test={manifest}", f"data.valid={manifest}")
+    run("train", str(config), *splits, "evaluation.sampled=true", "evaluation.every=2")
     metrics = records(tmp_path / "runs" / "tiny" / "metrics.jsonl")
     assert len(metrics) == 2
+    checkpoint = tmp_path / "runs" / "tiny" / "checkpoints" / "step-000002"
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    assert state["score"] == metrics[1]["valid/wer_capped"] <= 1
     for line in metrics:
         assert line["reward/invalid"] == 0
         assert 0 <= line["reward_part/tts_accuracy"] <= 1
