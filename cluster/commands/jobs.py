@@ -193,9 +193,9 @@ def _ended(client: JobsClient, job: JobDetails) -> bool:
     if has_ended(job):
         sys.stdout.write(f"job {name} had ended already: {status_of(job)}\n")
         return True
-    variables = (job.runtime_env or {}).get("env_vars", {})
-    known = variables.get(_STOP_VARIABLE, STOP_WAIT_S)
-    job = Follower(client, name).end(float(known) + _STOP_MARGIN_S)
+    stop_wait = str((job.runtime_env or {}).get("env_vars", {}).get(_STOP_VARIABLE, ""))
+    seconds = int(stop_wait) if stop_wait.isdecimal() else STOP_WAIT_S  # Ray may show no more than that there is one
+    job = Follower(client, name).end(seconds + _STOP_MARGIN_S)
     status, state = status_of(job), announced(client.get_job_logs(name))
     if status == "SUCCEEDED" or (state is not None and state.saved):
         at = "" if state is None or state.checkpoint is None else f" of step {state.checkpoint}"

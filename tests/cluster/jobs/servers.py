@@ -152,7 +152,9 @@ class JobsApi:
 
     def add(self, job: str, *statuses: str, code: int | None = None) -> None:
         """A job that goes through states, one at each question about it."""
+        runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "<redacted>"}}
         common = {"type": "SUBMISSION", "submission_id": job, "entrypoint": "x", "driver_exit_code": code}
+        common["runtime_env"] = runtime_env
         self.jobs[job] = [common | {"status": status} for status in statuses]
 
     async def _version(self, request: web.Request) -> web.Response:
