@@ -197,6 +197,14 @@ class PolicyRun(Run):
         found = result.scores.metrics()
         if "wer" in found:
             self.display.message(f"step {self.trainer.step}: valid WER {found['wer']:.2%}")
+        if isinstance(result.scores, SpeechScores) and result.scores.failed:
+            logger.warning(
+                "step %d: %d of %d samples of the validation failed; `wer` leaves them out, and `wer_capped`, which "
+                "chooses the best checkpoint, counts them as silence",
+                self.trainer.step,
+                result.scores.failed,
+                result.scores.utterances,
+            )
         return result.scores
 
     def _evaluate(self, split: str, waves: Path | None = None) -> Evaluation[Scores]:
