@@ -107,7 +107,8 @@ class JobsClient(JobSubmissionClient):
         except requests.ConnectTimeout as error:
             raise self._away(f"no connection within {self.limits.connect:g} s{doing}") from error
         except requests.ReadTimeout as error:
-            raise self._away(f"no answer within {self.limits.answer:g} s{doing}") from error
+            done = "; `speechrl jobs` may show that it did what was asked" if method == "POST" else ""
+            raise self._away(f"no answer within {self.limits.answer:g} s{doing}{done}") from error
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             raise self._away(f"{_root(error)}{doing}") from error
         except (requests.RequestException, ValueError) as error:
@@ -127,6 +128,8 @@ class JobsClient(JobSubmissionClient):
         return answer
 
     def _raise_error(self, r: requests.Response) -> None:
+        if r.status_code == 404 and "does not exist" not in r.text:  # some proxies say so of a server that is away
+            raise self._away(f"it answers 404: {cause(r.text)}")
         raise RefusedRequestError(r.status_code, f"{self._address}: refused ({r.status_code}): {cause(r.text)}")
 
     def _away(self, reason: str) -> ServerAwayError:

@@ -27,7 +27,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsApi]:
         yield running
 
 
-@pytest.mark.parametrize("faults", [[], [502, 503], [500], [0, 0], [-1], [504, 0, 502]])
+@pytest.mark.parametrize("faults", [[], [502, 503], [500, 404], [0, 0], [-1], [504, 0, 502]])
 @pytest.mark.parametrize("breaks", [0, 3])
 def test_a_log_is_printed_once_however_often_its_server_is_away(
     api: JobsApi, faults: list[int], breaks: int, capsys: pytest.CaptureFixture[str]
