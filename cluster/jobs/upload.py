@@ -66,12 +66,12 @@ class Upload:
         Raises:
             UserError: the Jobs server would not take it. Says what is large.
         """
-        if self.size < DASHBOARD_CLIENT_MAX_SIZE:
+        if self.size <= DASHBOARD_CLIENT_MAX_SIZE:
             return
         listed = "".join(f"\n  {mebibytes(size):>12}  {name}" for name, size in self._largest())
         raise UserError(
             f"{self.folder}: {mebibytes(self.size)} in {len(self.sizes):,} files would travel with the job, and the "
-            f"Jobs server takes less than {mebibytes(DASHBOARD_CLIENT_MAX_SIZE)}. The largest:{listed}\n"
+            f"Jobs server takes {mebibytes(DASHBOARD_CLIENT_MAX_SIZE)} at most. The largest:{listed}\n"
             f"name what the job does not need in .gitignore or .rayignore, keep data and models on a file system that "
             f"all nodes share, or use another --working-dir or --no-upload"
         )

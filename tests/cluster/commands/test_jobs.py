@@ -171,7 +171,7 @@ def test_an_upload_that_is_too_large_is_not_begun(
     with (run_yaml.parent / "weights.bin").open("wb") as file:
         file.truncate(101 * 2**20)
     message = error(capsys, *submit(run_yaml, api))
-    assert "101.0 MiB" in message and "takes less than 100.0 MiB" in message and "weights.bin" in message
+    assert "101.0 MiB" in message and "takes 100.0 MiB at most" in message and "weights.bin" in message
     assert api.uploads == [] and api.submitted == []
 
 
