@@ -13,12 +13,10 @@ from cluster.jobs.client import Limits, cause
 from tests.cluster.jobs.servers import accepting, answering
 
 LOGIN = "<!DOCTYPE html><html><head><title>Sign in –\n Example</title></head><body>…</body></html>"
-SHORT = Limits(connect=0.5, answer=0.3, away=0.3, retry=0.02, quiet=0.1)
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "LIMITS", SHORT)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # restored afterwards
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -41,7 +39,6 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: accepting(b""), "no Ray Jobs server answers there: Remote end closed connection"),
         (lambda: accepting(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"), "no Ray Jobs server answers there"),
         (lambda: accepting(b"SSH-2.0-OpenSSH_9.6\r\n"), "no Ray Jobs server answers there"),
-        (lambda: accepting(None), "no answer within 0.3 s"),
     ],
 )
 def test_what_is_no_jobs_server_is_a_message(
@@ -55,6 +52,16 @@ def test_what_is_no_jobs_server_is_a_message(
     err = capsys.readouterr().err
     assert expected in err and address in err and "Traceback" not in err
     assert err.count("\n") == 1, "one line"
+
+
+@pytest.mark.parametrize("command", [["jobs"], ["stop", "x"]])
+def test_silence_has_a_limit(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "LIMITS", Limits(answer=0.3))
+    with accepting(None) as address:
+        assert cli.main([*command, "--address", address]) == 2
+    assert f"{address}: no Ray Jobs server answers there: no answer within 0.3 s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["http://", "http://[::1", "http://a b:1", "http://.:1", f"http://{'x' * 70}:1"])
