@@ -36,8 +36,14 @@ def check_travels(upload: Upload, file: str, config: RunConfig) -> None:
         file: the configuration's; what its `defaults` name must travel too.
 
     Raises:
-        UserError: something does not; says why, for all of it.
+        UserError: something does not; says why, for all of it. Or something travels that would run in our place.
     """
+    theirs = upload.sizes.keys() & {"cluster.py", "cluster/__init__.py"}
+    if theirs and "cluster/cli.py" not in upload.sizes:
+        raise UserError(
+            f"{upload.folder}: {min(theirs)} would run in the place of speechrl's own package `cluster`, because the "
+            f"job finds the folder that travels first; give it another name, or name it in .gitignore"
+        )
     sound = config.rewards.sound
     paths = {
         "model.path": None if config.objective == "token2text" and config.model.path == "new" else config.model.path,

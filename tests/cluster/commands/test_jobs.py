@@ -165,6 +165,19 @@ def test_what_does_not_travel_is_refused(
     assert api.uploads == [] and api.submitted == []
 
 
+@pytest.mark.parametrize("name", ["cluster.py", "cluster/__init__.py"])
+def test_what_would_run_in_our_place_is_refused(
+    run_yaml: Path, api: JobsApi, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path = run_yaml.parent / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    assert f"{name} would run in the place of speechrl's own" in error(capsys, *submit(run_yaml, api))
+    (run_yaml.parent / "cluster").mkdir(exist_ok=True)
+    (run_yaml.parent / "cluster" / "cli.py").write_text("")  # our own, which may travel
+    assert cli.main(submit(run_yaml, api)) == 0
+
+
 def test_an_upload_that_is_too_large_is_not_begun(
     run_yaml: Path, api: JobsApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
