@@ -46,10 +46,11 @@ def _run(arguments: list[str]) -> int:
         args.overrides += overrides
     if args.command == "train":
         from cluster.config import load_config
+        from cluster.preflight import problems_here
 
         if args.address is not None:
             args.overrides.append(f"ray.address={args.address}")
-        run_config = load_config(args.config, args.overrides)
+        run_config = load_config(args.config, args.overrides, problems_here)
         from cluster.commands.train import train  # takes seconds; a typo should not have to wait for it
 
         return int(train(run_config))

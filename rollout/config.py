@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from speech.runtime.pool_size import PoolSize
+from speech.runtime.schema import Problems
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -63,6 +64,17 @@ class EngineConfig(PoolSize):
 
     update_timeout_s: Annotated[float, Ge(1)] = 300.0
     """Budget of each phase of a publication."""
+
+    def problems(self) -> Problems:
+        """What does not go together, for which vLLM, or the engine on it, would refuse to start."""
+        found = []
+        batched, name = self.max_num_batched_tokens, "max_num_batched_tokens"
+        if not self.gpus_per_engine and batched < self.max_model_len:
+            found.append((name, f"{batched} must be at least max_model_len={self.max_model_len} on CPU, "
+                                "where prompts are computed in one piece"))  # fmt: skip
+        if batched < self.max_num_seqs:
+            found.append((name, f"{batched} must be at least max_num_seqs={self.max_num_seqs}"))
+        return found
 
 
 @dataclass

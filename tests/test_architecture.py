@@ -30,6 +30,7 @@ FLOORS = {
         ("fleet",),
         ("monitoring",),
         ("actors", "runs", "data", "jobs"),
+        ("preflight",),
         ("config",),
     ),
     "learner": (
@@ -94,7 +95,14 @@ PURE = (
     "cluster.training.recovery",
 )
 """Policy that must be right under failure, and mathematics: loads no Ray and no vLLM, so that it runs anywhere."""
-LIGHT = ("cluster.cli", "cluster.config", "cluster.commands.audit", "cluster.commands.jobs", "cluster.commands.train")
+LIGHT = (
+    "cluster.cli",
+    "cluster.config",
+    "cluster.preflight",
+    "cluster.commands.audit",
+    "cluster.commands.jobs",
+    "cluster.commands.train",
+)
 """What a command needs before it does its work: loads no torch either, so that it answers at once."""
 
 

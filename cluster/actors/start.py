@@ -9,14 +9,8 @@ from typing import Any
 import ray
 
 from cluster.config import RunConfig
+from cluster.preflight import surrounding_cluster
 from speech.errors import UserError
-
-
-def surrounding_cluster() -> str | None:
-    """The cluster that this process was started in: Ray sets RAY_ADDRESS in its jobs. A Jobs server's http address,
-    which users set for `ray job`, is none."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    return None if not address or "://" in address.removeprefix("ray://") else address
 
 
 def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:

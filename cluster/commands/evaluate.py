@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from cluster.config import load_config
 from cluster.data.prompts import load_split
 from cluster.evaluation.split import evaluate_split
 from cluster.evaluation.tables import print_evaluation
+from cluster.preflight import problems_here
 from cluster.runs import durable
 from cluster.system import System
 
@@ -19,7 +21,8 @@ def run_evaluation(args: argparse.Namespace) -> int:
     (`.summary.json`), and the waveforms of a model that speaks."""
     given = [f"model.path={args.model}", f"data.train={args.manifest}"]
     named = [] if args.config is not None else ["name=evaluation"]
-    config = load_config(args.config, [*named, *args.overrides, *given])
+    here = partial(problems_here, training=False)
+    config = load_config(args.config, [*named, *args.overrides, *given], here)
     manifest = load_split(config.data, args.manifest)
     out = Path(args.out) if args.out is not None else Path(f"hypotheses-{Path(args.manifest).stem}.jsonl")
     probe = out.with_name(f".{out.name}.probe")

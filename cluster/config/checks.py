@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from cluster.config.schema import RunConfig
@@ -119,6 +118,8 @@ def across_sections(config: RunConfig) -> list[tuple[str, str]]:
     if config.sampling.min_new_tokens > config.sampling.max_new_tokens:
         found.append(("sampling.min_new_tokens", "is more than sampling.max_new_tokens"))
     found += _model_problems(config)
+    if config.objective in POLICY_OBJECTIVES:
+        found += _engine_problems(config)
     found += _schedule_problems(config)
     if config.uses_diffro:
         found += _diffro_problems(config)
@@ -144,9 +145,7 @@ def listens(config: RunConfig) -> bool:
 
 def _model_problems(config: RunConfig) -> list[tuple[str, str]]:
     found = []
-    folder, train = Path(config.model.path), config.learner.train
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        found.append(("model.path", f"{folder} has no config.json; is it a checkpoint in Hugging Face form?"))
+    train = config.learner.train
     if config.objective == "token2text" and config.model.codec is None:
         found.append(("model.codec", "name the codec whose tokens the Token2Text model reads"))
     elif config.model.codec is not None and train != ["language_model"]:
@@ -157,6 +156,18 @@ def _model_problems(config: RunConfig) -> list[tuple[str, str]]:
         for name in ("augment", "ctc_weight"):
             if getattr(config.learner, name):
                 found.append((f"learner.{name}", "needs a learner that trains the encoder (`learner.train`)"))
+    return found
+
+
+def _engine_problems(config: RunConfig) -> list[tuple[str, str]]:
+    found = [(f"engines.{key}", text) for key, text in config.engines.problems()]
+    length = config.engines.max_model_len
+    for key, tokens in (
+        ("sampling.max_new_tokens", config.sampling.max_new_tokens),
+        ("evaluation.max_new_tokens", config.evaluation.max_new_tokens or 0),
+    ):
+        if tokens >= length:
+            found.append((key, f"{tokens} leaves no room for a prompt in engines.max_model_len={length}"))
     return found
 
 

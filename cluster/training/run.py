@@ -11,7 +11,6 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from cluster.actors.start import surrounding_cluster
 from cluster.config import RunConfig
 from cluster.evaluation.result import Evaluation, load_evaluation, store_evaluation
 from cluster.evaluation.scores import Scores
@@ -19,6 +18,7 @@ from cluster.evaluation.tables import Example, print_run
 from cluster.monitoring.memory import PeakMemory
 from cluster.monitoring.phases import PhaseTimer
 from cluster.monitoring.progress import TrainingDisplay
+from cluster.preflight import surrounding_cluster
 from cluster.runs.checkpoints import STATE_FILE
 from cluster.runs.folder import RunFolder
 from cluster.runs.job_state import JobState, announce

@@ -23,11 +23,9 @@ def check(config: EngineConfig) -> None:
     Raises:
         UserError: naming the keys.
     """
-    if not config.gpus_per_engine and config.max_num_batched_tokens < config.max_model_len:
-        raise UserError(
-            f"engines.max_num_batched_tokens={config.max_num_batched_tokens} must be at least "
-            f"max_model_len={config.max_model_len} on CPU, where prompts are computed in one piece"
-        )
+    problems = config.problems()
+    if problems:
+        raise UserError("; ".join(f"engines.{key}: {text}" for key, text in problems))
 
 
 def engine_args(folder: Path, config: EngineConfig, sleeps: bool = False) -> AsyncEngineArgs:

@@ -21,8 +21,9 @@ from transformers import (
 
 from speech.errors import UserError, utf8_complaint
 from speech.families.base import SpeechFamily, unusable
-from speech.families.checkpoint import copy_files, new_folder, read_tensors, require_files, weight_files
+from speech.families.checkpoint import copy_files, new_folder, read_tensors
 from speech.records import INSTRUCTION_END
+from speech.runtime.checkpoint_files import require_files, weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,24 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from speech.errors import UserError
-
-
-def require_files(folder: Path, names: Iterable[str]) -> None:
-    """Raise a `UserError` that names every file which a checkpoint folder lacks."""
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"model folder {folder} lacks {', '.join(missing)}")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sharded or not. Pickled weights are refused: data must not run code."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        require_files(folder, names)
-        return [folder / name for name in names]
-    require_files(folder, ["model.safetensors"])
-    return [folder / "model.safetensors"]
+from speech.runtime.checkpoint_files import weight_files
 
 
 def read_tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:

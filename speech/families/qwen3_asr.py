@@ -25,8 +25,9 @@ from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder, ModelFamily
-from speech.families.checkpoint import copy_files, new_folder, read_tensors, require_files, weight_files
+from speech.families.checkpoint import copy_files, new_folder, read_tensors
 from speech.records import PromptLayout, Utterance
+from speech.runtime.checkpoint_files import require_files, weight_files
 from speech.text import language_code
 
 Model = TypeVar("Model", bound=PreTrainedModel)

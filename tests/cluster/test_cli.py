@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def run_yaml(tmp_path: Path) -> str:
+def run_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of a model and data that are nowhere, which nobody looks for."""
+    monkeypatch.setattr("cluster.preflight.problems_here", lambda config: [])
     path = tmp_path / "run.yaml"
     path.write_text("name: demo\nmodel:\n  path: m\ndata:\n  train: t.jsonl\n")
     return str(path)

@@ -17,9 +17,10 @@ from transformers import (
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder, ModelFamily
-from speech.families.checkpoint import read_tensors, require_files
+from speech.families.checkpoint import read_tensors
 from speech.families.demo.demo_model import SAMPLE_RATE, DemoAdaptor, DemoEncoder, DemoSpeechConfig, DemoSpeechLM
 from speech.records import PromptLayout, Utterance
+from speech.runtime.checkpoint_files import require_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 PARTS = {"language_model": "language_model.", "adaptor": "adaptor.", "encoder": "encoder.", "ctc": "ctc."}

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.config import RunConfig, default_yaml, dump_config, load_config
 from cluster.config.checks import OBJECTIVES, READ_BY, readers
+from cluster.config.elsewhere import ELSEWHERE
 from cluster.config.keys import nearest, walk
 from cluster.config.reference import REGENERATE, reference_markdown
 from cluster.runs.folder import MAY_CHANGE
@@ -332,9 +333,6 @@ def test_speech_is_checked_with_the_configuration(tmp_path: Path) -> None:
     assert (
         "rewards.items: names 'no_stop' twice" in problems(path, "rewards.items=[{name: no_stop}, {name: no_stop}]")[0]
     )
-    (tmp_path / "model").mkdir()
-    (found,) = problems(path, f"model.path={tmp_path / 'model'}", "rewards.items=[{name: no_stop}]")
-    assert "model.path: " in found and "has no config.json" in found
 
 
 def test_interpolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,6 +347,58 @@ def test_interpolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_nearest_key(wrong: str, right: str) -> None:
     assert nearest(wrong, [key.path for key in walk(RunConfig)]) == right
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("learner.learning_rate", "learner.lr"),
+        ("batch_size", "data.batch_prompts"),
+        ("data.train_batch_size", "data.batch_prompts"),
+        ("num_generations", "sampling.group_size"),
+        ("rollout_n", "sampling.group_size"),
+        ("sampling.n", "sampling.group_size"),
+        ("max_completion_length", "sampling.max_new_tokens"),
+        ("learner.loss.beta", "learner.loss.kl_coef"),
+        ("epsilon", "learner.loss.clip_low"),
+        ("learner.loss.epsilon_high", "learner.loss.clip_high"),
+    ],
+)
+def test_names_of_other_frameworks_get_ours(theirs: str, ours: str) -> None:
+    base = [f"{key}={value}" for key, value in MINIMAL["grpo"].items()]
+    assert problems(None, *base, f"{theirs}=1") == [f"command line: {theirs}: unknown key; here it is `{ours}`"]
+
+
+def test_names_of_other_frameworks_are_none_of_ours() -> None:
+    known = {key.path for key in walk(RunConfig)}
+    assert set(ELSEWHERE.values()) <= known
+    assert not ELSEWHERE.keys() & {path.rpartition(".")[2] for path in known}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        (
+            ["engines.max_model_len=8192"],
+            ["engines.max_num_batched_tokens: 4096 must be at least max_model_len=8192 on CPU, where prompts are "
+             "computed in one piece"],
+        ),
+        (["engines.max_model_len=8192", "engines.gpus_per_engine=1"], []),
+        (["engines.max_num_seqs=5000"], ["engines.max_num_batched_tokens: 4096 must be at least max_num_seqs=5000"]),
+        (
+            ["engines.max_model_len=64", "evaluation.max_new_tokens=80"],
+            ["sampling.max_new_tokens: 64 leaves no room for a prompt in engines.max_model_len=64",
+             "evaluation.max_new_tokens: 80 leaves no room for a prompt in engines.max_model_len=64"],
+        ),
+        (["engines.max_model_len=65"], []),
+    ],
+)  # fmt: skip
+def test_what_an_engine_would_refuse(overrides: list[str], messages: list[str]) -> None:
+    given = [*(f"{key}={value}" for key, value in MINIMAL["grpo"].items()), *overrides]
+    if messages:
+        assert [found.partition(": ")[2] for found in problems(None, *given)] == messages
+    else:
+        load_config(None, given)
 
 
 def test_every_key_says_what_it_means() -> None:
