@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Rewards and other plug-ins of a user's own may lie in the working directory, as Ray's workers find them there.
-    # Last, so that no file there takes the place of a package.
+    # Last, so that no file there takes the place of a package; `speech.runtime.importing` has the rest.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:

@@ -17,6 +17,7 @@ from ray import ObjectRef
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
 from speech.errors import UserError
 from speech.records import Group, Prompt, PromptLayout, Utterance
+from speech.runtime.importing import ours_first
 from speech.runtime.spans import Span, SpanRecorder
 
 if TYPE_CHECKING:
@@ -236,6 +237,7 @@ class EngineActor:
         from rollout.engine.engine import RolloutEngine
         from speech.families import load_family
 
+        ours_first()  # for vLLM's processes, which import our plug-in
         logging.getLogger("vllm").setLevel(logging.WARNING)
         self._engine = RolloutEngine(load_family(model, family, options), config, sleeps)
         self._spans = SpanRecorder()

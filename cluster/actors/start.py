@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,6 +14,23 @@ import ray
 from cluster.config import RunConfig
 from cluster.preflight import surrounding_cluster
 from speech.errors import UserError
+from speech.runtime.importing import worker_setup
+
+logger = logging.getLogger(__name__)
+
+
+def ensure_token() -> None:
+    """Ray writes a token into the home folder when it starts; where it cannot, a token of this run does."""
+    folder = Path(os.environ.get("HOME", "~")).expanduser() / ".ray"
+    if "RAY_AUTH_TOKEN" in os.environ or (folder / "auth_token").is_file():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        logger.info("%s cannot be written (%s); Ray gets a token in RAY_AUTH_TOKEN", folder, error)
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
@@ -26,7 +46,7 @@ def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
         return
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = config.ray.address or surrounding_cluster()
-    if address is None:
+    if address in (None, "local"):
         # On one machine the actors take turns, so each gets its place however few cores there are; thread counts,
         # not Ray's bookkeeping, say how much of the machine an actor uses in its turn.
         engines, encoder, learner = config.engines, config.encoder, config.learner
@@ -40,6 +60,9 @@ def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
             "include_dashboard": False,
             "object_store_memory": None if store is None else store * 2**20,
         }
+        ensure_token()
+    if not (address or "").startswith("ray://"):  # whose workers do not see the driver's working folder
+        settings["runtime_env"] = {"worker_process_setup_hook": worker_setup()}
     try:
         ray.init(address=address or "local", **settings)
     except ConnectionError as error:

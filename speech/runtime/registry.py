@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from speech.errors import UserError, did_you_mean
+from speech.runtime.importing import import_theirs
 
 Entry = TypeVar("Entry")
 Plugin = TypeVar("Plugin", bound=Callable[..., Any])
@@ -91,8 +92,10 @@ def import_own(kind: str, name: str) -> Any:
         UserError: it cannot be imported, or is neither a function nor a class.
     """
     module_name, _, attribute = name.partition(":")
+    if not (module_name and attribute):
+        raise UserError(f"{kind} {name!r}: your own is written module:attribute, such as my_module:my_function")
     try:
-        module = importlib.import_module(module_name)
+        module = import_theirs(module_name)
     except Exception as error:  # any error in the user's module: name it, keep the cause for the traceback
         message = f"{kind} {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}"
         raise UserError(message) from error
