@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from cluster.config import RunConfig, dump_config
-from cluster.config.keys import to_plain
+from cluster.config.keys import defaults, to_plain
 from cluster.runs import durable
 from cluster.runs.checkpoints import CheckpointFolder
 from cluster.runs.durable import writing
@@ -26,7 +26,34 @@ from speech.records import Group, Reward, Trajectory
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+WITHIN_ROUNDING = (
+    "placement",
+    "engines.count",
+    "engines.threads",
+    "engines.max_model_len",
+    "engines.max_num_seqs",
+    "engines.max_num_batched_tokens",
+    "engines.enforce_eager",
+    "engines.gpus_per_engine",
+    "encoder.count",
+    "encoder.threads",
+    "encoder.batch_seconds",
+    "encoder.gpus",
+    "learner.ranks",
+    "learner.threads",
+    "learner.gpus_per_rank",
+    "learner.micro_batch_tokens",
+    "learner.logits_chunk",
+    "rewards.sound.batch",
+    "rewards.sound.threads",
+    "rewards.sound.judge.device",
+    "rewards.sound.second_judge.device",
+    "rewards.sound.speaker.device",
+)
+"""Keys that a resumed run may set anew and that change in what order numbers are summed: where things run, how many of
+them, and what is computed together."""
 MAY_CHANGE = (
+    *WITHIN_ROUNDING,
     "steps",
     "runs_dir",
     "ray",
@@ -34,6 +61,7 @@ MAY_CHANGE = (
     "checkpoint",
     "publish",
     "watchdog_minutes",
+    "data.on_bad",
     "engines.min",
     "engines.max",
     "engines.heartbeat_s",
@@ -42,9 +70,6 @@ MAY_CHANGE = (
     "engines.gpu_memory_utilization",
     "encoder.min",
     "encoder.max",
-    "learner.ranks",
-    "learner.micro_batch_tokens",
-    "learner.logits_chunk",
     "learner.activation_checkpointing",
     "learner.restarts",
     "rewards.count",
@@ -52,9 +77,9 @@ MAY_CHANGE = (
     "rewards.max",
     "rewards.retries",
 )
-"""Keys and sections that a resumed run may set anew, besides all time-outs: what one must change after running out of
-time or memory, and what does not say which weights are sought. (`runs_dir` only says where this folder is, which may
-have been moved; `steps` says how far to go.)"""
+"""Keys and sections that a resumed run may set anew, besides all time-outs: what does not say which weights are sought.
+(`runs_dir` only says where this folder is, which may have been moved; `steps` says how far to go; another choice of
+`data.on_bad` that leaves other utterances is refused by the position in the data.)"""
 
 _ROLLOUT_FILE = re.compile(r"step-(\d+)\.jsonl")
 
@@ -74,6 +99,7 @@ class RunFolder:
         self._rollouts = self.path / "rollouts"
         self._step = -1
         self.damaged: list[str] = []
+        self.changed: list[str] = []
         self._lock: IO[str] | None = None
         self._tensorboard: SummaryWriter | None = None
 
@@ -82,7 +108,8 @@ class RunFolder:
 
         Returns:
             The step of the newest checkpoint that is as it was written, to resume from; None starts at the beginning.
-            Call `rewind` next. What was found damaged is in `damaged`, and set aside.
+            Call `rewind` next. What was found damaged is in `damaged`, and set aside; what the configuration sets anew
+            is in `changed`.
 
         Raises:
             UserError: the folder cannot be written, another process trains in it, or it holds results of a run with
@@ -219,13 +246,18 @@ class RunFolder:
             old = yaml.safe_load(file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise UserError(f"{file}: not valid YAML: {error}") from error
-        changed = changed_keys(old, to_plain(config))
-        if changed:
-            lines = "\n".join(f"  {key}: {was!r} → {now!r}" for key, (was, now) in changed.items())
+        changed = changed_keys(_with_defaults(old, defaults(RunConfig)), to_plain(config))
+        refused = {key: values for key, values in changed.items() if not _is_of(key, MAY_CHANGE)}
+        self.changed = [
+            f"{key}: {was!r} → {now!r}" + (", which may change results by rounding" * _is_of(key, WITHIN_ROUNDING))
+            for key, (was, now) in changed.items()
+        ]
+        if refused:
+            lines = "\n".join(f"  {key}: {was!r} → {now!r}" for key, (was, now) in refused.items())
             raise UserError(
                 f"{self.path} holds a run with another configuration:\n{lines}\n"
-                f"choose another name (name=…), remove that folder, or set these back to resume it; only "
-                f"{', '.join(MAY_CHANGE)} may change"
+                "choose another name (name=…), remove that folder, or set these back to resume it; "
+                "docs/run-folder.md lists what may change"
             )
 
     def _writer(self) -> SummaryWriter:
@@ -238,17 +270,26 @@ class RunFolder:
 
 
 def changed_keys(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys (lists by index) whose values differ, with both values; those in `MAY_CHANGE` are left out."""
+    """Dotted keys (lists by index) whose values differ, with both values."""
     before, after = _flat(old, ""), _flat(new, "")
     return {
         key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _may_change(key)
+        if before.get(key) != after.get(key)
     }
 
 
-def _may_change(key: str) -> bool:
-    return key.endswith("timeout_s") or any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+def _with_defaults(values: Any, default: Any) -> Any:
+    """A run that an earlier release began does not know later keys, and did what their defaults do."""
+    if not isinstance(values, dict) or not isinstance(default, dict):
+        return values
+    return default | {key: _with_defaults(value, default.get(key)) for key, value in values.items()}
+
+
+def _is_of(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is one of those that may change, or in a section that may."""
+    is_timeout = names is MAY_CHANGE and key.endswith("timeout_s")
+    return is_timeout or any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(value: Any, path: str) -> dict[str, Any]:

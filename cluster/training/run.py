@@ -55,6 +55,8 @@ class Run(ABC):
         self.started = time.monotonic()
         for text in folder.damaged:
             logger.warning("%s; an older checkpoint is used", text)
+        for text in folder.changed:
+            display.message(f"resumed with {text}")
         for split, manifest in manifests.items():
             if manifest.skipped:
                 display.message(f"{split}: skipped {len(manifest.skipped)} bad lines of {manifest.path}")

@@ -144,7 +144,54 @@ def test_another_configuration_is_refused_once_there_are_results(tmp_path: Path,
     assert (tmp_path / "demo" / "config.yaml").read_text() == before
     with RunFolder(tmp_path, "demo") as folder:  # what may change
         folder.open(replace(config, steps=7, ray=replace(config.ray, num_cpus=2)))
+        assert folder.changed == ["ray.num_cpus: None → 2", "steps: 100 → 7"]
     assert load_config(tmp_path / "demo" / "config.yaml").steps == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("engines.count=1", "engines.count: 2 → 1, which may change results by rounding"),
+        ("encoder.threads=4", "encoder.threads: 1 → 4, which may change results by rounding"),
+        ("learner.gpus_per_rank=1", "learner.gpus_per_rank: 0.0 → 1.0, which may change results by rounding"),
+        ("engines.generate_timeout_s=60", "engines.generate_timeout_s: 1800.0 → 60.0"),
+        ("data.on_bad=skip", "data.on_bad: 'error' → 'skip'"),
+        ("placement=colocated", "placement: 'disaggregated' → 'colocated', which may change results by rounding"),
+        ("engines.dtype=bfloat16", None),
+        ("sampling.temperature=0.5", None),
+        ("staleness=1", None),
+        ("rewards.sound.silence_peak=0.5", None),
+    ],
+)
+def test_what_a_resumed_run_may_set_anew(tmp_path: Path, override: str, line: str | None) -> None:
+    given = ["name=demo", "model.path=m", "data.train=t.jsonl", "engines.count=2", "learner.loss.importance_cap=2"]
+    with RunFolder(tmp_path, "demo") as folder:
+        folder.open(load_config(None, given))
+        folder.metrics(1, {"x": 1.0})
+    with RunFolder(tmp_path, "demo") as folder:
+        if line is None:
+            with pytest.raises(UserError, match=override.partition("=")[0]):
+                folder.open(load_config(None, [*given, override]))
+        else:
+            folder.open(load_config(None, [*given, override]))
+            assert folder.changed == [line]
+
+
+def test_a_run_of_an_earlier_release_lacks_later_keys(tmp_path: Path, config: RunConfig) -> None:
+    with RunFolder(tmp_path, "demo") as folder:
+        folder.open(config)
+        folder.metrics(1, {"x": 1.0})
+    file = tmp_path / "demo" / "config.yaml"
+    text = file.read_text()
+    assert "zero_variance: drop\n" in text
+    file.write_text(text.replace("  zero_variance: drop\n", ""))
+    with RunFolder(tmp_path, "demo") as folder:
+        folder.open(config)
+        assert folder.changed == []
+    file.write_text(text.replace("  zero_variance: drop\n", ""))
+    other = load_config(None, ["name=demo", "model.path=m", "data.train=t.jsonl", "learner.zero_variance=keep"])
+    with pytest.raises(UserError, match="learner.zero_variance: 'drop' → 'keep'"):
+        RunFolder(tmp_path, "demo").open(other)
 
 
 def test_one_process_at_a_time(tmp_path: Path, config: RunConfig) -> None:
