@@ -190,7 +190,7 @@ def test_a_run_of_an_earlier_release_lacks_later_keys(tmp_path: Path, config: Ru
         assert folder.changed == []
     file.write_text(text.replace("  zero_variance: drop\n", ""))
     other = load_config(None, ["name=demo", "model.path=m", "data.train=t.jsonl", "learner.zero_variance=keep"])
-    with pytest.raises(UserError, match="learner.zero_variance: 'drop' → 'keep'"):
+    with pytest.raises(UserError, match=r"learner\.zero_variance: 'drop' → 'keep'"):
         RunFolder(tmp_path, "demo").open(other)
 
 
