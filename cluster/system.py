@@ -14,13 +14,17 @@ from cluster.actors.encoders import AudioEncoderPool, EncoderPool, VoiceEncoderP
 from cluster.actors.listener import Listener
 from cluster.actors.model import ModelRef
 from cluster.actors.placement import Placement, shares_gpus
-from cluster.actors.remote import get
+from cluster.actors.remote import get, standing
 from cluster.actors.rewards import RewardPool
+from cluster.actors.room import check_room
+from cluster.actors.roster import StartError
 from cluster.actors.scaling import PoolScaler, waiting_shares
 from cluster.actors.start import start_ray
 from cluster.config import RunConfig
 from cluster.fleet.fleet import EngineFleet
+from cluster.fleet.rollout_future import FleetError
 from cluster.monitoring.timeline import gather
+from cluster.preflight import gpus_wanted
 from learner.config import SAMPLED_OBJECTIVES
 from learner.gang import LearnerGroup, LearnerLostError
 from learner.spec import RankSpec
@@ -30,11 +34,14 @@ from rollout.encoders.encoder import EncoderMode
 from rollout.encoders.voices import VoiceMode
 from rollout.environment import actor_environment
 from speech.codecs import load_codec
-from speech.errors import UserError, last_line
+from speech.errors import PhaseTimeoutError, UserError, last_line
 from speech.families import LanguageModelFamily, SpeechFamily, load_family
 from speech.runtime.spans import Span
 
 logger = logging.getLogger(__name__)
+
+FAILED_STARTS = (FleetError, StartError, LearnerLostError, PhaseTimeoutError, ray.exceptions.RayActorError)
+"""What an actor that does not start comes to; the settings that it got are the user's to mend."""
 
 
 class System:
@@ -59,11 +66,11 @@ class System:
         self.listener: Listener | None = None
 
     def __enter__(self) -> System:
-        config = self.config
+        config, timeout = self.config, self.config.engines.startup_timeout_s
         start_ray(config, config.rewards.sound.threads if listens(config, self.training) else 0)
         try:
+            check_room(gpus_wanted(config, self.training), timeout)
             self._placement, colocated = Placement(config), shares_gpus(config)
-            timeout = config.engines.startup_timeout_s
             # Everything loads at the same time: an engine takes longest.
             self._fleet = EngineFleet(self._model, config.engines, self._placement.engine, colocated)
             self.encoders = self._encoders()
@@ -90,6 +97,13 @@ class System:
             self._scalers = self._pool_scalers()
             get(waiting, "start", timeout)
             self.fleet.ready()
+        except FAILED_STARTS as error:
+            standing = self._standing()
+            logger.info("the run does not start", exc_info=error)
+            self.close()
+            limit = f"engines.startup_timeout_s={timeout:g}"
+            raise UserError(f"the run does not start: {'; '.join(filter(None, (last_line(error), standing, limit)))}; "
+                            "the logs of the actors say more") from error  # fmt: skip
         except BaseException:
             self.close()
             raise
@@ -151,6 +165,17 @@ class System:
         """Actors that can work now, by pool."""
         sizes = {"encoders": self.encoders.serving()}
         return sizes if self._rewards is None else sizes | {"reward_actors": self._rewards.serving()}
+
+    def _standing(self) -> str:
+        """Of the actors that were asked for, as Ray sees them."""
+        if not ray.is_initialized():
+            return ""
+        actors = {str(m): m.actor for m in self._fleet.replicas() if m.running} if self._fleet is not None else {}
+        if hasattr(self, "encoders"):
+            actors |= {f"encoder {i}": actor for i, actor in enumerate(self.encoders.actors)}
+        if self._learner is not None:
+            actors |= {f"learner {rank}": actor for rank, actor in enumerate(self._learner.actors)}
+        return standing(actors)
 
     def stop_learner(self) -> None:
         """Kill the gang, and where GPUs are shared let the engines make room for the next one."""

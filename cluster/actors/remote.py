@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import ray
+from ray._private.state import actors as actor_info
 
 from speech.errors import PhaseTimeoutError, UserError
 
@@ -27,6 +29,40 @@ def get(calls: Sequence[ray.ObjectRef], what: str, timeout: float | None) -> lis
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+
+
+def placed(actor: Any) -> bool:
+    """Whether an actor has found its place in the cluster and has a process. As `draining_nodes`, Ray has no public
+    call for it."""
+    return bool(actor_info(actor._actor_id.hex())["Pid"])
+
+
+def standing(actors: Mapping[str, Any]) -> str:
+    """What Ray knows of actors that do not answer, and whether their machine is busy with other things.
+
+    Args:
+        actors: handles by name, such as `engine 0`.
+    """
+    waiting: list[str] = []
+    loading: list[str] = []
+    running: list[str] = []
+    for name, actor in actors.items():
+        info = actor_info(actor._actor_id.hex())
+        if info["State"] == "PENDING_CREATION":
+            (loading if info["Pid"] else waiting).append(name)
+        elif info["State"] == "ALIVE":
+            running.append(name)
+    found = []
+    if waiting:
+        found.append(f"{', '.join(waiting)} found no place: no node has the CPUs or GPUs free that they ask for")
+    if loading:
+        found.append(f"{', '.join(loading)} still loaded")
+    if running and not (waiting or loading):
+        found.append(f"all processes run ({', '.join(running)}) and load their models or wait for one another")
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    if load > 2 * cores:
+        found.append(f"this machine is overloaded: {load:.0f} processes want to run on {cores} cores")
+    return "; ".join(found)
 
 
 def draining_nodes() -> set[str]:

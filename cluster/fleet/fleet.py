@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.actors.model import ModelRef
-from cluster.actors.remote import contiguous, draining_nodes
+from cluster.actors.remote import contiguous, draining_nodes, placed
 from cluster.actors.scaling import FleetClock, ScalingPolicy
 from cluster.fleet.health import Outage, State
 from cluster.fleet.replica import EngineReplica, Publication
@@ -115,9 +115,10 @@ class EngineFleet:
 
         Raises:
             UserError: what an engine says about the model or the configuration.
-            FleetError: an engine does not start.
+            FleetError: an engine does not start, or finds no place in the cluster in that time while too few others
+                run; to ask for the same place again would not help.
         """
-        self._until(lambda: all(m.living for m in self._engines.replicas), None, "start")
+        self._until(self._started, None, "start")
 
     def submit(self, prompts: Sequence[Prompt], audio: Sequence[EncodedRef], sampling: SamplingConfig) -> RolloutFuture:
         """Order a group for each prompt. Which engine samples a prompt depends on order and load alone."""
@@ -337,6 +338,14 @@ class EngineFleet:
                     time.sleep(min(left, 0.05))
             except TRANSIENT:  # the next tick fails too, and judges it
                 time.sleep(min(left, TICK_S))
+
+    def _started(self) -> bool:
+        replicas, limit, now = self._engines.replicas, self.config.startup_timeout_s, time.monotonic()
+        if sum(m.living for m in replicas) < self.config.min_count:
+            for late in [m for m in replicas if m.pending("starting") and now - m.spawned >= limit]:
+                if not placed(late.actor):
+                    raise FleetError(f"{late} found no place within {limit:.0f} s")
+        return all(m.living for m in replicas)
 
     def _published(self, publication: Publication) -> bool:
         states = [m.health.state for m in self._engines.replicas]

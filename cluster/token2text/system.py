@@ -8,14 +8,16 @@ from types import TracebackType
 import ray
 
 from cluster.actors.encoders import CodecPool
-from cluster.actors.remote import get
+from cluster.actors.remote import get, standing
+from cluster.actors.room import check_room
 from cluster.actors.start import start_ray
 from cluster.config import RunConfig
-from learner.gang import Token2TextGroup
+from cluster.preflight import gpus_wanted
+from learner.gang import LearnerLostError, Token2TextGroup
 from learner.token2text.model import Token2TextConfig
 from learner.token2text.rank import Token2TextSpec
 from rollout.environment import actor_environment
-from speech.errors import UserError
+from speech.errors import PhaseTimeoutError, UserError
 
 
 class Token2TextSystem:
@@ -34,6 +36,7 @@ class Token2TextSystem:
         config = self.config
         start_ray(config)
         try:
+            check_room(gpus_wanted(config, training=True), config.engines.startup_timeout_s)
             self.codecs = CodecPool(str(Path(config.model.codec or "").resolve()), config.encoder)
             self.codec_size, self._features = self.codecs.describe(config.engines.startup_timeout_s)
         except BaseException:
@@ -65,7 +68,12 @@ class Token2TextSystem:
         spec = Token2TextSpec(start, config.learner, config.token2text.training, config.steps, config.seed, features)
         self._learner = Token2TextGroup(spec, actor_environment(config.learner.threads))
         timeout = config.engines.startup_timeout_s
-        get(self._learner.start(timeout), "learner start", timeout)
+        try:
+            get(self._learner.start(timeout), "learner start", timeout)
+        except (LearnerLostError, PhaseTimeoutError) as error:
+            ranks = {f"learner {rank}": actor for rank, actor in enumerate(self._learner.actors)}
+            message = f"the run does not start: {error}; {standing(ranks)}; engines.startup_timeout_s={timeout:g}"
+            raise UserError(message) from error
 
     @property
     def learner(self) -> Token2TextGroup:

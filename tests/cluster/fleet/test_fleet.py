@@ -141,6 +141,13 @@ def publish(fleet: EngineFleet, version: int, word: str = "sound") -> float:
     return fleet.publish(version, [ray.put(word)], PROBE, 30.0)
 
 
+def test_an_engine_without_a_place_is_not_asked_for_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three time-outs and the waits between them were ten minutes for nothing."""
+    monkeypatch.setattr(engine_member, "engine_options", lambda config: {"num_cpus": 0, "num_gpus": 1})
+    with pytest.raises(FleetError, match="engine 0 found no place within 1 s"):
+        start(startup_timeout_s=1.0)
+
+
 def test_work_keeps_its_order_and_waits_for_a_verified_publication(start: Start) -> None:
     fleet = start(count=2)
     with pytest.raises(
