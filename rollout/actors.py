@@ -15,6 +15,7 @@ import ray
 from ray import ObjectRef
 
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
+from rollout.vllm_process.root_cause import causes_named
 from speech.errors import UserError
 from speech.records import Group, Prompt, PromptLayout, Utterance
 from speech.runtime.importing import ours_first
@@ -243,8 +244,13 @@ class EngineActor:
         self._spans = SpanRecorder()
 
     async def start(self, version: int | None = 0) -> str:
-        """As `RolloutEngine.start`; returns the hex id of the node that it runs on."""
-        await self._engine.start(version)
+        """As `RolloutEngine.start`; returns the hex id of the node that it runs on.
+
+        Raises:
+            UserError, EngineLostError: with the cause that vLLM's own error leaves out.
+        """
+        with causes_named():
+            await self._engine.start(version)
         return _node()
 
     async def generate(
