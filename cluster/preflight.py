@@ -24,6 +24,7 @@ from speech.runtime.schema import Problems
 
 CONNECT_S = 3.0
 """A head that does not take a connection in this time is taken for absent."""
+HTTP_S = 1.0
 SOCKET_PATH = 107
 """Bytes that the path of a Unix socket may have."""
 RAY_SOCKET = len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
@@ -201,7 +202,7 @@ def _temporary_folder() -> Problems:
 
 
 def _address(address: str) -> Problems:
-    """Whether somebody listens there; who it is Ray finds out."""
+    """Whether somebody listens there who may be a head; Ray finds out whether it is."""
     if address == "auto":
         return []
     parts = urlsplit(address if "://" in address else f"gcs://{address}")
@@ -210,7 +211,19 @@ def _address(address: str) -> Problems:
         return [("ray.address", f"{address!r} is no address of a cluster, such as `auto`, `host:6379`; {hint}")]
     try:
         host, port = parts.hostname, parts.port or (10001 if parts.scheme == "ray" else 6379)
-        with socket.create_connection((host or "", port), timeout=CONNECT_S):
-            return []
+        with socket.create_connection((host or "", port), timeout=CONNECT_S) as connection:
+            is_http = _speaks_http(connection)
     except (OSError, ValueError) as error:
         return [("ray.address", f"no Ray cluster answers at {address!r}: {error}")]
+    message = f"at {address!r} an HTTP server answers, such as the dashboard; a cluster's own port is 6379"
+    return [("ray.address", message)] if is_http else []
+
+
+def _speaks_http(connection: socket.socket) -> bool:
+    """Ray would try for minutes to talk to it."""
+    connection.settimeout(HTTP_S)
+    try:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return connection.recv(5) == b"HTTP/"
+    except OSError:  # it hangs up on what is not its own, or waits for more
+        return False

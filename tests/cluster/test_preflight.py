@@ -7,7 +7,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,6 +185,15 @@ def test_addresses(model: Path, data: str) -> None:
     assert "no Ray cluster answers" in message("127.0.0.1:notaport")
     assert "no Ray cluster answers" in message("no.such.host.invalid:6379")
     assert time.monotonic() - began < 60
+
+
+def test_a_web_server_is_no_head(model: Path, data: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        ((key, text),) = problems_here(config(model, data, f"ray.address={address}"))
+        server.shutdown()
+    assert key == "ray.address" and f"at {address!r} an HTTP server answers" in text
 
 
 def test_temporary_folders(tmp_path: Path, model: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
