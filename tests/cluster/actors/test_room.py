@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import ray
 from cluster.actors import room
 from cluster.actors.remote import placed, standing
 from cluster.actors.room import adds_nodes, check_room
+from cluster.config import load_config
+from cluster.preflight import problems_here
 from speech.errors import UserError
 from tests.waiting import until
 
@@ -64,6 +67,12 @@ def test_gpus_that_nobody_brings(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     with caplog.at_level(logging.WARNING):
         check_room(wanted, 60.0)
     assert f"{lack}: it waits for the autoscaler, up to engines.startup_timeout_s=60 s" in caplog.text
+
+
+def test_a_head_that_is_one_is_let_pass(tmp_path: Path) -> None:
+    config = load_config(None, ["name=n", f"model.path={tmp_path}", f"data.train={tmp_path}", "ray.address="
+                                + ray.get_runtime_context().gcs_address])  # fmt: skip
+    assert "ray.address" not in [key for key, _ in problems_here(config)]
 
 
 @pytest.mark.parametrize(
