@@ -45,7 +45,7 @@ def problems_here(config: RunConfig, training: bool = True) -> Problems:
     Args:
         training: false for an evaluation, which has no learner.
     """
-    found = [*_model(config), *_manifests(config)]
+    found = [*_model(config), *_manifests(config, training)]
     if training and config.uses_diffro and config.learner.diffro.reward_model is not None:
         found += _folder("learner.diffro.reward_model", config.learner.diffro.reward_model)
     sound = config.rewards.sound
@@ -123,14 +123,11 @@ def _context(config: RunConfig) -> Problems:
     return []
 
 
-def _manifests(config: RunConfig) -> Problems:
+def _manifests(config: RunConfig, training: bool) -> Problems:
     data = config.data
-    paths = {
-        "train": data.train,
-        "valid": data.valid if config.evaluation.every else None,
-        "test": data.test,
-        "replay": data.replay,
-    }
+    paths: dict[str, str | None] = {"train": data.train}  # of an evaluation: what it evaluates
+    if training:
+        paths |= {"valid": data.valid if config.evaluation.every else None, "test": data.test, "replay": data.replay}
     return [
         (f"data.{split}", f"{path} does not exist (the working folder is {Path.cwd()})")
         for split, path in paths.items()

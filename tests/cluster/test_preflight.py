@@ -158,6 +158,12 @@ def test_memory(model: Path, data: str, overrides: list[str], refused: bool) -> 
     assert keys(config(model, data, *overrides)) == ["engines.kv_cache_gb"] * refused
 
 
+def test_an_evaluation_reads_one_manifest(model: Path, data: str) -> None:
+    run = config(model, data, "data.test=absent.jsonl", "data.valid=absent.jsonl", "evaluation.every=1")
+    assert keys(run) == ["data.valid", "data.test"]
+    assert keys(run, training=False) == []
+
+
 def test_gpus_that_are_asked_for(model: Path, data: str) -> None:
     run = config(model, data, "engines.gpus_per_engine=2", "engines.count=2", "encoder.gpus=0.5",
                  "learner.gpus_per_rank=1", "learner.ranks=3")  # fmt: skip
