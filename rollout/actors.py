@@ -17,7 +17,7 @@ from ray import ObjectRef
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
 from rollout.vllm_process.root_cause import causes_named
 from speech.errors import UserError
-from speech.records import Group, Prompt, PromptLayout, Utterance
+from speech.records import BadUtterance, Group, Prompt, PromptLayout, Utterance
 from speech.runtime.importing import ours_first
 from speech.runtime.spans import Span, SpanRecorder
 
@@ -93,10 +93,12 @@ class Encoding:
         summaries, *items = call.remote(list(utterances), mode)
         return cls(summaries, tuple(items))
 
-    def collect(self, summaries: Encoded[EncodedSummary]) -> list[EncodedRef]:
+    def collect(self, summaries: Encoded[EncodedSummary | BadUtterance]) -> list[EncodedRef | BadUtterance]:
         """The references, with what `self.summaries` turned out to be."""
         return [
-            EncodedRef(ref=item, seconds=summary.seconds, layout=summary.layout, target_ids=summary.target_ids)
+            summary
+            if isinstance(summary, BadUtterance)
+            else EncodedRef(ref=item, seconds=summary.seconds, layout=summary.layout, target_ids=summary.target_ids)
             for item, summary in zip(self.items, summaries.values, strict=True)
         ]
 
@@ -133,15 +135,19 @@ class EncoderActor:
         """Read and encode; to be called through `Encoding.ask`.
 
         Returns:
-            The `Encoded` with one `EncodedSummary` per utterance, and after it the `EncodedAudio` of each.
+            The `Encoded` with an `EncodedSummary` or a `BadUtterance` for each utterance, and after it the
+            `EncodedAudio` of each; None for a bad one.
 
         Raises:
-            InputError: naming every utterance that could not be read.
+            Exception: all of several fail, and not because of their data.
         """
         before = self._encoder.encoded_total
         encoded = self._encoder.encode(self._encoder.load(utterances), utterances, mode)
-        summaries = [EncodedSummary(item.seconds, item.layout) for item in encoded]
-        return [Encoded(summaries, self._encoder.encoded_total - before), *encoded]
+        summaries = [
+            item if isinstance(item, BadUtterance) else EncodedSummary(item.seconds, item.layout) for item in encoded
+        ]
+        items = [None if isinstance(item, BadUtterance) else item for item in encoded]
+        return [Encoded(summaries, self._encoder.encoded_total - before), *items]
 
     def update(self, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         self._encoder.update(states)
@@ -178,15 +184,17 @@ class VoiceActor:
         return _node()
 
     def encode(self, utterances: Sequence[Utterance], mode: VoiceMode = "prompt") -> list[Any]:
-        """As `EncoderActor.encode`.
-
-        Raises:
-            InputError: naming every utterance that cannot be spoken.
-        """
+        """As `EncoderActor.encode`."""
         before = self._voices.encoded_total
         items = self._voices.encode(utterances, mode)
-        summaries = [EncodedSummary(item.encoded.seconds, item.encoded.layout, item.target_ids) for item in items]
-        return [Encoded(summaries, self._voices.encoded_total - before), *(item.encoded for item in items)]
+        summaries = [
+            item
+            if isinstance(item, BadUtterance)
+            else EncodedSummary(item.encoded.seconds, item.encoded.layout, item.target_ids)
+            for item in items
+        ]
+        encoded = [None if isinstance(item, BadUtterance) else item.encoded for item in items]
+        return [Encoded(summaries, self._voices.encoded_total - before), *encoded]
 
 
 @ray.remote
@@ -216,7 +224,7 @@ class CodecActor:
         """See `Codec.features`."""
         return self._recordings.codec.features()
 
-    def tokenise(self, utterances: Sequence[Utterance]) -> Encoded[tuple[int, ...]]:
+    def tokenise(self, utterances: Sequence[Utterance]) -> Encoded[tuple[int, ...] | BadUtterance]:
         """See `RecordingEncoder.tokenise`."""
         before = self._recordings.encoded_total
         tokens = self._recordings.tokenise(utterances)

@@ -77,6 +77,13 @@ class EngineConfig(PoolSize):
         return found
 
 
+def room_complaint(positions: int, new_tokens: int, max_model_len: int) -> str | None:
+    """Why a prompt of so many positions leaves no room for its whole response, or None."""
+    if positions + new_tokens <= max_model_len:
+        return None
+    return f"{positions} positions + {new_tokens} new tokens do not fit engines.max_model_len={max_model_len}"
+
+
 @dataclass
 class SamplingConfig:
     """`sampling`. There is no top-p or top-k: truncation would make the sampler another policy than the

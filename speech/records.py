@@ -66,6 +66,21 @@ class Utterance:
         return f"{self.instruction}{INSTRUCTION_END}{self.text}" if self.instruction else self.text
 
 
+@dataclass(frozen=True, slots=True)
+class BadUtterance:
+    """An utterance that cannot be used. It stands in the place of a result, so that the others keep theirs.
+
+    Attributes:
+        id: of the utterance.
+        reason: what is wrong with it, in a line.
+        lethal: whether it cost so many actors that it may not be given to another.
+    """
+
+    id: str
+    reason: str
+    lethal: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One request for a group of samples: an utterance at its place in an epoch.

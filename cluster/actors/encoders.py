@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayError
 
 from cluster.actors.calls import Request, Result
 from cluster.actors.model import ModelRef
@@ -16,7 +17,7 @@ from cluster.actors.roster import ATTEMPTS
 from rollout.actors import CodecActor, Encoded, EncodedRef, EncoderActor, Encoding, VoiceActor
 from rollout.config import EncoderConfig
 from rollout.environment import encoder_options
-from speech.records import Utterance
+from speech.records import BadUtterance, Utterance
 
 if TYPE_CHECKING:
     from rollout.encoders.encoder import EncoderMode
@@ -24,30 +25,45 @@ if TYPE_CHECKING:
 
 Options = Callable[[int], dict[str, Any]]
 """More of Ray's options for the actor in a place, such as its bundle."""
+SYSTEMIC = 3
+"""So many utterances in a row that cost their actors: it is not the utterances."""
 
 
-class UtterancePool(ActorPool[Utterance, Result]):
-    """Actors that encode utterances, in contiguous shares. Utterances that `ATTEMPTS` actors fail on end the run."""
+class UtterancePool(ActorPool[Utterance, Result | BadUtterance]):
+    """Actors that encode utterances, in contiguous shares.
+
+    An utterance that costs `ATTEMPTS` actors, the last of them alone, is a bad one. `SYSTEMIC` of them, and none in
+    between that an actor manages, end the run: then the actors are at fault.
+    """
 
     component, work = "encoder", "encode"
+    alone_after = ATTEMPTS - 1
+    failures = (RayError,)
 
     def __init__(self, config: EncoderConfig) -> None:
         self._config = config
-        self._encoded = 0
+        self._encoded = self._lost_in_a_row = 0
         super().__init__(config.count)
 
     def encoded_total(self) -> int:
         """Recordings that went through a model since the start; not those of answers that were lost with an actor."""
         return self._encoded
 
-    def _exhausted(self, items: list[Utterance], reason: str) -> Sequence[Result]:
-        raise RuntimeError(f"{self.what}: {ATTEMPTS} actors failed on utterances from {items[0].id!r}: {reason}")
+    def _exhausted(self, items: list[Utterance], reason: str) -> Sequence[Result | BadUtterance]:
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row >= SYSTEMIC:
+            raise RuntimeError(f"{self.what}: {SYSTEMIC} utterances in a row cost {ATTEMPTS} actors each: {reason}")
+        lost = f"{self.what}: {ATTEMPTS} actors failed on it: {reason}"
+        return [BadUtterance(item.id, lost, lethal=True) for item in items]
 
-    def _request(self, answer: ray.ObjectRef, results: Callable[[Encoded[Any]], Sequence[Result]]) -> Request[Result]:
+    def _request(
+        self, answer: ray.ObjectRef, results: Callable[[Encoded[Any]], Sequence[Result | BadUtterance]]
+    ) -> Request[Result | BadUtterance]:
         """`answer` is a reference to an `Encoded`."""
 
-        def counted(encoded: Encoded[Any]) -> Sequence[Result]:
+        def counted(encoded: Encoded[Any]) -> Sequence[Result | BadUtterance]:
             self._encoded += encoded.recordings
+            self._lost_in_a_row = 0
             return results(encoded)
 
         return Request(answer, counted)
@@ -65,20 +81,19 @@ class EncoderPool(UtterancePool[EncodedRef]):
 
     def encode(
         self, utterances: Sequence[Utterance], timeout: float | None, for_learner: bool = False
-    ) -> list[EncodedRef]:
-        """References to the prompts, in order.
+    ) -> list[EncodedRef | BadUtterance]:
+        """References to the prompts, or what is wrong with an utterance, in order.
 
         Args:
             timeout: of one attempt, in seconds.
             for_learner: with what the learner needs, and not only what an engine does.
 
         Raises:
-            InputError: naming every utterance that cannot be used, and why.
-            RuntimeError: `ATTEMPTS` actors in a row died or did not answer, or did not start.
+            RuntimeError: actors die or do not answer, whatever they are given, or do not start.
         """
         mode = self._mode(for_learner)
 
-        def ask(actor: Any, items: list[Utterance]) -> Request[EncodedRef]:
+        def ask(actor: Any, items: list[Utterance]) -> Request[EncodedRef | BadUtterance]:
             encoding = Encoding.ask(actor, items, mode)
             return self._request(encoding.summaries, encoding.collect)
 
@@ -166,18 +181,17 @@ class CodecPool(UtterancePool[tuple[int, ...]]):
         size, features = get([actor.size.remote(), actor.features.remote()], "codec features", 60.0)
         return size, features
 
-    def tokenise(self, utterances: Sequence[Utterance], timeout: float | None) -> list[tuple[int, ...]]:
-        """Codec ids of each utterance's recording.
+    def tokenise(self, utterances: Sequence[Utterance], timeout: float | None) -> list[tuple[int, ...] | BadUtterance]:
+        """Codec ids of each utterance's recording, or what is wrong with it.
 
         Args:
             timeout: of one attempt, in seconds.
 
         Raises:
-            InputError: naming every recording that cannot be used, and why.
-            RuntimeError: `ATTEMPTS` actors in a row died or did not answer, or did not start.
+            RuntimeError: actors die or do not answer, whatever they are given, or do not start.
         """
 
-        def ask(actor: Any, items: list[Utterance]) -> Request[tuple[int, ...]]:
+        def ask(actor: Any, items: list[Utterance]) -> Request[tuple[int, ...] | BadUtterance]:
             return self._request(actor.tokenise.remote(items), lambda encoded: encoded.values)
 
         return self._run(utterances, ask, timeout)

@@ -48,7 +48,8 @@ class ActorPool(ABC, Generic[Item, Result]):
         component: what they are called in spans, before their place.
         work: name of a call's span.
         attempts: at each item.
-        one_by_one: try again each item of a failed call by itself, so that a bad one spoils no other.
+        alone_after: after so many failures each item of a failed call is tried by itself, so that a bad one spoils no
+            other; None never does.
         failures: errors that cost an actor and are worth another attempt; any other is raised.
         retried: items that were tried again, each time counted.
     """
@@ -56,7 +57,7 @@ class ActorPool(ABC, Generic[Item, Result]):
     what: ClassVar[str]
     component: ClassVar[str]
     work: ClassVar[str]
-    one_by_one: ClassVar[bool] = False
+    alone_after: ClassVar[int | None] = None
     failures: ClassVar[tuple[type[Exception], ...]] = (RayActorError,)
 
     def __init__(self, count: int, attempts: int = ATTEMPTS) -> None:
@@ -269,7 +270,8 @@ class ActorPool(ABC, Generic[Item, Result]):
         if run is None:
             return
         if failed < self.attempts:
-            parts = [[place] for place in places] if self.one_by_one else [places]
+            alone = self.alone_after is not None and failed >= self.alone_after
+            parts = [[place] for place in places] if alone else [places]
             run.jobs.extend(Job(part, failed) for part in parts)
             with self._lock:
                 self.retried += len(places)

@@ -58,12 +58,15 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
         config: rewards and pool settings.
         codec: builds the codec in each actor, for trajectories that hold speech tokens; None scores records alone.
 
+    Attributes:
+        lethal: reason by id of each utterance whose group, alone in its call, cost one actor more.
+
     Raises:
         UserError: a configuration error, found here and not in an actor, or settings out of range.
     """
 
     what, component, work = "rewards", "rewards", "score"
-    one_by_one = True
+    alone_after = 1
     failures = (RayError, UserError)
 
     def __init__(self, config: RewardConfig, codec: CodecFactory | None = None) -> None:
@@ -75,6 +78,7 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
             names = ", ".join(sorted(composition.on_sound))
             raise UserError(f"rewards.items: {names} score sound, and this run has no speech tokens")
         self.counts = RewardCounts()
+        self.lethal: dict[str, str] = {}
         self._config, self._codec = config, codec
         self._scoring = threading.Lock()
         super().__init__(config.count, attempts=config.retries + 1)
@@ -116,5 +120,7 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
         return f"reward actor: {kind}: {last_line(error)}"
 
     def _exhausted(self, items: list[Group], reason: str) -> list[tuple[Reward, ...]]:
+        if self.attempts > 1 and not reason.startswith("reward actor: failed"):  # it dies or hangs, and alone
+            self.lethal |= {group.prompt.utterance.id: reason for group in items}
         lost = Reward(total=None, invalid=f"{reason} (attempt {self.attempts})")
         return [(lost,) * len(group.trajectories) for group in items]

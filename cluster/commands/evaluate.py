@@ -34,6 +34,8 @@ def run_evaluation(args: argparse.Namespace) -> int:
         evaluation = evaluate_split(config, system, manifest.utterances, out.with_suffix(""))
     durable.replace(out, "".join(durable.dumps(line) + "\n" for line in evaluation.hypotheses))
     summary = {"model": args.model, "manifest": args.manifest, **evaluation.scores.to_json()}
+    summary["rejected"] = {item.id: item.reason for item in evaluation.bad}
     durable.replace(out.with_suffix(".summary.json"), json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
-    print_evaluation(evaluation.scores, skipped=len(manifest.skipped), hypotheses=out)
+    skipped = len(manifest.skipped) + len(evaluation.bad)
+    print_evaluation(evaluation.scores, skipped=skipped, hypotheses=out)
     return 0

@@ -17,13 +17,13 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from cluster.runs.durable import writing
 from rollout.config import EncoderConfig
-from rollout.encoders.recordings import SILENCE_PEAK
+from rollout.encoders.encoder import SILENCE_PEAK
 from rollout.encoders.voices import VoiceEncoder
 from speech.audio import AudioLimits, audio_seconds, load_audio
 from speech.codecs import Codec, load_codec
 from speech.errors import InputError, Problem, UserError
 from speech.families import SpeechFamily, load_family
-from speech.records import Utterance, split_instruction
+from speech.records import BadUtterance, Utterance, split_instruction
 
 LONGEST_S = 30.0
 """What a text may take unless `--max-new-tokens` says otherwise."""
@@ -130,6 +130,8 @@ def synthesise(
     )
     encoder = VoiceEncoder(family, codec, EncoderConfig(), load_audio)
     (prepared,) = encoder.encode([utterance])
+    if isinstance(prepared, BadUtterance):
+        raise UserError(prepared.reason)
     prompt = prepared.encoded.layout.token_ids
     ids = sample_ids(family, family.load_language_model(), prompt, temperature, seed, max_new_tokens)
     tokens = family.speech_tokens(ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from learner.config import LearnerConfig, Token2TextModelConfig
 from rewards.config import RewardConfig
@@ -45,7 +45,12 @@ class DataConfig:
     (`meta.lst`); `auto` looks at the first lines."""
 
     on_bad: Literal["error", "skip"] = "error"
-    """Bad lines: stop with a list of them, or leave them out."""
+    """What cannot be used: stop with a list of it, or do without. `skip` leaves out bad lines; a prompt whose utterance
+    turns out to be bad later is rejected, with its reason in the ledger, and another takes its place."""
+
+    max_rejected: Annotated[float, Ge(0), Le(1)] = 0.1
+    """Largest share of bad prompts among the last 200; with more the run stops. Bad is one whose utterance cannot be
+    used (`on_bad: skip`), and one of whose samples fewer than two have a reward."""
 
     batch_prompts: Annotated[int, Ge(1)] = 32
     """Prompts per step."""

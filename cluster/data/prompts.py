@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cluster.config import DataConfig, RunConfig
+from cluster.data.unreadable import with_unreadable
 from speech.errors import UserError
 from speech.manifests import Manifest, load_manifest
 from speech.records import Prompt, Utterance
@@ -32,7 +33,7 @@ def load_manifests(config: RunConfig) -> dict[str, Manifest]:
     Raises:
         InputError: naming every bad line, unless `data.on_bad` is `skip`.
     """
-    return {
+    manifests = {
         split: load_split(config.data, path)
         for split, path in (
             ("train", config.data.train),
@@ -42,6 +43,7 @@ def load_manifests(config: RunConfig) -> dict[str, Manifest]:
         )
         if path is not None
     }
+    return manifests | {"train": with_unreadable(config.data, manifests["train"])}
 
 
 def derived_seed(*parts: int | str) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learner.batches.grouping import Target
 from learner.token2text.model import Token2TextConfig
-from speech.errors import InputError, Problem, UserError
+from speech.errors import UserError
 from speech.manifests import Manifest
 from speech.manifests.entries import OWN_FIELDS
 from speech.records import Utterance
@@ -36,41 +36,23 @@ def targets_of(model: Token2TextConfig, utterance: Utterance) -> Target:
     return Target(model.text_ids(utterance.text, utterance.language), model.attribute_ids(values))
 
 
-def check_manifest(model: Token2TextConfig, manifest: Manifest) -> None:
-    """See that the model can judge every utterance.
-
-    Raises:
-        InputError: naming file, line and key of every text and class that the model does not know.
-    """
-    problems: list[Problem] = []
-    for utterance, (file, line) in zip(manifest.utterances, manifest.places, strict=True):
+def target_problems(model: Token2TextConfig, utterance: Utterance) -> Iterator[tuple[str, str]]:
+    """(key, message) of the text and of each class that the model does not know."""
+    try:
+        model.text_ids(utterance.text, utterance.language)
+    except UserError as error:
+        yield "text", str(error)
+    for name, value in attribute_values(utterance, model.attributes).items():
         try:
-            model.text_ids(utterance.text, utterance.language)
+            model.attribute_ids({name: value})
         except UserError as error:
-            problems.append(Problem(file, line, "text", str(error)))
-        for name, value in attribute_values(utterance, model.attributes).items():
-            try:
-                model.attribute_ids({name: value})
-            except UserError as error:
-                key = name if name in OWN_FIELDS else f"attributes.{name}"
-                problems.append(Problem(file, line, key, str(error)))
-    if problems:
-        raise InputError(f"{manifest.path}: not what the Token2Text model was trained on", problems)
+            yield name if name in OWN_FIELDS else f"attributes.{name}", str(error)
 
 
-def check_recordings(manifest: Manifest) -> None:
-    """See that there is something to read in every utterance.
-
-    Raises:
-        InputError: naming file and line of every text without a recording.
-    """
-    problems = [
-        Problem(file, line, "audio", "missing: the Token2Text model reads recordings")
-        for utterance, (file, line) in zip(manifest.utterances, manifest.places, strict=True)
-        if not utterance.audio
-    ]
-    if problems:
-        raise InputError(f"{manifest.path}: texts without a recording", problems)
+def recording_problems(utterance: Utterance) -> Iterator[tuple[str, str]]:
+    """(key, message) where there is nothing to read."""
+    if not utterance.audio:
+        yield "audio", "missing: the Token2Text model reads recordings"
 
 
 def new_model(shape: Token2TextModelConfig, speech_vocabulary: int, manifest: Manifest) -> Token2TextConfig:
@@ -108,17 +90,15 @@ def new_model(shape: Token2TextModelConfig, speech_vocabulary: int, manifest: Ma
         raise UserError(f"token2text: {error}") from error
 
 
-def check_targets(config: RunConfig, manifest: Manifest) -> None:
-    """See that the reward model of DiffRO can judge what the policy is going to say.
+def diffro_model(config: RunConfig, manifest: Manifest) -> Token2TextConfig:
+    """The reward model of DiffRO.
 
     Raises:
-        UserError: attributes are to be rewarded that the reward model does not judge, or that no utterance gives.
-        InputError: naming every text and class that it does not know.
+        UserError: attributes are to be rewarded that it does not judge, or that no utterance gives.
     """
     settings = config.learner.diffro
     assert settings.reward_model is not None  # checked by the configuration
     model = Token2TextConfig.load(Path(settings.reward_model))
-    check_manifest(model, manifest)
     if settings.attributes > 0:
         if not model.attributes:
             raise UserError(f"learner.diffro.attributes: {settings.reward_model} judges no attributes, only text")
@@ -127,3 +107,4 @@ def check_targets(config: RunConfig, manifest: Manifest) -> None:
                 f"learner.diffro.attributes: no utterance of {manifest.path} says which "
                 f"{' or '.join(model.attributes)} it should have"
             )
+    return model

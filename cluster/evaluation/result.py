@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from cluster.evaluation.scores import Scores
 from cluster.runs import durable
 from speech.errors import UserError
+from speech.records import BadUtterance
 
 CHUNK = 256
 """Utterances encoded and decoded at a time. It limits the use of the object store; progress is shown per chunk."""
@@ -25,10 +26,12 @@ class Evaluation(Generic[AnyScores]):
     Attributes:
         scores: of all utterances.
         hypotheses: one per utterance, in its order.
+        bad: utterances that could not be evaluated; they are in neither.
     """
 
     scores: AnyScores
     hypotheses: list[dict[str, Any]]
+    bad: tuple[BadUtterance, ...] = ()
 
     def by_id(self) -> dict[str, str]:
         return {line["id"]: line["hypothesis"] for line in self.hypotheses}
@@ -49,7 +52,8 @@ def load_evaluation(path: Path, conditions: Mapping[str, Any], kind: type[AnySco
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["conditions"] != conditions:
             return None
-        return Evaluation(kind.from_json(content["summary"]), content["hypotheses"])
+        bad = tuple(BadUtterance(name, reason) for name, reason in content.get("rejected", {}).items())
+        return Evaluation(kind.from_json(content["summary"]), content["hypotheses"], bad)
     except (json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}); remove it to evaluate again") from error
 
@@ -59,6 +63,7 @@ def store_evaluation(path: Path, evaluation: Evaluation[Scores], conditions: Map
     content = {
         "conditions": dict(conditions),
         "summary": evaluation.scores.to_json(),
+        "rejected": {item.id: item.reason for item in evaluation.bad},
         "hypotheses": evaluation.hypotheses,
     }
     durable.replace(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -10,8 +10,10 @@ from cluster.config import RunConfig
 from cluster.data.prompts import derived_seed
 from cluster.evaluation.result import CHUNK
 from cluster.fleet.fleet import EngineFleet
-from rollout.config import SamplingConfig
-from speech.records import Group, Prompt, Utterance
+from rollout.actors import EncodedRef
+from rollout.config import SamplingConfig, room_complaint
+from speech.errors import InputError, Problem
+from speech.records import BadUtterance, Group, Prompt, Utterance
 
 
 def evaluation_sampling(config: RunConfig) -> SamplingConfig:
@@ -30,11 +32,21 @@ def sample_once(config: RunConfig) -> SamplingConfig:
 
 
 def sample_chunks(
-    utterances: Sequence[Utterance], encoders: EncoderPool, fleet: EngineFleet, sampling: SamplingConfig
+    utterances: Sequence[Utterance],
+    encoders: EncoderPool,
+    fleet: EngineFleet,
+    sampling: SamplingConfig,
+    bad: list[BadUtterance],
 ) -> Iterator[list[Group]]:
     """Unscored groups of at most `CHUNK` utterances at a time, in their order.
 
     The seed of an utterance derives from its id alone, so that two evaluations draw with the same numbers.
+
+    Args:
+        bad: utterances that cannot be sampled are added to it.
+
+    Raises:
+        InputError: no utterance can.
     """
     for start in range(0, len(utterances), CHUNK):
         part = utterances[start : start + CHUNK]
@@ -42,4 +54,27 @@ def sample_chunks(
             Prompt(id=f"evaluation/{u.id}", utterance=u, epoch=0, position=start + i, seed=derived_seed("eval", u.id))
             for i, u in enumerate(part)
         ]
-        yield fleet.generate(prompts, encoders.encode(part, fleet.config.generate_timeout_s), sampling, None)
+        usable: list[tuple[Prompt, EncodedRef]] = []
+        for prompt, item in zip(prompts, encoders.encode(part, fleet.config.generate_timeout_s), strict=True):
+            if isinstance(item, BadUtterance):
+                bad.append(item)
+                continue
+            positions, limit = len(item.layout.token_ids), fleet.config.max_model_len
+            complaint = room_complaint(positions, sampling.max_new_tokens, limit)
+            if complaint is None:
+                usable.append((prompt, item))
+            else:
+                bad.append(BadUtterance(prompt.utterance.id, f"{item.seconds:.1f} s: {complaint}"))
+        sampled = fleet.generate([p for p, _ in usable], [item for _, item in usable], sampling, None) if usable else []
+        bad += [item for item in sampled if isinstance(item, BadUtterance)]
+        groups = [item for item in sampled if not isinstance(item, BadUtterance)]
+        if groups:
+            yield groups
+    if len(bad) == len(utterances):
+        raise bad_input(bad)
+
+
+def bad_input(bad: Sequence[BadUtterance]) -> InputError:
+    """The error about utterances that cannot be evaluated."""
+    problems = [Problem(f"utterance {item.id}", None, None, item.reason) for item in bad]
+    return InputError("utterances that cannot be evaluated", problems)

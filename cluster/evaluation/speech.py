@@ -17,7 +17,7 @@ from rewards.on_sound.tts_accuracy import unscorable
 from rewards.report import SampleReport
 from rollout.config import SamplingConfig
 from speech.edits import EditCounts, word_edits
-from speech.records import Utterance
+from speech.records import BadUtterance, Utterance
 from speech.text import NORMALISER_VERSION
 
 
@@ -37,11 +37,12 @@ def evaluate_speech(
     """
     lines: list[dict[str, Any]] = []
     reports: list[SampleReport] = []
-    for groups in sample_chunks(utterances, prompts, fleet, sampling):
+    bad: list[BadUtterance] = []
+    for groups in sample_chunks(utterances, prompts, fleet, sampling, bad):
         heard = listener.report(groups, folder, fleet.config.generate_timeout_s)
         reports += heard
         lines += [_line(group.prompt.utterance, report) for group, report in zip(groups, heard, strict=True)]
-    return Evaluation(speech_scores(reports), lines)
+    return Evaluation(speech_scores(reports), lines, tuple(bad))
 
 
 def speech_scores(reports: Sequence[SampleReport]) -> SpeechScores:

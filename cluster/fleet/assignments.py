@@ -15,12 +15,14 @@ class Shard:
         size: of prompts.
         attempts: engines that it was given to so far.
         worker: the engine that has it now, None while it waits.
+        alone: it is one prompt that may be at fault for what happened to engines; it gets an engine for itself.
     """
 
     number: int
     size: int
     attempts: int = 0
     worker: int | None = None
+    alone: bool = False
 
 
 class Assignments:
@@ -41,6 +43,18 @@ class Assignments:
         self._next += len(shards)
         self._shards |= {shard.number: shard for shard in shards}
         return shards
+
+    def isolate(self, shard: Shard) -> list[Shard]:
+        """Cut a shard into prompts that are each given out alone; whoever has it, its answer counts no more."""
+        del self._shards[shard.number]
+        parts = self.add([1] * shard.size)
+        for part in parts:
+            part.alone = True
+        return parts
+
+    def has_one_alone(self, worker: int) -> bool:
+        """Whether a worker has a prompt that it is to have for itself."""
+        return any(shard.alone for shard in self._shards.values() if shard.worker == worker)
 
     def waiting(self) -> list[Shard]:
         """What nobody has, the oldest first: work that was lost keeps its place."""

@@ -25,7 +25,7 @@ from rollout.actors import EncodedRef
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine.stats import EngineStats
 from speech.errors import PhaseTimeoutError
-from speech.records import Group, Prompt
+from speech.records import BadUtterance, Group, Prompt
 from speech.runtime.weights import Probe
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class EngineFleet:
 
     def generate(
         self, prompts: Sequence[Prompt], audio: Sequence[EncodedRef], sampling: SamplingConfig, timeout: float | None
-    ) -> list[Group]:
+    ) -> list[Group | BadUtterance]:
         """`submit`, and its result."""
         with self.learner_blocked():
             return self.submit(prompts, audio, sampling).result(timeout)

@@ -130,6 +130,11 @@ class Health:
         """It finished work, so its failures so far are no series."""
         self.failures = 0
 
+    def excused(self, now: float) -> None:
+        """What it died of was its work."""
+        self._require(State.DEAD)
+        self.failures, self.restart_at = 0, now
+
     def asked(self, now: float) -> None:
         """A heartbeat was sent; an earlier one that still waits for its answer counts from its own time."""
         self._require(*LIVING)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.fleet.assignments import Shard
-from speech.records import Group
+from speech.records import BadUtterance, Group
 
 
 class FleetError(Exception):
@@ -36,9 +36,9 @@ class RolloutFuture:
     ) -> None:
         """`look` lets the fleet collect what was answered, `wait` returns when this is complete, `withdraw` stops the
         engines that work on it."""
-        self._shards, self._look, self._wait, self._withdraw = shards, look, wait, withdraw
+        self._shards, self._look, self._wait, self._withdraw = list(shards), look, wait, withdraw
         self.arguments = arguments
-        self.received: dict[int, list[Group]] = {}
+        self.received: dict[int, list[Group | BadUtterance]] = {}
         self.error: BaseException | None = None
 
     @property
@@ -46,7 +46,15 @@ class RolloutFuture:
         """Whether nothing is outstanding, by what has been collected so far."""
         return self.error is not None or len(self.received) == len(self._shards)
 
-    def receive(self, shard: Shard, groups: list[Group]) -> None:
+    def isolate(self, shard: Shard, parts: Sequence[Shard]) -> None:
+        """A shard was cut into these, one for each of its prompts."""
+        place = self._shards.index(shard)
+        self._shards[place : place + 1] = parts
+        prompts, audio, *more = self.arguments.pop(shard.number)
+        for part, prompt, item in zip(parts, prompts, audio, strict=True):
+            self.arguments[part.number] = ([prompt], [item], *more)
+
+    def receive(self, shard: Shard, groups: list[Group | BadUtterance]) -> None:
         """A shard is finished."""
         self.received[shard.number] = groups
         del self.arguments[shard.number]
@@ -60,15 +68,16 @@ class RolloutFuture:
         """Stop sampling; `result` raises WithdrawnError from now on, unless the groups are there already."""
         self._withdraw(self)
 
-    def result(self, timeout: float | None) -> list[Group]:
-        """Unscored groups, in the order of the prompts.
+    def result(self, timeout: float | None) -> list[Group | BadUtterance]:
+        """Unscored groups, in the order of the prompts; in the place of a group, what is wrong with an utterance that
+        no engine could sample.
 
         Args:
             timeout: seconds for everything, restarts of engines included. None leaves it to the time-outs of each
                 attempt and each restart, of which there is a bounded number.
 
         Raises:
-            UserError: what an engine says about a prompt.
+            Exception: what engines say about whatever prompt they get.
             FleetError: engines fail again and again.
             PhaseTimeoutError: saying what the fleet looks like.
         """

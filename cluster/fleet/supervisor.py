@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError, RpcError
 
 from cluster.actors.model import ModelRef
 from cluster.actors.roster import free_place
-from cluster.fleet.assignments import Assignments
+from cluster.fleet.assignments import Assignments, Shard
 from cluster.fleet.health import State
 from cluster.fleet.replica import Call, EngineReplica, Publication
 from cluster.fleet.rollout_future import FleetError, RolloutFuture
@@ -20,11 +20,14 @@ from rollout.config import EngineConfig
 from rollout.engine.stats import EngineStats
 from rollout.errors import EngineLostError, PublicationError, StaleEngineError
 from speech.errors import PhaseTimeoutError, UserError, last_line
+from speech.records import BadUtterance
 
 logger = logging.getLogger(__name__)
 
 ENGINE_FAULTS = (EngineLostError, PhaseTimeoutError, StaleEngineError)
 """What `generate` raises when another engine would have managed. Any other error is the work's own."""
+SYSTEMIC = 3
+"""So many prompts in a row that no engine can sample alone: then the prompts are not at fault."""
 REFUSALS = 2
 """So many engines that cannot verify a publication, and none that can: then the weights are at fault."""
 
@@ -65,7 +68,7 @@ class Supervisor:
         self.work = Assignments()
         self.futures: dict[int, RolloutFuture] = {}
         self.fatal: BaseException | None = None
-        self.restarts = 0
+        self.restarts = self._bad_in_a_row = 0
         self.told: dict[int, EngineStats] = {}
         self.draining: set[str] = set()
 
@@ -141,6 +144,7 @@ class Supervisor:
             health.retire()
         elif self.work.finish(call.subject, replica.incarnation):
             health.worked()
+            self._bad_in_a_row = 0
             self.futures.pop(call.subject.number).receive(call.subject, answer)
 
     def _raised(self, replica: EngineReplica, call: Call, error: BaseException, now: float) -> None:
@@ -151,9 +155,8 @@ class Supervisor:
             if call.subject.refusals >= REFUSALS and not call.subject.gaps:
                 self.fatal = self.fatal or error
         if call.kind == "generating" and not isinstance(error, ENGINE_FAULTS):
-            future = self.futures.get(call.subject.number)
-            if future is not None:
-                self.settle(future, error)
+            if call.subject.number in self.futures:
+                self._suspect(call.subject, error, lethal=False)
             return
         self._fail(replica, f"{call.kind} failed: {last_line(error)}", now)
 
@@ -173,15 +176,40 @@ class Supervisor:
                 self._leave(replica)
 
     def _fail(self, replica: EngineReplica, reason: str, now: float) -> None:
-        """Give an engine up; what it had goes to another, or after too many engines to nobody."""
+        """Give an engine up; what it had goes to another, in the end prompt by prompt."""
         replica.fail(reason, now)
         for shard in self.work.release(replica.incarnation):
-            future = self.futures.get(shard.number)
-            if future is not None and shard.attempts >= self._config.max_failures:
-                prompts = future.arguments[shard.number][0]
-                names = ", ".join(prompt.id for prompt in prompts[:3]) + (", …" if len(prompts) > 3 else "")
-                message = f"{shard.attempts} engines were lost on prompts {names}; the last, {replica}: {reason}"
-                self.settle(future, FleetError(message))
+            if shard.number not in self.futures:
+                continue
+            if shard.alone or shard.attempts >= max(1, self._config.max_failures - 1):
+                if shard.alone and replica.health.state is State.DEAD:
+                    replica.health.excused(now)
+                self._suspect(shard, FleetError(f"the last engine that was lost on it, {replica}: {reason}"))
+
+    def _suspect(self, shard: Shard, error: BaseException, lethal: bool = True) -> None:
+        """Work that engines die of, or refuse: find the prompt at fault, and do without it.
+
+        First every prompt is tried alone. One that fails alone is bad, unless it is the last of `SYSTEMIC` in a row:
+        then it is not the prompts.
+        """
+        future = self.futures[shard.number]
+        if not shard.alone:
+            del self.futures[shard.number]
+            parts = self.work.isolate(shard)
+            future.isolate(shard, parts)
+            self.futures |= {part.number: future for part in parts}
+            logger.warning("%d prompts are sampled one by one: %s", len(parts), last_line(error))
+            return
+        (prompt,) = future.arguments[shard.number][0]
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row >= SYSTEMIC:
+            error.add_note(f"{SYSTEMIC} prompts failed one after another, each alone; the last is {prompt.id}")
+            self.settle(future, error)
+            return
+        self.work.forget([shard.number])
+        del self.futures[shard.number]
+        reason = f"no engine can sample it: {last_line(error)}"
+        future.receive(shard, [BadUtterance(prompt.utterance.id, reason, lethal)])
 
     def _leave(self, replica: EngineReplica) -> None:
         replica.leaving = True
@@ -268,14 +296,20 @@ class Supervisor:
             for m in self.replicas
             if m.health.serves or (m.health.state is State.STALE and m.pending("publishing"))
         }
-        if not any(m.health.serves for m in awaited):
-            return
+        awaited = {m: load for m, load in awaited.items() if not self.work.has_one_alone(m.incarnation)}
         for shard in self.work.waiting():
-            replica = min(awaited, key=lambda m: awaited[m])
+            fit = [m for m, load in awaited.items() if not (shard.alone and load)]
+            if not any(m.health.serves for m in awaited):
+                return
+            if not fit:
+                continue
+            replica = min(fit, key=lambda m: awaited[m])
             awaited[replica] += shard.size
             if replica.health.serves and not replica.asleep:
                 replica.generate(shard, self.futures[shard.number].arguments[shard.number], now)
                 self.work.assign(shard, replica.incarnation)
+            if shard.alone:
+                del awaited[replica]
 
 
 def _sum(parts: Sequence[EngineStats]) -> EngineStats:

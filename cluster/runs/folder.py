@@ -57,6 +57,8 @@ MAY_CHANGE = (
     "steps",
     "runs_dir",
     "ray",
+    "data.on_bad",
+    "data.max_rejected",
     "evaluation",
     "checkpoint",
     "publish",

@@ -12,6 +12,9 @@ from cluster.runs import durable
 
 Outcome = Literal["trained", "rejected"]
 
+BAD_UTTERANCE = "bad utterance: "
+"""Begins the reason of a prompt that was rejected because its utterance cannot be used."""
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
@@ -38,7 +41,7 @@ class Audit:
 
     Attributes:
         trained, rejected: entries.
-        reasons: entries per reason of rejection.
+        reasons: entries per reason of rejection; bad utterances are one.
         complete_epochs: epochs that were checked for missing prompts, counted from 0.
         duplicates: prompts with more than one entry.
         missing: prompts of complete epochs without an entry.
@@ -80,6 +83,12 @@ class Ledger:
         """Forget what happened after `step`, because training resumes from there."""
         durable.rewind(self._path, step)
 
+    def bad_utterances(self) -> list[tuple[str, str]]:
+        """(prompt id, what is wrong) of each prompt that was rejected for its utterance, in order."""
+        reasons = ((str(line["prompt"]), line["reason"] or "") for line in durable.read(self._path))
+        found = [(prompt, why) for prompt, why in reasons if why.startswith(BAD_UTTERANCE)]
+        return [(prompt, why.removeprefix(BAD_UTTERANCE)) for prompt, why in found]
+
     def audit(
         self, utterance_ids: Iterable[str], complete_epochs: int | None = None, in_flight: Iterable[str] = ()
     ) -> Audit:
@@ -101,12 +110,17 @@ class Ledger:
         return Audit(
             trained=sum(line["outcome"] == "trained" for line in lines),
             rejected=sum(line["outcome"] == "rejected" for line in lines),
-            reasons=dict(sorted(Counter(line["reason"] for line in lines if line["reason"] is not None).items())),
+            reasons=dict(sorted(Counter(_kind(line["reason"]) for line in lines if line["reason"]).items())),
             complete_epochs=complete_epochs,
             duplicates=tuple(sorted(prompt for prompt, count in counts.items() if count > 1)),
             missing=tuple(sorted(prompt for prompt in expected if prompt not in counts and prompt not in waiting)),
             unknown=tuple(sorted(prompt for prompt in counts if prompt.partition("/")[2] not in known)),
         )
+
+
+def _kind(reason: str) -> str:
+    """What is wrong with an utterance names a file, and would be a kind of its own each time."""
+    return BAD_UTTERANCE.removesuffix(": ") if reason.startswith(BAD_UTTERANCE) else reason
 
 
 def _epoch_of(prompt_id: str) -> int:

@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
+from cluster.data.fitness import target_check, without_unfit
+from cluster.data.intake import Intake, PromptBatch
 from cluster.data.prompts import PromptSource
-from cluster.data.targets import check_manifest, check_recordings, new_model, targets_of
+from cluster.data.rejections import Rejections
+from cluster.data.targets import new_model, recording_problems, targets_of
 from cluster.evaluation.result import CHUNK, Evaluation
+from cluster.evaluation.sampling import bad_input
 from cluster.monitoring.head_watch import HeadWatch
 from cluster.monitoring.memory import PeakMemory
 from cluster.monitoring.progress import TrainingDisplay
 from cluster.runs.checkpoints import SCORE
 from cluster.runs.folder import RunFolder
-from cluster.runs.ledger import LedgerEntry
+from cluster.runs.ledger import BAD_UTTERANCE, LedgerEntry
 from cluster.token2text.evaluation import Token2TextScores, score_predictions
 from cluster.token2text.system import Token2TextSystem
 from cluster.training.interruption import interruption
@@ -28,7 +32,7 @@ from cluster.training.run import Run
 from learner.token2text.model import Token2TextConfig
 from learner.token2text.plan import SpeechText
 from speech.manifests import Manifest
-from speech.records import Utterance
+from speech.records import BadUtterance, Prompt, Utterance
 from speech.text import NORMALISER_VERSION
 
 NEW = "new"
@@ -44,9 +48,8 @@ def train_token2text(config: RunConfig, manifests: Mapping[str, Manifest]) -> st
     start = None if config.model.path == NEW else str(Path(config.model.path).resolve())
     # Only the actor that loads the codec knows its size, and bad texts should not have to wait for that.
     model = new_model(config.token2text, 1, manifests["train"]) if start is None else Token2TextConfig.load(start)
-    for manifest in manifests.values():
-        check_recordings(manifest)
-        check_manifest(model, manifest)
+    checks = [recording_problems, target_check(model)]
+    manifests, unfit = without_unfit(config, manifests, dict.fromkeys(manifests, checks))
     with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
         resume_from = folder.open(config)
         folder.rewind(resume_from or 0)
@@ -56,7 +59,7 @@ def train_token2text(config: RunConfig, manifests: Mapping[str, Manifest]) -> st
                 if start is None:
                     model = replace(model, speech_vocabulary=system.codec_size)
                 system.start_learner(start or model)
-                run = Token2TextRun(config, system, model, manifests, folder, display, memory)
+                run = Token2TextRun(config, system, model, manifests, folder, display, memory, unfit)
                 status = run.execute(resume_from)
         run.print_result(status)
     return status
@@ -74,13 +77,18 @@ class Token2TextRun(Run):
         folder: RunFolder,
         display: TrainingDisplay,
         memory: PeakMemory,
+        unfit: Mapping[str, str],
     ) -> None:
+        """`unfit`: see `Rejections`."""
         super().__init__(config, manifests, folder, display, memory, system.learner)
         self.system, self.model = system, model
         self.source = PromptSource(
             manifests["train"].utterances, config.seed, config.data.batch_prompts, config.data.shuffle
         )
         self.trained = 0
+        self.rejections = Rejections(config.data, unfit)
+        self.tell_unfit(unfit)
+        self.intake = Intake(self.source, self._encode, lambda prompt, item: None, self.rejections)
 
     @property
     def step(self) -> int:
@@ -107,14 +115,15 @@ class Token2TextRun(Run):
         self.saver.poll()
         self.trained += 1
         self.timer.start_step(self.step)
-        prompts, encoded = self.source.next_batch(), self.system.codecs.encoded_total()
-        with self.timer.phase("encode", self.config.engines.generate_timeout_s) as phase:
-            items = self._items([prompt.utterance for prompt in prompts], phase.remaining())
+        batch, encoded = PromptBatch[SpeechText](self.config.data.batch_prompts), self.system.codecs.encoded_total()
+        self.intake.fill(batch)
+        items = batch.audio
         with self.timer.phase("learn", self.config.learner.step_timeout_s):
             metrics = self.system.learner.update(self.step, items)
         tokens = sum(len(item.tokens) for item in items)
         metrics["rollout/encoded_utterances"] = float(self.system.codecs.encoded_total() - encoded)
-        metrics["rollout/audio_seconds"] = sum(prompt.utterance.duration or 0.0 for prompt in prompts)
+        metrics["rollout/audio_seconds"] = sum(prompt.utterance.duration or 0.0 for prompt in batch.prompts)
+        metrics["data/rejected"] = float(len(batch.rejected))
         score = None
         if self.validates():
             with self.timer.phase("evaluate"):
@@ -125,27 +134,43 @@ class Token2TextRun(Run):
             self.display.message(f"step {self.step}: valid {result.scores.describe()}")
         metrics |= self.timer.finish_step()
         metrics["time/tokens_per_second"] = tokens / max(metrics["time/step"], 1e-9)
-        self.folder.ledger.append(self.step, [LedgerEntry(prompt.id, "trained") for prompt in prompts])
+        entries = [LedgerEntry(prompt.id, "trained") for prompt in batch.prompts]
+        entries += [LedgerEntry(p.id, "rejected", BAD_UTTERANCE + reason) for p, reason in batch.rejected]
+        self.folder.ledger.append(self.step, entries)
         self.folder.metrics(self.step, metrics)
         self.display.update(self.step, metrics)
         if self.saves():
             self._save(score)
 
-    def _items(self, utterances: Sequence[Utterance], timeout: float | None) -> list[SpeechText]:
+    def _encode(self, prompts: Sequence[Prompt]) -> list[SpeechText | BadUtterance]:
+        with self.timer.phase("encode", self.config.engines.generate_timeout_s) as phase:
+            return self._items([prompt.utterance for prompt in prompts], phase.remaining())
+
+    def _items(self, utterances: Sequence[Utterance], timeout: float | None) -> list[SpeechText | BadUtterance]:
         targets = [targets_of(self.model, utterance) for utterance in utterances]
         return [
-            SpeechText(tokens, target.text_ids, target.attributes)
+            tokens if isinstance(tokens, BadUtterance) else SpeechText(tokens, target.text_ids, target.attributes)
             for tokens, target in zip(self.system.codecs.tokenise(utterances, timeout), targets, strict=True)
         ]
 
     def _evaluate(self, split: str) -> Evaluation[Token2TextScores]:
         utterances = self.manifests[split].utterances
-        items, predictions = [], []
+        usable, items, predictions = [], [], []
+        bad: list[BadUtterance] = []
         for start in range(0, len(utterances), CHUNK):
-            part = self._items(utterances[start : start + CHUNK], self.config.engines.generate_timeout_s)
+            chunk = utterances[start : start + CHUNK]
+            part = []
+            for utterance, item in zip(chunk, self._items(chunk, self.config.engines.generate_timeout_s), strict=True):
+                if isinstance(item, BadUtterance):
+                    bad.append(item)
+                else:
+                    usable.append(utterance)
+                    part.append(item)
             items += part
-            predictions += self.system.learner.predict(part)
-        return score_predictions(self.model, utterances, items, predictions)
+            predictions += self.system.learner.predict(part) if part else []
+        if bad and (self.config.data.on_bad == "error" or not items):
+            raise bad_input(bad)
+        return replace(score_predictions(self.model, usable, items, predictions), bad=tuple(bad))
 
     def evaluate_test(self, when: str) -> Evaluation[Token2TextScores]:
         result = self._evaluate("test")
@@ -170,10 +195,11 @@ class Token2TextRun(Run):
             self.saver.save(self.step, {SCORE: score, **self._state_dict(), **self.clocks()})
 
     def _state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "source": self.source.state()}
+        return {"step": self.step, "source": self.source.state(), "quarantined": dict(self.rejections.quarantined)}
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.source.restore(state["source"])
+        self.rejections.quarantined |= {str(name): str(why) for name, why in state.get("quarantined", {}).items()}
         self.trained = int(state["step"])
 
     def _restore(self, step: int) -> None:

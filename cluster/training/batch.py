@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import ray
 
-from cluster.runs.ledger import LedgerEntry
+from cluster.runs.ledger import BAD_UTTERANCE, LedgerEntry
 from learner.batches.batch import TrainGroup
 from learner.batches.grouping import Selection
 from rollout.actors import EncodedRef
@@ -22,12 +22,14 @@ class TrainingBatch:
         selection: what to train on, what was rejected and why.
         audio: encoded audio by the index that training groups use.
         replay: supervised groups mixed in.
+        bad: (prompt id, reason) for the prompts whose utterances cannot be used.
     """
 
     groups: list[Group] = field(default_factory=list)
     selection: Selection = field(default_factory=Selection)
     audio: list[EncodedRef] = field(default_factory=list)
     replay: list[TrainGroup] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def references(self) -> dict[int, ray.ObjectRef]:
@@ -48,5 +50,9 @@ class Step:
     def ledger(self) -> list[LedgerEntry]:
         selection = self.batch.selection
         return [LedgerEntry(prompt, "trained") for prompt in selection.trained] + [
-            LedgerEntry(prompt, "rejected", reason) for prompt, reason in selection.rejected
+            LedgerEntry(prompt, "rejected", reason)
+            for prompt, reason in [
+                *selection.rejected,
+                *((prompt, BAD_UTTERANCE + reason) for prompt, reason in self.batch.bad),
+            ]
         ]

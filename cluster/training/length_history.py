@@ -25,18 +25,22 @@ class LengthHistory:
         if limit < 1:
             raise ValueError(f"limit is at least 1, not {limit}")
         self._limit = limit
-        self._lengths: dict[str, list[int]] = {}
+        self._lengths: dict[str, tuple[int, ...]] = {}
 
     def lengths(self, utterance_id: str) -> tuple[int, ...]:
         """For `Group.past_lengths`: numbers of speech tokens, oldest first; empty at the first visit."""
-        return tuple(self._lengths.get(utterance_id, ()))
+        return self._lengths.get(utterance_id, ())
+
+    def snapshot(self) -> dict[str, tuple[int, ...]]:
+        """The lengths of now, by utterance."""
+        return dict(self._lengths)
 
     def add(self, group: Group) -> None:
         """Remember a group's samples; those without tokens or without a natural end say nothing about duration."""
         new = [len(t.speech_tokens) for t in group.trajectories if t.finish_reason == "stop" and t.speech_tokens]
         if new:
-            known = self._lengths.setdefault(group.prompt.utterance.id, [])
-            known.extend(new[: self._limit - len(known)])
+            known = self.lengths(group.prompt.utterance.id)
+            self._lengths[group.prompt.utterance.id] = (*known, *new)[: self._limit]
 
     def state_dict(self) -> dict[str, Any]:
         return {"lengths": {name: list(lengths) for name, lengths in self._lengths.items()}}
@@ -46,6 +50,6 @@ class LengthHistory:
         UserError: the state is not one of this class.
         """
         try:
-            self._lengths = {str(name): [int(n) for n in lengths] for name, lengths in state["lengths"].items()}
+            self._lengths = {str(name): tuple(int(n) for n in lengths) for name, lengths in state["lengths"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the checkpoint's history of lengths cannot be read: {error}") from error

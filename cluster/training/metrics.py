@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # they load Ray
     from cluster.training.batch import Step, TrainingBatch
     from rollout.engine.stats import EngineStats
 
+REJECTED_SHOWN = 10
+"""Rejected prompts that a summary names; the ledger names all."""
+
 
 def step_metrics(
     step: Step, before: EngineStats, after: EngineStats, engines: int, encoded: int, retried: int
@@ -31,6 +34,7 @@ def step_metrics(
     batch = step.batch
     metrics: dict[str, float] = {"version": float(step.version), "rollout/encoded_utterances": float(encoded)}
     metrics["rollout/audio_seconds"] = sum(item.seconds for item in batch.audio)
+    metrics["data/rejected"] = float(len(batch.bad))
     if batch.groups:
         metrics |= _rollout_metrics(batch.groups, step.version)
         metrics |= _reward_metrics(batch)
@@ -125,6 +129,7 @@ def summarise(
     after: Scores | None,
     peak_bytes: int,
     skipped: Mapping[str, int],
+    rejected: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:
     """The content of `summary.json`, over all executions of the run.
 
@@ -133,6 +138,7 @@ def summarise(
         seconds: wall time of the training part.
         before, after: scores of the test split; None where it was not evaluated.
         skipped: manifest lines left out, by split.
+        rejected: (prompt id, reason) of the prompts with bad utterances.
     """
 
     def column(name: str) -> list[float]:
@@ -159,6 +165,7 @@ def summarise(
         "idle_fraction": _weighted_mean(column("time/idle_fraction"), steps),
         "peak_memory_gb": peak_bytes / 1e9,
         "skipped": dict(skipped),
+        "rejected": {"count": len(rejected), "first": dict(rejected[:REJECTED_SHOWN])},
     }
 
 

@@ -12,7 +12,9 @@ from typing import Any
 from ray.exceptions import ObjectLostError
 
 from cluster.config import RunConfig
-from cluster.data.targets import check_targets
+from cluster.data.fitness import Check, policy_checks, target_check, training_judges, without_unfit
+from cluster.data.rejections import Rejections
+from cluster.data.targets import diffro_model
 from cluster.evaluation.result import Evaluation
 from cluster.evaluation.sampling import evaluation_sampling
 from cluster.evaluation.scores import Scores, SpeechScores, TranscriptScores
@@ -27,16 +29,17 @@ from cluster.monitoring.watchdog import Watchdog
 from cluster.runs.checkpoints import SCORE
 from cluster.runs.folder import RunFolder
 from cluster.runs.saver import CheckpointSaver
-from cluster.system import System, run_family
+from cluster.system import System, listens, run_family
 from cluster.training.batch import Step
 from cluster.training.interruption import interruption
 from cluster.training.metrics import aligned_gaps, fleet_metrics, sample_text, step_metrics
 from cluster.training.recovery import RestartBudget
 from cluster.training.resume import load_state_dict, new_trainer, state_dict
 from cluster.training.run import Run
+from learner.config import SAMPLED_OBJECTIVES
 from learner.gang import LearnerLostError
 from speech.audio import load_audio
-from speech.families import ModelFamily
+from speech.families import LanguageModelFamily, ModelFamily
 from speech.manifests import Manifest
 from speech.text import NORMALISER_VERSION
 
@@ -49,9 +52,8 @@ def train_policy(config: RunConfig, manifests: Mapping[str, Manifest]) -> str:
     Raises:
         UserError: bad input or configuration; nothing has been trained then.
     """
-    if config.uses_diffro:
-        check_targets(config, manifests["train"])
-    run_family(config)  # an incomplete model must not leave a run's folder behind
+    family = run_family(config)  # an incomplete model must not leave a run's folder behind
+    manifests, unfit = without_unfit(config, manifests, _checks(config, family, manifests["train"]))
     with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
         resume_from = folder.open(config)
         folder.rewind(resume_from or 0)
@@ -59,10 +61,23 @@ def train_policy(config: RunConfig, manifests: Mapping[str, Manifest]) -> str:
         with log, TrainingDisplay(config.name, config.steps) as display:
             display.phase("starting Ray, engines and learner")
             with System(config) as system, HeadWatch():
-                run = PolicyRun(config, system, manifests, folder, display, memory, log)
+                run = PolicyRun(config, system, manifests, folder, display, memory, log, unfit)
                 status = run.execute(resume_from)
         run.print_result(status)
     return status
+
+
+def _checks(config: RunConfig, family: LanguageModelFamily, train: Manifest) -> dict[str, list[Check]]:
+    """What can be found wrong with the utterances of each split before the first step."""
+    checks: dict[str, list[Check]] = {"train": []}
+    if config.objective in SAMPLED_OBJECTIVES:
+        checks["train"] = policy_checks(config, family, config.sampling.max_new_tokens, training_judges(config))
+    if config.uses_diffro:
+        checks["train"].append(target_check(diffro_model(config, train)))
+    sound = config.rewards.sound
+    judges = [sound.judge, sound.second_judge] if listens(config, training=True) else []
+    checks["test"] = policy_checks(config, family, evaluation_sampling(config).max_new_tokens, judges)
+    return checks | {"valid": checks["test"]}
 
 
 class PolicyRun(Run):
@@ -77,12 +92,16 @@ class PolicyRun(Run):
         display: TrainingDisplay,
         memory: PeakMemory,
         log: RunLog,
+        unfit: Mapping[str, str],
     ) -> None:
+        """`unfit`: see `Rejections`."""
         super().__init__(config, manifests, folder, display, memory, system.learner)
         self.system, self.log = system, log
         self.exporter = Exporter(config.name)
         self.timeline = Timeline(folder.path / "timeline.json")
-        self.trainer = new_trainer(config, system, manifests, self.timer)
+        self.rejections = Rejections(config.data, unfit)
+        self.tell_unfit(unfit)
+        self.trainer = new_trainer(config, system, manifests, self.timer, self.rejections)
         self.budget = RestartBudget(config.learner.restarts)
         self.engine_stats, self.fleet_counts = system.fleet.stats(), system.fleet.counts()
         self.encoded = 0
@@ -139,7 +158,7 @@ class PolicyRun(Run):
             self.system.restart_learner()
         self.saver = CheckpointSaver(self.folder.checkpoints, self.system.learner, self.config.checkpoint)
         # A new one: nothing that the old one had under way may survive.
-        self.trainer = new_trainer(self.config, self.system, self.manifests, self.timer)
+        self.trainer = new_trainer(self.config, self.system, self.manifests, self.timer, self.rejections)
         self.log.at(0, 0)
         if step is not None:
             self._restore(step)

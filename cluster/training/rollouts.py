@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from types import TracebackType
 
 from cluster.config import RunConfig
+from cluster.data.intake import PromptBatch
 from cluster.fleet.rollout_future import RolloutFuture
 from cluster.monitoring.phases import PhaseTimer
 from cluster.system import System
 from rollout.actors import EncodedRef
-from speech.records import Group, Prompt
+from speech.records import BadUtterance, Group
 
 logger = logging.getLogger(__name__)
 
@@ -23,24 +24,24 @@ JOIN_TIMEOUT_S = 10.0
 """How long `close` waits for a thread whose future it has cancelled."""
 
 
-@dataclass(slots=True, eq=False)
-class RolloutBatch:
+@dataclass(slots=True, eq=False, kw_only=True)
+class RolloutBatch(PromptBatch[EncodedRef]):
     """The prompts of one training step, and how far their rollouts are.
 
     Attributes:
         number: of the step that trains it, counted from 0.
-        past_lengths: of each prompt, for the duration reward (`Group.past_lengths`).
-        audio: encoded prompts, in order; empty before.
+        past_lengths: by utterance, when the batch was begun, for the duration reward (`Group.past_lengths`).
+        filled: set once its prompts are dealt out and encoded, or there is an error.
         future: the groups that engines are sampling.
-        scored: the groups with rewards, in the prompts' order, or the error that came in between.
+        scored: for each prompt, in order, its group with rewards, or what is wrong with its utterance; or the error
+            that came in between.
     """
 
     number: int
-    prompts: list[Prompt]
-    past_lengths: list[tuple[int, ...]]
-    audio: list[EncodedRef] = field(default_factory=list)
+    past_lengths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    filled: threading.Event = field(default_factory=threading.Event)
     future: RolloutFuture | None = None
-    scored: Future[list[Group]] = field(default_factory=Future)
+    scored: Future[list[Group | BadUtterance]] = field(default_factory=Future)
 
 
 class Rollouts:
@@ -50,8 +51,11 @@ class Rollouts:
     sampled at the same time. An error stays with its batch, and comes out where the batch is awaited.
     """
 
-    def __init__(self, config: RunConfig, system: System, timer: PhaseTimer) -> None:
-        self._config, self._system, self._timer = config, system, timer
+    def __init__(
+        self, config: RunConfig, system: System, timer: PhaseTimer, fill: Callable[[PromptBatch[EncodedRef]], None]
+    ) -> None:
+        """`fill` completes and encodes the prompts of a batch (`Intake.fill`)."""
+        self._config, self._system, self._timer, self._fill = config, system, timer, fill
         self._to_encode: SimpleQueue[RolloutBatch | None] = SimpleQueue()
         self._to_score: SimpleQueue[RolloutBatch | None] = SimpleQueue()
         self._closed = False
@@ -80,12 +84,6 @@ class Rollouts:
         self._begin(rollout_batch)
         self._finish(rollout_batch)
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedRef]:
-        """Run the encoder once over the prompts' utterances."""
-        with self._timer.phase("encode", self._config.engines.generate_timeout_s) as phase:
-            utterances = [prompt.utterance for prompt in prompts]
-            return self._system.encoders.encode(utterances, phase.remaining(), for_learner=True)
-
     def close(self) -> None:
         """Give up what is in flight and end the threads. Whoever awaits a batch that has no result gets an error."""
         self._closed = True
@@ -100,7 +98,10 @@ class Rollouts:
                 logger.warning("the %s thread still waits for an actor; it ends with the process", thread.name)
 
     def _begin(self, rollout_batch: RolloutBatch) -> None:
-        rollout_batch.audio = self.encode(rollout_batch.prompts)
+        try:
+            self._fill(rollout_batch)
+        finally:
+            rollout_batch.filled.set()
         rollout_batch.future = self._system.fleet.submit(
             rollout_batch.prompts, rollout_batch.audio, self._config.sampling
         )
@@ -117,16 +118,24 @@ class Rollouts:
         assert future is not None
         try:
             with self._timer.phase("generate"):  # the fleet bounds each attempt and each restart
-                groups = future.result(None)
+                sampled = future.result(None)
         finally:
             self._sampling.remove(future)
-        groups = [replace(g, past_lengths=past) for g, past in zip(groups, rollout_batch.past_lengths, strict=True)]
+        past = rollout_batch.past_lengths
+        groups = [
+            replace(item, past_lengths=past.get(item.prompt.utterance.id, ()))
+            for item in sampled
+            if not isinstance(item, BadUtterance)
+        ]
         with self._timer.phase("reward"):
-            rollout_batch.scored.set_result(self._system.rewards.score(groups))
+            scored = iter(self._system.rewards.score(groups))
+        outcomes = [item if isinstance(item, BadUtterance) else next(scored) for item in sampled]
+        rollout_batch.scored.set_result(outcomes)
 
     def _serve(self, queue: SimpleQueue[RolloutBatch | None], stage: Callable[[RolloutBatch], None]) -> None:
         while (rollout_batch := queue.get()) is not None:
             if self._closed:
+                rollout_batch.filled.set()
                 rollout_batch.scored.cancel()
                 continue
             try:

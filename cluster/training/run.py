@@ -13,8 +13,9 @@ from ray.exceptions import RayError
 
 from cluster.config import RunConfig
 from cluster.evaluation.result import Evaluation, load_evaluation, store_evaluation
-from cluster.evaluation.scores import Scores
+from cluster.evaluation.scores import Scores, TranscriptScores
 from cluster.evaluation.tables import Example, print_run
+from cluster.evaluation.transcripts import on_common_utterances
 from cluster.monitoring.memory import PeakMemory
 from cluster.monitoring.phases import PhaseTimer
 from cluster.monitoring.progress import TrainingDisplay
@@ -29,6 +30,9 @@ from speech.errors import UserError
 from speech.manifests import Manifest
 
 logger = logging.getLogger(__name__)
+
+UNFIT_SHOWN = 5
+"""Utterances that a run names at its start; its ledger names all."""
 
 
 class Run(ABC):
@@ -61,6 +65,13 @@ class Run(ABC):
             if manifest.skipped:
                 display.message(f"{split}: skipped {len(manifest.skipped)} bad lines of {manifest.path}")
 
+    def tell_unfit(self, unfit: Mapping[str, str]) -> None:
+        """Show which utterances of the training split will be rejected: reason by id."""
+        if unfit:
+            first = ", ".join(f"{name} ({reason})" for name, reason in list(unfit.items())[:UNFIT_SHOWN])
+            more = ", …" if len(unfit) > UNFIT_SHOWN else ""
+            self.display.message(f"train: {len(unfit):,} utterances cannot be used and are rejected: {first}{more}")
+
     @property
     @abstractmethod
     def step(self) -> int:
@@ -89,6 +100,7 @@ class Run(ABC):
             after=after,
             peak_bytes=max(self.peak_before, self.memory.peak_bytes),
             skipped={split: len(manifest.skipped) for split, manifest in self.manifests.items()},
+            rejected=self.folder.ledger.bad_utterances(),
         )
 
     def print_result(self, status: str) -> None:
@@ -147,9 +159,24 @@ class Run(ABC):
                 self.display.phase("evaluating the test split after training")
                 self.after = self.evaluate_test("after")
                 store_evaluation(self.folder.path / "evaluation-after.json", self.after, self.conditions())
+                self._compare_like_with_like()
         self.memory.sample()
         self.folder.summary(self.summary(status))
         return status
+
+    def _compare_like_with_like(self) -> None:
+        """Leave out of both evaluations what the other could not evaluate."""
+        if self.before is None or self.after is None:
+            return
+        names = [{item.id for item in evaluation.bad} for evaluation in (self.before, self.after)]
+        if not any(names):
+            return
+        before, after = (", ".join(sorted(some)[:UNFIT_SHOWN]) or "none" for some in names)
+        self.display.message(f"test: not evaluated before training: {before}; after it: {after}")
+        if self.scores_kind() is TranscriptScores:
+            self.before, self.after = on_common_utterances(self.before, self.after)  # type: ignore[arg-type]
+        elif names[0] != names[1]:
+            self.display.message("test: the scores before and after are not of the same utterances")
 
     def validates(self) -> bool:
         """Whether the present step ends with an evaluation of `data.valid`."""

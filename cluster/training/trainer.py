@@ -9,7 +9,9 @@ from pathlib import Path
 
 from cluster.actors.placement import shares_gpus
 from cluster.config import RunConfig
+from cluster.data.intake import Intake, PromptBatch
 from cluster.data.prompts import PromptSource
+from cluster.data.rejections import Rejections
 from cluster.data.targets import targets_of
 from cluster.monitoring.phases import PhaseTimer
 from cluster.system import System
@@ -19,12 +21,14 @@ from cluster.training.length_history import LengthHistory
 from cluster.training.publish import publish
 from cluster.training.rollouts import RolloutBatch, Rollouts
 from learner.batches.batch import Sample, TrainGroup
-from learner.batches.grouping import Target, select_groups
+from learner.batches.grouping import ZERO_VARIANCE, Target, select_groups
 from learner.config import SAMPLED_OBJECTIVES
 from learner.token2text.model import Token2TextConfig
 from rollout.actors import EncodedRef
+from rollout.config import room_complaint
+from speech.errors import last_line
 from speech.families import ModelFamily
-from speech.records import Prompt
+from speech.records import BadUtterance, Group, Prompt
 
 MAX_RESAMPLING_ROUNDS = 3
 """How often a step draws other prompts in place of groups without variance, before it trains on what it has."""
@@ -41,9 +45,10 @@ class Trainer:
         source: PromptSource,
         replay_source: PromptSource | None,
         timer: PhaseTimer,
+        rejections: Rejections,
     ) -> None:
         self.config, self.system, self.timer = config, system, timer
-        self.source, self.replay_source = source, replay_source
+        self.source, self.replay_source, self.rejections = source, replay_source, rejections
         self.learner = system.learner
         self.history = LengthHistory()
         self.colocated = shares_gpus(config)
@@ -52,10 +57,13 @@ class Trainer:
         self.token2text = None if reward_model is None else Token2TextConfig.load(Path(reward_model))
         self.rollout_batches: deque[RolloutBatch] = deque()
         """In flight, oldest first."""
-        self.waiting: deque[list[Prompt]] = deque()
+        self.waiting: deque[PromptBatch[EncodedRef]] = deque()
         """Prompts of batches that were in flight when the run was saved, to be sampled anew."""
         self.step = 0
         self.version = 0
+        self.intake = Intake(source, self.encode, self.refusal if self.sampled else self.no_reference, rejections)
+        if replay_source is not None:
+            self.replay_intake = Intake(replay_source, self.encode, self.no_reference, rejections)
 
     def run(self, after_step: Callable[[Step], bool]) -> None:
         """Train until `config.steps`, or until `after_step` (record, evaluate, save) answers False.
@@ -64,7 +72,7 @@ class Trainer:
         scored meanwhile; with S = 0 each waits for the publication before it.
         """
         self.admission = Admission(self.config.staleness, self.config.steps, self.step)
-        with Rollouts(self.config, self.system, self.timer) as self.rollouts:
+        with Rollouts(self.config, self.system, self.timer, self.intake.fill) as self.rollouts:
             while self.step < self.config.steps:
                 self.step += 1
                 self.timer.start_step(self.step)
@@ -79,44 +87,97 @@ class Trainer:
                     return
 
     def collect(self) -> TrainingBatch:
-        """The oldest batch, scored; topped up as far as `zero_variance: resample` gets it."""
+        """The oldest batch, scored; topped up where utterances turned out to be bad after they were encoded, and as far
+        as `zero_variance: resample` gets it."""
+        size = self.config.data.batch_prompts
         for number in self.admission.admit(self.version):
-            prompts = self.waiting.popleft() if self.waiting else self.source.next_batch()
-            self.rollout_batches.append(self.rollout_batch(number, prompts))
+            self.rollout_batches.append(self.rollout_batch(number, size))
+            if self.waiting:
+                saved = self.waiting.popleft()
+                self.rollout_batches[-1].prompts, self.rollout_batches[-1].rejected = saved.prompts, saved.rejected
             self.rollouts.start(self.rollout_batches[-1])
         with self.timer.phase("wait", waiting=True), self.system.fleet.learner_blocked():
             self.rollout_batches[0].scored.result()
         rollout_batch = self.rollout_batches.popleft()
         self.admission.train(rollout_batch.number, self.version)
         batch = TrainingBatch()
-        self.add(rollout_batch, batch)
-        for _ in range(MAX_RESAMPLING_ROUNDS - 1 if self.config.learner.zero_variance == "resample" else 0):
-            missing = self.config.data.batch_prompts - len(batch.selection.groups)
+        missing = self.add(rollout_batch, batch)
+        for _ in range(MAX_RESAMPLING_ROUNDS - 1):
+            if self.config.learner.zero_variance == "resample":
+                missing = size - len(batch.selection.groups)
             if missing <= 0:
                 break
-            rollout_batch = self.rollout_batch(rollout_batch.number, self.source.take(missing))
+            # Batches in flight take from the same source: first they, whoever is faster.
+            self.wait_until_filled()
+            rollout_batch = self.rollout_batch(rollout_batch.number, missing)
             with self.system.fleet.learner_blocked():
                 self.rollouts.run(rollout_batch)
-            self.add(rollout_batch, batch)
+            missing = self.add(rollout_batch, batch)
         if self.replay_source is not None:
-            prompts = self.replay_source.next_batch()
-            batch.replay = self.references(prompts, batch)
+            replay = PromptBatch[EncodedRef](self.config.data.replay_batch)
+            self.replay_intake.fill(replay)
+            batch.replay = self.references(replay, batch)
         return batch
 
-    def in_flight(self) -> list[list[Prompt]]:
+    def in_flight(self) -> list[PromptBatch[EncodedRef]]:
         """The prompts that were dealt out and are still to be trained, batch by batch: with the sources' positions
         they are the whole position in the data."""
-        return [rollout_batch.prompts for rollout_batch in self.rollout_batches] + list(self.waiting)
+        self.wait_until_filled()
+        return [*self.rollout_batches, *self.waiting]
 
-    def rollout_batch(self, number: int, prompts: list[Prompt]) -> RolloutBatch:
-        return RolloutBatch(number, prompts, [self.history.lengths(prompt.utterance.id) for prompt in prompts])
+    def wait_until_filled(self) -> None:
+        """Wait until no batch in flight takes prompts from the source; encoding bounds itself."""
+        pending = [rollout_batch for rollout_batch in self.rollout_batches if not rollout_batch.filled.is_set()]
+        if pending:
+            with self.timer.phase("wait", waiting=True):
+                for rollout_batch in pending:
+                    rollout_batch.filled.wait()
 
-    def add(self, rollout_batch: RolloutBatch, batch: TrainingBatch) -> None:
-        """Turn a scored batch's rewards into advantages, and refuse what is too old to be trained."""
-        groups = rollout_batch.scored.result()
-        indices = range(len(batch.audio), len(batch.audio) + len(groups))
+    def rollout_batch(self, number: int, size: int) -> RolloutBatch:
+        return RolloutBatch(size=size, number=number, past_lengths=self.history.snapshot())
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedRef | BadUtterance]:
+        """Run the encoder once over the prompts' utterances."""
+        with self.timer.phase("encode", self.config.engines.generate_timeout_s) as phase:
+            utterances = [prompt.utterance for prompt in prompts]
+            return self.system.encoders.encode(utterances, phase.remaining(), for_learner=True)
+
+    def refusal(self, prompt: Prompt, encoded: EncodedRef) -> str | None:
+        """Why an encoded prompt cannot be sampled, or None."""
+        positions, config = len(encoded.layout.token_ids), self.config
+        complaint = room_complaint(positions, config.sampling.max_new_tokens, config.engines.max_model_len)
+        return None if complaint is None else f"{encoded.seconds:.1f} s: {complaint}"
+
+    def no_reference(self, prompt: Prompt, encoded: EncodedRef) -> str | None:
+        """Why an encoded prompt has no reference response, or None."""
+        try:
+            self.reference(prompt, encoded)
+        except Exception as error:  # noqa: BLE001 - whatever a tokenizer raises; one that hits all ends the run
+            return f"text: {type(error).__name__}: {last_line(error)}"
+        return None
+
+    def add(self, rollout_batch: RolloutBatch, batch: TrainingBatch) -> int:
+        """Turn a scored batch's rewards into advantages, and refuse what is too old to be trained.
+
+        Returns:
+            How many prompts were lost on the way: their utterances turned out to be bad, or fewer than two of their
+            samples have a reward.
+        """
+        outcomes = rollout_batch.scored.result()
+        batch.bad += [(prompt.id, reason) for prompt, reason in rollout_batch.rejected]
+        groups: list[Group] = []
+        bad: list[BadUtterance] = []
+        indices = []
+        for prompt, outcome, audio in zip(rollout_batch.prompts, outcomes, rollout_batch.audio, strict=True):
+            if isinstance(outcome, BadUtterance):
+                bad.append(outcome)
+                batch.bad.append((prompt.id, outcome.reason))
+            else:
+                indices.append(len(batch.audio))
+                groups.append(outcome)
+                batch.audio.append(audio)
+        self.rejections.judge(0, bad)
         batch.groups += groups
-        batch.audio += rollout_batch.audio
         for group in groups:
             self.history.add(group)
         fresh = []
@@ -131,7 +192,11 @@ class Trainer:
         keep = learner.zero_variance == "keep"
         chosen, kept = [group for _, group in fresh], [index for index, _ in fresh]
         targets = self.targets([group.prompt for group in chosen])
-        batch.selection.extend(select_groups(chosen, kept, learner.advantage, keep, targets))
+        selection = select_groups(chosen, kept, learner.advantage, keep, targets)
+        batch.selection.extend(selection)
+        unscored = [f"prompt {name}: {reason}" for name, reason in selection.rejected if reason != ZERO_VARIANCE]
+        self.rejections.unscored(unscored, self.system.rewards.lethal)
+        return len(bad) + len(unscored)
 
     def targets(self, prompts: Sequence[Prompt]) -> list[Target] | None:
         """What the reward model of DiffRO should find in the speech of each prompt; None without DiffRO."""
@@ -143,21 +208,23 @@ class Trainer:
     def collect_references(self) -> TrainingBatch:
         """A supervised batch: each prompt's only "sample" is its reference."""
         batch = TrainingBatch()
-        prompts = self.source.next_batch()
-        batch.selection.groups = self.references(prompts, batch)
-        batch.selection.trained = [prompt.id for prompt in prompts]
+        taken = PromptBatch[EncodedRef](self.config.data.batch_prompts)
+        self.intake.fill(taken)
+        batch.selection.groups = self.references(taken, batch)
+        batch.selection.trained = [prompt.id for prompt in taken.prompts]
+        batch.bad = [(prompt.id, reason) for prompt, reason in taken.rejected]
         return batch
 
-    def references(self, prompts: Sequence[Prompt], batch: TrainingBatch) -> list[TrainGroup]:
+    def references(self, taken: PromptBatch[EncodedRef], batch: TrainingBatch) -> list[TrainGroup]:
         first = len(batch.audio)
-        batch.audio += self.rollouts.encode(prompts)
+        batch.audio += taken.audio
         return [
             TrainGroup(
                 batch.audio[first + i].layout,
                 (Sample(self.reference(prompt, batch.audio[first + i]), (), 1.0),),
                 first + i,
             )
-            for i, prompt in enumerate(prompts)
+            for i, prompt in enumerate(taken.prompts)
         ]
 
     def reference(self, prompt: Prompt, encoded: EncodedRef) -> tuple[int, ...]:

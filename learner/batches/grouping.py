@@ -9,6 +9,9 @@ from learner.batches.advantage import compute_advantages, is_zero_variance
 from learner.batches.batch import Sample, TrainGroup
 from speech.records import Group
 
+ZERO_VARIANCE = "zero variance"
+"""Why a group is rejected whose valid samples all have the same reward."""
+
 
 @dataclass(slots=True)
 class Selection:
@@ -73,7 +76,7 @@ def select_groups(
         if is_zero_variance(rewards, valid):
             selection.zero_variance += 1
             if not keep_zero_variance:
-                selection.rejected.append((group.prompt.id, "zero variance"))
+                selection.rejected.append((group.prompt.id, ZERO_VARIANCE))
                 continue
         advantages = compute_advantages(estimator, rewards, valid)
         samples = tuple(

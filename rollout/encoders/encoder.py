@@ -9,13 +9,17 @@ import numpy as np
 import torch
 
 from rollout.config import EncoderConfig
+from rollout.encoders.isolation import isolate
 from speech.errors import InputError, Problem
 from speech.families.base import ModelFamily
-from speech.records import EncodedAudio, Utterance
+from speech.records import BadUtterance, EncodedAudio, Utterance
+from speech.text import normalise
 
 LoadAudio: TypeAlias = Callable[[Utterance, int], np.ndarray]
 """(utterance, sample rate in Hz) → float32 mono waveform (samples,); raises `InputError`."""
 
+SILENCE_PEAK = 1e-3
+"""A voice that nowhere rises above −60 dB of full scale is no voice."""
 
 EncoderMode: TypeAlias = Literal["embeddings", "states", "features"]
 """What the learner needs beside the prompt: nothing but embeddings (all before the language model is frozen), also
@@ -47,47 +51,70 @@ class UtteranceEncoder:
         self._adaptor = family.load_adaptor(self._dtype).to(self._device).eval().requires_grad_(False)
         self.encoded_total = 0
 
-    def load(self, utterances: Sequence[Utterance]) -> list[np.ndarray]:
-        """Read the audio of all utterances.
+    def load(self, utterances: Sequence[Utterance]) -> list[np.ndarray | BadUtterance]:
+        """The audio of each utterance, or what is wrong with it: it cannot be read, or it is silent under a text.
 
         Raises:
-            InputError: naming *every* utterance that could not be read.
+            Exception: all fail, and not because of their data.
         """
-        waves: list[np.ndarray] = []
-        problems: list[Problem] = []
-        for utterance in utterances:
-            try:
-                waves.append(self._load_audio(utterance, self._family.sample_rate))
-            except InputError as error:
-                problems.extend(error.problems)
-        if problems:
-            raise InputError("audio that cannot be read", problems)
-        return waves
+        return isolate(lambda part: [self._load(utterance) for utterance in part], utterances, utterances)
+
+    def _load(self, utterance: Utterance) -> np.ndarray:
+        wave = self._load_audio(utterance, self._family.sample_rate)
+        if float(np.abs(wave).max(initial=0.0)) < SILENCE_PEAK and normalise(utterance.text, utterance.language):
+            raise InputError("silence", [Problem(utterance.audio, None, None, "is silent, and its text is not empty")])
+        return wave
 
     @torch.no_grad()
     def encode(
-        self, waves: Sequence[np.ndarray], utterances: Sequence[Utterance], mode: EncoderMode = "embeddings"
-    ) -> list[EncodedAudio]:
+        self,
+        waves: Sequence[np.ndarray | BadUtterance],
+        utterances: Sequence[Utterance],
+        mode: EncoderMode = "embeddings",
+    ) -> list[EncodedAudio | BadUtterance]:
         """Encode waveforms, batched by length.
 
         In mode `features` nothing is encoded: a learner that trains the encoder runs it itself.
 
         Args:
-            waves: float32 mono (samples,) at the family's sample rate, one per utterance.
+            waves: float32 mono (samples,) at the family's sample rate, one per utterance. A bad utterance stays one.
             mode: what the results hold.
 
         Returns:
             In the order of the arguments, on the CPU.
+
+        Raises:
+            Exception: a batch of several fails whole, and not because of its data.
         """
+        results: dict[int, EncodedAudio | BadUtterance] = {}
+        sound: dict[int, np.ndarray] = {}
+        for i, wave in enumerate(waves):
+            if isinstance(wave, BadUtterance):
+                results[i] = wave
+            else:
+                sound[i] = wave
+        places = list(sound)
+        whole = [list(range(len(places)))] if mode == "features" else self._batches(list(sound.values()))
+        for batch in whole:
+            part = [places[i] for i in batch]
+            items = [(sound[i], utterances[i]) for i in part]
+            found = isolate(lambda some: self._encode(some, mode), items, [utterances[i] for i in part])
+            results.update(zip(part, found, strict=True))
+        if mode != "features":
+            self.encoded_total += sum(not isinstance(result, BadUtterance) for result in results.values())
+        return [results[i] for i in range(len(waves))]
+
+    def _batches(self, waves: Sequence[np.ndarray]) -> list[list[int]]:
+        return list(length_batches([wave.shape[0] for wave in waves], self._batch_samples))
+
+    def _encode(self, items: Sequence[tuple[np.ndarray, Utterance]], mode: EncoderMode) -> list[EncodedAudio]:
         if mode == "features":
-            return [self._features(wave, u) for wave, u in zip(waves, utterances, strict=True)]
-        encoded: dict[int, EncodedAudio] = {}
-        for batch in length_batches([wave.shape[0] for wave in waves], self._batch_samples):
-            features = [self._encoder.features(waves[i]).to(self._device, self._dtype) for i in batch]
-            for i, states in zip(batch, self._encoder(features), strict=True):
-                encoded[i] = self._complete(waves[i], utterances[i], states, mode)
-        self.encoded_total += len(utterances)
-        return [encoded[i] for i in range(len(utterances))]
+            return [self._features(wave, utterance) for wave, utterance in items]
+        features = [self._encoder.features(wave).to(self._device, self._dtype) for wave, _ in items]
+        return [
+            self._complete(wave, utterance, states, mode)
+            for (wave, utterance), states in zip(items, self._encoder(features), strict=True)
+        ]
 
     def _complete(
         self, wave: np.ndarray, utterance: Utterance, states: torch.Tensor, mode: EncoderMode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -10,11 +10,12 @@ import torch
 
 from rollout.config import EncoderConfig
 from rollout.encoders.encoder import LoadAudio
-from rollout.encoders.recordings import RecordingEncoder, segment_of
+from rollout.encoders.isolation import isolate
+from rollout.encoders.recordings import CodedSound, RecordingEncoder, Segment, segment_of
 from speech.codecs.base import Codec
 from speech.errors import InputError, Problem, UserError
 from speech.families.base import SpeechFamily
-from speech.records import EncodedAudio, PromptLayout, Utterance
+from speech.records import BadUtterance, EncodedAudio, Utterance
 
 VoiceMode: TypeAlias = Literal["prompt", "target"]
 """What is needed of an utterance: its prompt alone, or also the tokens of its own recording (SFT)."""
@@ -56,56 +57,55 @@ class VoiceEncoder:
         """Recordings that went through the codec since the start."""
         return self._recordings.encoded_total
 
-    def encode(self, utterances: Sequence[Utterance], mode: VoiceMode = "prompt") -> list[PreparedVoice]:
-        """Prompts of utterances, in their order.
+    def encode(self, utterances: Sequence[Utterance], mode: VoiceMode = "prompt") -> list[PreparedVoice | BadUtterance]:
+        """Prompts of utterances, in their order, or what is wrong with them: there is no prompt voice, it cannot be
+        read or is silent, the model cannot read the text, or (in mode `target`) there is no recording.
 
         Recordings of another rate than the codec's are resampled by the loader.
 
         Raises:
-            InputError: naming *every* utterance without a prompt voice, with a voice that cannot be read or is silent,
-                with a text that the model cannot read, or (in mode `target`) without a recording.
+            Exception: all of several fail, and not because of their data.
         """
+        voices = [_voice(utterance) for utterance in utterances]
+        targets = [u if mode == "target" and u.audio else None for u in utterances]
+        sounds = self._recordings.sounds([segment for segment in (*voices, *targets) if segment is not None])
+        return isolate(lambda part: [self._prepare(u, sounds, mode) for u in part], utterances, utterances)
+
+    def _prepare(
+        self, utterance: Utterance, sounds: Mapping[Segment, CodedSound | str], mode: VoiceMode
+    ) -> PreparedVoice:
+        """Raises InputError with all that is wrong with an utterance."""
         problems: list[Problem] = []
-        voices = [self._voice(utterance, problems) for utterance in utterances]
-        targets = [self._target(utterance, problems) if mode == "target" else None for utterance in utterances]
-        sounds = self._recordings.sounds([segment for segment in (*voices, *targets) if segment is not None], problems)
-        prepared: list[PreparedVoice] = []
-        for utterance, voice, target in zip(utterances, voices, targets, strict=True):
-            sound = None if voice is None else sounds.get(segment_of(voice))
-            tokens = () if sound is None else tuple(sound.tokens.tolist())
-            layout = self._layout(utterance, tokens, problems)
-            speech = None if target is None else sounds.get(segment_of(target))
-            if layout is None or sound is None or (mode == "target" and speech is None):
-                continue  # there is a problem that says why
-            nothing = torch.zeros(0, self._hidden)
-            encoded = EncodedAudio(layout, nothing, None, sound.seconds, sound.peak, voice_tokens=tokens)
-            target_ids = () if speech is None else tuple(self._family.target_ids(speech.tokens.tolist()))
-            prepared.append(PreparedVoice(encoded, target_ids))
-        if problems:
-            raise InputError("utterances that cannot be spoken", list(dict.fromkeys(problems)))
-        return prepared
-
-    def _voice(self, utterance: Utterance, problems: list[Problem]) -> Utterance | None:
-        if utterance.prompt_audio is None:
-            # Not left to chance: without a voice each sample of a group would be spoken by another one (PAPER §6).
-            problems.append(_problem(utterance, "prompt_audio", "missing: speech needs a prompt voice"))
-            return None
-        text = utterance.prompt_text
-        return replace(utterance, audio=utterance.prompt_audio, text=text, start=0.0, duration=None, channel=None)
-
-    def _target(self, utterance: Utterance, problems: list[Problem]) -> Utterance | None:
-        if not utterance.audio:
-            problems.append(_problem(utterance, "audio", "missing: SFT needs a recording of the text"))
-            return None
-        return utterance
-
-    def _layout(self, utterance: Utterance, tokens: Sequence[int], problems: list[Problem]) -> PromptLayout | None:
+        voice = _voice(utterance)
+        # Not left to chance: without a voice each sample of a group would be spoken by another one (PAPER §6).
+        sound = "missing: speech needs a prompt voice" if voice is None else sounds[segment_of(voice)]
+        if isinstance(sound, str):
+            problems.append(_problem("prompt_audio", sound))
+        tokens = () if isinstance(sound, str) else tuple(sound.tokens.tolist())
         try:
-            return self._family.layout(utterance.instructed_text, utterance.prompt_text, tokens)
+            layout = self._family.layout(utterance.instructed_text, utterance.prompt_text, tokens)
         except InputError as error:
-            problems.extend(_problem(utterance, problem.key, problem.message) for problem in error.problems)
-            return None
+            problems += [_problem(problem.key or "text", problem.message) for problem in error.problems]
+        speech: CodedSound | str | None = None
+        if mode == "target":
+            missing = "missing: SFT needs a recording of the text"
+            speech = sounds[segment_of(utterance)] if utterance.audio else missing
+            if isinstance(speech, str):
+                problems.append(_problem("audio", speech))
+        if problems or isinstance(sound, str) or isinstance(speech, str):
+            raise InputError("an utterance that cannot be spoken", problems)
+        nothing = torch.zeros(0, self._hidden)
+        encoded = EncodedAudio(layout, nothing, None, sound.seconds, sound.peak, voice_tokens=tokens)
+        target_ids = () if speech is None else tuple(self._family.target_ids(speech.tokens.tolist()))
+        return PreparedVoice(encoded, target_ids)
 
 
-def _problem(utterance: Utterance, key: str | None, message: str) -> Problem:
-    return Problem(file=f"utterance {utterance.id}", line=None, key=key, message=message)
+def _voice(utterance: Utterance) -> Utterance | None:
+    if utterance.prompt_audio is None:
+        return None
+    text = utterance.prompt_text
+    return replace(utterance, audio=utterance.prompt_audio, text=text, start=0.0, duration=None, channel=None)
+
+
+def _problem(key: str, message: str) -> Problem:
+    return Problem(file=key, line=None, key=None, message=message)

@@ -11,7 +11,7 @@ from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from rollout.config import SamplingConfig
+from rollout.config import SamplingConfig, room_complaint
 from speech.errors import UserError
 from speech.families.base import LanguageModelFamily, SpeechFamily
 from speech.records import EncodedAudio, Group, Prompt, Trajectory
@@ -46,12 +46,9 @@ def check_room(prompt: Prompt, audio: EncodedAudio, sampling: SamplingConfig, ma
     Raises:
         UserError: naming the prompt and the lengths.
     """
-    length = len(audio.layout.token_ids)
-    if length + sampling.max_new_tokens > max_model_len:
-        raise UserError(
-            f"prompt {prompt.id}: {length} positions ({audio.seconds:.1f} s of audio) + {sampling.max_new_tokens} "
-            f"new tokens do not fit engines.max_model_len={max_model_len}"
-        )
+    complaint = room_complaint(len(audio.layout.token_ids), sampling.max_new_tokens, max_model_len)
+    if complaint is not None:
+        raise UserError(f"prompt {prompt.id} ({audio.seconds:.1f} s of audio): {complaint}")
 
 
 def sampling_params(

@@ -176,6 +176,10 @@ class ModelFamily(LanguageModelFamily):
         """A module mapping encoder states (states, encoder_hidden) → embeddings (audio_length, hidden)."""
 
     @abstractmethod
+    def frames(self, samples: int) -> int:
+        """Number of feature frames that `AudioEncoder.features` makes of so many samples."""
+
+    @abstractmethod
     def audio_length(self, frames: int) -> int:
         """Number of audio positions in the prompt for an input of `frames` feature frames."""
 

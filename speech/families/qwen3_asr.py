@@ -179,6 +179,9 @@ class Qwen3ASRFamily(ModelFamily):
             tensors |= {f"lm_head.{name}": tensor for name, tensor in read_tensors(self.path, "lm_head.").items()}
         return self._assemble(Qwen3ForCausalLM, config, tensors, dtype)
 
+    def frames(self, samples: int) -> int:
+        return max(50, samples // 160)
+
     def audio_length(self, frames: int) -> int:
         whole, rest = divmod(frames, 2 * self.model_config.audio_config.n_window)
         return whole * _states(2 * self.model_config.audio_config.n_window) + _states(rest)

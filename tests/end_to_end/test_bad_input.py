@@ -54,6 +54,20 @@ def test_corrupt_audio(config: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "train.jsonl:3" in error and "bad.flac" in error
 
 
+def test_recordings_too_long_for_the_context_are_found_before_anything_starts(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "long.wav", np.full(50 * 16_000, 0.1), 16_000)
+    change_manifest(tmp_path, audio="long.wav", duration=50.0)
+    error = refused(capsys, tmp_path, str(config))
+    assert (
+        "utterances that cannot be used with this configuration" in error and "train.jsonl:3: duration: 50.0 s" in error
+    )
+    assert "engines.max_model_len=160" in error
+    error = refused(capsys, tmp_path, str(config), "data.on_bad=skip", "data.max_rejected=0.05")
+    assert "1 of 10 utterances" in error and "data.max_rejected=0.05" in error
+
+
 def test_wrong_sample_rate_is_resampled_not_misread(tmp_path: Path) -> None:
     from speech.audio import load_audio
     from speech.records import Utterance

@@ -22,7 +22,7 @@ from rollout.config import EncoderConfig
 from rollout.engine.stats import EngineHealth, EngineStats
 from rollout.environment import encoder_options, engine_options
 from rollout.errors import EngineLostError, PublicationError, StaleEngineError
-from speech.records import Group, Prompt, Utterance
+from speech.records import BadUtterance, Group, Prompt, Utterance
 from tests.rollout.tiny_lm import CONFIG, SAMPLE_RATE, SAMPLING, buckets_of, probe_of, reference_logprobs, tiny_model
 
 pytestmark = pytest.mark.slow  # an engine of its own, and its last test kills it; whole runs use these actors too
@@ -79,7 +79,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         engine = EngineActor.options(**engine_options(CONFIG)).remote(str(folder / "model"), "tiny", CONFIG)
         ray.get(engine.start.remote(None))
         encoding = Encoding.ask(encoder, utterances, "embeddings")
-        yield System(encoder, engine, utterances, model, encoding.collect(ray.get(encoding.summaries)))
+        encoded = [item for item in encoding.collect(ray.get(encoding.summaries)) if isinstance(item, EncodedRef)]
+        yield System(encoder, engine, utterances, model, encoded)
         ray.get(engine.shutdown.remote())
     finally:
         ray.shutdown()
@@ -88,11 +89,23 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 def test_audio_is_encoded_once_into_the_object_store(system: System) -> None:
     encoding = Encoding.ask(system.encoder, system.utterances, "embeddings")
     answer = ray.get(encoding.summaries)
-    encoded = encoding.collect(answer)
+    encoded = [item for item in encoding.collect(answer) if isinstance(item, EncodedRef)]
     assert [round(item.seconds, 3) for item in encoded] == [0.9, 0.5, 0.7]
     assert [item.layout.audio_length for item in encoded] == [90, 50, 70]
     assert all(ray.get(item.ref).layout == item.layout for item in encoded)
     assert answer.recordings == 3
+
+
+def test_a_recording_that_cannot_be_read_spoils_no_other(system: System, tmp_path: Path) -> None:
+    content = Path(system.utterances[0].audio).read_bytes()
+    (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
+    gone, cut = (Utterance(id=name, audio=str(tmp_path / f"{name}.flac"), text="") for name in ("gone", "cut"))
+    encoding = Encoding.ask(system.encoder, [system.utterances[0], gone, cut, system.utterances[1]], "embeddings")
+    first, missing, broken, second = encoding.collect(ray.get(encoding.summaries))
+    assert isinstance(first, EncodedRef) and isinstance(second, EncodedRef)
+    assert [ray.get(item.ref).layout.audio_length for item in (first, second)] == [90, 50]
+    assert missing == BadUtterance("gone", f"{gone.audio}: no such file")
+    assert isinstance(broken, BadUtterance) and str(cut.audio) in broken.reason
 
 
 def test_an_engine_that_joins_serves_only_after_its_first_publication(system: System) -> None:

@@ -64,6 +64,9 @@ class TinyFamily(ModelFamily):
     def load_language_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         return Qwen3ForCausalLM.from_pretrained(self.path, dtype=dtype).eval()
 
+    def frames(self, samples: int) -> int:
+        return samples // FRAME
+
     def audio_length(self, frames: int) -> int:
         return frames
 

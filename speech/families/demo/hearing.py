@@ -18,7 +18,15 @@ from transformers import (
 from speech.errors import UserError
 from speech.families.base import AudioEncoder, ModelFamily
 from speech.families.checkpoint import read_tensors
-from speech.families.demo.demo_model import SAMPLE_RATE, DemoAdaptor, DemoEncoder, DemoSpeechConfig, DemoSpeechLM
+from speech.families.demo.demo_model import (
+    HOP,
+    SAMPLE_RATE,
+    WINDOW,
+    DemoAdaptor,
+    DemoEncoder,
+    DemoSpeechConfig,
+    DemoSpeechLM,
+)
 from speech.records import PromptLayout, Utterance
 from speech.runtime.checkpoint_files import require_files
 
@@ -83,6 +91,9 @@ class DemoFamily(ModelFamily):
         missing = [name for name in missing if name != "lm_head.weight"]
         if missing or unexpected:
             raise UserError(f"{self.path / 'model.safetensors'}: {part}: missing {missing}, unexpected {unexpected}")
+
+    def frames(self, samples: int) -> int:
+        return 1 + max(samples, WINDOW) // HOP
 
     def audio_length(self, frames: int) -> int:
         states = ((frames - 1) // 2 + 1 - 1) // 2 + 1

@@ -15,10 +15,9 @@ import soundfile
 from cluster.actors import encoders
 from cluster.actors.encoders import AudioEncoderPool, CodecPool, VoiceEncoderPool
 from cluster.actors.model import ModelRef
-from rollout.actors import Encoded, EncodedSummary
+from rollout.actors import Encoded, EncodedRef, EncodedSummary
 from rollout.config import EncoderConfig
-from speech.errors import InputError
-from speech.records import PromptLayout, Utterance
+from speech.records import BadUtterance, PromptLayout, Utterance
 from tests.cluster.actors.test_pool import is_dead
 from tests.waiting import until
 
@@ -79,9 +78,19 @@ def test_prompts_are_those_of_the_last_update_and_outlive_their_encoder(pool: Au
     assert pool.encoded_total() == 7
 
 
-def test_a_deadly_utterance_is_named(pool: AudioEncoderPool) -> None:
-    with pytest.raises(RuntimeError, match="encode: 3 actors failed on utterances from 'u0'"):
-        pool.encode(utterances("die"), 60.0)
+def test_a_deadly_utterance_is_found_and_costs_no_other_its_result(pool: AudioEncoderPool) -> None:
+    found = pool.encode(utterances("a", "die", "b", "c", "d"), 60.0)
+    bad = found[1]
+    assert isinstance(bad, BadUtterance) and bad.id == "u1" and bad.lethal
+    assert "encode: 3 actors failed on it" in bad.reason
+    assert [ray.get(item.ref).split()[0] for item in found if isinstance(item, EncodedRef)] == ["u0", "u2", "u3", "u4"]
+    assert pool.replaced == 3
+
+
+@pytest.mark.slow
+def test_actors_that_die_of_whatever_they_get_end_the_run(pool: AudioEncoderPool) -> None:
+    with pytest.raises(RuntimeError, match="encode: 3 utterances in a row cost 3 actors each"):
+        pool.encode(utterances(*["die"] * 6), 60.0)
 
 
 def test_a_speech_lm_has_nothing_to_update(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +126,8 @@ def test_a_lost_codec_is_replaced_and_the_tokens_are_the_same(tmp_path: Path) ->
             until(partial(is_dead, actor))
         assert pool.tokenise(recordings, 120.0) == tokens and pool.encoded_total() == 6
         assert pool.replaced == 2
-        with pytest.raises(InputError, match="there is no recording"):
-            pool.tokenise([Utterance(id="silent", audio="", text="x")], 120.0)
+        missing = Utterance(id="missing", audio="", text="x")
+        expected = [BadUtterance("missing", "audio: missing: there is no recording"), tokens[0]]
+        assert pool.tokenise([missing, recordings[0]], 120.0) == expected
     finally:
         pool.close()

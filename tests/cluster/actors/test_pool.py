@@ -99,7 +99,7 @@ class StrictPool(ActorPool[str, str]):
 class LenientPool(StrictPool):
     """Calls of two words, tried again one by one whatever happened; what nobody can do is marked: as rewards do."""
 
-    one_by_one = True
+    alone_after = 1
     failures = (RayError, UserError)
 
     def __init__(self, folder: Path, count: int) -> None:

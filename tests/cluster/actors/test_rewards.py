@@ -64,6 +64,7 @@ def test_a_hung_group_becomes_invalid_and_spoils_no_other(make_pool: MakePool, m
     assert [r.invalid for r in scored[1].rewards] == ["reward time-out: no answer in 2 s (attempt 2)"] * 2
     assert pool.counts.scored == 10 and pool.counts.invalid == {"reward time-out: no answer in 2 s (attempt 2)": 2}
     assert pool.replaced == 2 and pool.retried >= 1
+    assert pool.lethal == {"u1": "reward time-out: no answer in 2 s"}, "the second actor was its alone"
 
 
 def test_a_dead_actor_is_retried_and_without_retries_its_groups_are_invalid(
@@ -75,6 +76,7 @@ def test_a_dead_actor_is_retried_and_without_retries_its_groups_are_invalid(
         scored = pool.score(groups)
         assert [group.rewards[0].valid for group in scored] == [True, bool(retries), True]
         assert (pool.replaced, pool.retried) == (1, retries)
+        assert pool.lethal == {}, "one death is nobody's fault"
     assert str(scored[1].rewards[0].invalid).startswith("reward actor: died: ")
     assert pool.counts.invalid == {"reward actor: died": 1}
 

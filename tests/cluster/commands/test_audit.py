@@ -11,7 +11,7 @@ import soundfile
 
 from cluster import cli
 from cluster.config import dump_config, load_config
-from cluster.runs.ledger import Ledger, LedgerEntry
+from cluster.runs.ledger import BAD_UTTERANCE, Ledger, LedgerEntry
 
 
 @pytest.fixture
@@ -40,6 +40,32 @@ def test_an_exact_account(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     assert "2 prompts trained, 1 rejected; 1 full epochs" in out
     assert "no variance: 1" in out
+
+
+def test_bad_utterances_are_one_reason_and_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = [
+        LedgerEntry("0/a", "rejected", BAD_UTTERANCE + "[/data/a.wav]: no such file"),
+        LedgerEntry("0/b", "rejected", BAD_UTTERANCE + "/data/b.wav: is silent"),
+        LedgerEntry("1/a", "trained"),
+    ]
+    ledger = Ledger(run / "ledger.jsonl")
+    ledger.append(1, entries)
+    assert ledger.bad_utterances() == [("0/a", "[/data/a.wav]: no such file"), ("0/b", "/data/b.wav: is silent")]
+    assert cli.main(["audit", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "bad utterance: 2" in out and "0/a: [/data/a.wav]: no such file" in out
+
+
+def test_prompts_in_flight_are_not_missing_nor_are_those_rejected_there(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The resumed run will put both into the ledger."""
+    Ledger(run / "ledger.jsonl").append(1, [LedgerEntry("1/a", "trained")])
+    checkpoint = run / "checkpoints" / "step-000001"
+    checkpoint.mkdir(parents=True)
+    state = {"in_flight": [[[0, 0]]], "rejected_in_flight": [[[0, 1, "is silent"]]]}
+    (checkpoint / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    assert cli.main(["audit", str(run)]) == 0, capsys.readouterr().out
 
 
 def test_a_lost_and_a_doubled_prompt(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.config import RunConfig, load_config
-from cluster.data.targets import check_manifest, check_recordings, check_targets, new_model, targets_of
+from cluster.data.fitness import target_check, without_unfit
+from cluster.data.targets import diffro_model, new_model, recording_problems, target_problems, targets_of
 from cluster.token2text.evaluation import score_predictions
 from learner.config import Token2TextModelConfig
 from learner.token2text.model import UNKNOWN, Token2Text, Token2TextConfig
@@ -37,13 +38,15 @@ def test_targets_come_from_the_line_and_its_attributes() -> None:
 
 def test_every_unknown_text_and_class_is_named_with_its_line() -> None:
     bad = manifest(("a", "x", {"gender": "f"}), ("bed", "z", {"gender": "n"}), ("!", None, {}))
+    settings = load_config(None, ["name=n", "model.path=new", "model.codec=c", "data.train=t", "objective=token2text"])
+    checks = {"train": [recording_problems, target_check(MODEL)]}
     with pytest.raises(InputError) as caught:
-        check_manifest(MODEL, bad)
+        without_unfit(settings, {"train": bad}, checks)
     found = [(p.line, p.key) for p in caught.value.problems]
     assert found == [(2, "text"), (2, "attributes.gender"), (2, "speaker"), (3, "text")]
     assert "d e" in str(caught.value) and "no class 'n'; known: f, m" in str(caught.value)
     with pytest.raises(InputError, match=r"m\.jsonl:1: audio: missing"):
-        check_recordings(manifest(("a", None, {}), audio=""))
+        without_unfit(settings, {"train": manifest(("a", None, {}), audio="")}, checks)
 
 
 def test_a_new_model_reads_what_the_manifest_holds() -> None:
@@ -51,7 +54,7 @@ def test_a_new_model_reads_what_the_manifest_holds() -> None:
     model = new_model(Token2TextModelConfig(hidden=16, heads=2, attributes=["speaker", "gender"]), 7, data)
     assert (model.speech_vocabulary, model.characters) == (7, (" ", "a", "b", "c"))
     assert model.attributes == {"speaker": ("x", "y"), "gender": ("f", "m")}
-    check_manifest(model, data)
+    assert not [problem for utterance in data.utterances for problem in target_problems(model, utterance)]
     assert new_model(Token2TextModelConfig(characters="xy"), 7, data).characters == ("x", "y")
     with pytest.raises(UserError, match=r"'rate' needs at least two classes; m\.jsonl has no utterance with it"):
         new_model(Token2TextModelConfig(attributes=["rate"]), 7, data)
@@ -65,14 +68,12 @@ def config(folder: Path, *overrides: str) -> RunConfig:
 def test_diffro_refuses_what_its_reward_model_cannot_judge(tmp_path: Path) -> None:
     Token2Text(MODEL).save(tmp_path / "with")
     Token2Text(Token2TextConfig(9, tuple(" abc"), hidden=8, layers=1, heads=2)).save(tmp_path / "without")
-    check_targets(config(tmp_path / "with"), manifest(("a", None, {})))
-    check_targets(config(tmp_path / "with", "learner.diffro.attributes=1"), manifest(("a", None, {"gender": "f"})))
-    with pytest.raises(InputError, match="no class 'n'"):
-        check_targets(config(tmp_path / "with"), manifest(("a", None, {"gender": "n"})))
+    diffro_model(config(tmp_path / "with"), manifest(("a", None, {})))
+    diffro_model(config(tmp_path / "with", "learner.diffro.attributes=1"), manifest(("a", None, {"gender": "f"})))
     with pytest.raises(UserError, match=r"no utterance of m\.jsonl says which gender or speaker"):
-        check_targets(config(tmp_path / "with", "learner.diffro.attributes=1"), manifest(("a", None, {})))
+        diffro_model(config(tmp_path / "with", "learner.diffro.attributes=1"), manifest(("a", None, {})))
     with pytest.raises(UserError, match="judges no attributes"):
-        check_targets(config(tmp_path / "without", "learner.diffro.attributes=1"), manifest(("a", None, {})))
+        diffro_model(config(tmp_path / "without", "learner.diffro.attributes=1"), manifest(("a", None, {})))
 
 
 def test_configuration_of_the_objective() -> None:

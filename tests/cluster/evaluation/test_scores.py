@@ -100,7 +100,7 @@ def test_an_evaluation_is_read_back_as_it_was(scores: Scores, tmp_path: Path) ->
     store_evaluation(path, kept, {"model": "/m"})
     assert load_evaluation(path, {"model": "/m"}, type(scores)) == kept
     assert load_evaluation(path, {"model": "/other"}, type(scores)) is None
-    assert list(json.loads(path.read_text(encoding="utf-8"))) == ["conditions", "summary", "hypotheses"]
+    assert list(json.loads(path.read_text(encoding="utf-8"))) == ["conditions", "summary", "rejected", "hypotheses"]
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"conditions": {}}', '{"conditions": {}, "summary": {"wer": 0}}'])

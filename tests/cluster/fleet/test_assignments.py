@@ -59,3 +59,16 @@ def test_shares_are_contiguous_and_near_equal(items: list[int], parts: int) -> N
     shares = contiguous(items, parts)
     assert [item for share in shares for item in share] == items and len(shares) == parts
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_shard_that_is_cut_counts_only_by_its_prompts() -> None:
+    book = Assignments()
+    whole, other = book.add([3, 2])
+    book.assign(whole, 1)
+    parts = book.isolate(whole)
+    assert [part.size for part in parts] == [1, 1, 1] and all(part.alone for part in parts)
+    assert not book.finish(whole, 1), "its engine's answer is for nobody"
+    assert book.waiting() == [other, *parts]
+    book.assign(parts[0], 2)
+    assert book.has_one_alone(2) and not book.has_one_alone(1)
+    assert book.finish(parts[0], 2) and not book.has_one_alone(2)

@@ -25,7 +25,7 @@ from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine.stats import EngineStats
 from rollout.errors import PublicationError, StaleEngineError
 from speech.errors import PhaseTimeoutError, UserError
-from speech.records import Prompt, PromptLayout, Utterance
+from speech.records import BadUtterance, Prompt, PromptLayout, Utterance
 from speech.runtime.weights import Probe
 from tests.waiting import until
 
@@ -207,12 +207,24 @@ def test_an_only_engine_that_dies_is_waited_for(start: Start) -> None:
     assert fleet.stats().prompts == 2 and fleet.counts().reissued == 2
 
 
+def test_a_prompt_that_kills_engines_is_found_and_costs_no_other_its_samples(start: Start) -> None:
+    fleet = start(max_failures=2, heartbeat_timeout_s=60.0)
+    publish(fleet, 1)
+    a, bad, b = generate(fleet, "a", "always-die", "b", timeout=300.0)
+    assert (a, b) == ("a@1", "b@1")
+    assert isinstance(bad, BadUtterance) and bad.id == "u" and bad.lethal
+    assert "no engine can sample it: the last engine that was lost on it, engine 0" in bad.reason
+    assert generate(fleet, "a") == ["a@1"], "its deaths do not count against the engine"
+    assert fleet.counts().restarts == 2
+
+
 @pytest.mark.slow
-def test_work_that_kills_every_engine_ends_with_its_name(start: Start) -> None:
+def test_engines_that_die_of_whatever_they_get_end_the_run(start: Start) -> None:
     fleet = start(count=2, max_failures=2)
     publish(fleet, 1)
-    with pytest.raises(FleetError, match="2 engines were lost on prompts always-die"):
-        generate(fleet, "always-die", "b")
+    with pytest.raises(FleetError, match="the last engine that was lost on it") as caught:
+        generate(fleet, *["always-die"] * 6, timeout=600.0)
+    assert "3 prompts failed one after another, each alone" in caught.value.__notes__[0]
 
 
 @pytest.mark.slow
@@ -236,8 +248,10 @@ def test_the_fleet_goes_on_without_an_engine_that_fails_again_and_again(
 def test_an_error_of_the_work_is_not_the_engines(start: Start) -> None:
     fleet = start()
     publish(fleet, 1)
-    with pytest.raises(UserError, match="too long"):
-        generate(fleet, "a", "long")
+    assert generate(fleet, "a", "long", "b") == ["a@1", BadUtterance("u", "no engine can sample it: too long"), "b@1"]
+    assert generate(fleet, "a") == ["a@1"] and fleet.counts().restarts == 0
+    with pytest.raises(UserError, match="too long"):  # as with settings that no prompt fits
+        generate(fleet, "long", "long", "long")
     assert generate(fleet, "a") == ["a@1"] and fleet.counts().restarts == 0
 
 

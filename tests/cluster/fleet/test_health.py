@@ -193,3 +193,16 @@ def test_limits_are_checked_and_living_states_answer() -> None:
     with pytest.raises(ValueError):
         HealthLimits(1, 2, 1, 60.0, 30.0)
     assert State.RESTARTING not in LIVING and State.DEAD not in LIVING
+
+
+def test_an_engine_that_died_of_its_work_starts_at_once_with_a_clean_record() -> None:
+    health = Health(HealthLimits(5, 20, 3))
+    for now in (0.0, 100.0):
+        health.failed("lost", now)
+        if now == 0.0:
+            health.restart(now)
+            health.started()
+    assert health.failures == 2 and health.restart_at > 100.0
+    health.excused(100.0)
+    assert health.failures == 0
+    health.restart(100.0)

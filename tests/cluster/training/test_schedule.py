@@ -5,10 +5,11 @@ The actors here are fakes that sample nothing; the real ones are in tests/end_to
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -21,14 +22,17 @@ from hypothesis import strategies as st
 
 from cluster.config import RunConfig, load_config
 from cluster.data.prompts import PromptSource, derived_seed
+from cluster.data.rejections import Rejections
 from cluster.monitoring.phases import PhaseTimer
 from cluster.training import trainer as loop
 from cluster.training.batch import Step
+from cluster.training.resume import load_state_dict, state_dict
 from cluster.training.rollouts import RolloutBatch, Rollouts
 from cluster.training.trainer import Trainer
 from learner.spec import StepResult
 from rollout.actors import EncodedRef
-from speech.records import Group, Prompt, PromptLayout, Reward, Trajectory, Utterance
+from speech.errors import InputError, UserError
+from speech.records import BadUtterance, Group, Prompt, PromptLayout, Reward, Trajectory, Utterance
 from tests.waiting import until
 
 LAYOUT = PromptLayout((1, 0, 2), 1, 1)
@@ -52,12 +56,14 @@ class SimulatedGeneration:
         if not fleet.held:
             self.go.set()
 
-    def result(self, timeout: float | None) -> list[Group]:
+    def result(self, timeout: float | None) -> list[Group | BadUtterance]:
         while not self.go.wait(0.01):
             if self.cancelled.is_set():
                 raise RuntimeError("cancelled")
         return [
-            Group(prompt, LAYOUT, tuple(self.trajectory(prompt, i) for i in range(2)), 1.0, 0.5)
+            BadUtterance(prompt.utterance.id, "no engine can sample it", lethal=True)
+            if prompt.utterance.id in self.fleet.deadly
+            else Group(prompt, LAYOUT, tuple(self.trajectory(prompt, i) for i in range(2)), 1.0, 0.5)
             for prompt in self.prompts
         ]
 
@@ -80,9 +86,23 @@ class SimulatedGeneration:
 
 
 class SimulatedSystem:
-    """Engines, encoders, rewards and learner of a run in one object, without any work in them."""
+    """Engines, encoders, rewards and learner of a run in one object, without any work in them.
 
-    def __init__(self, lag: int = 0, fail: str = "") -> None:
+    Utterances in `unreadable` cannot be encoded, those in `deadly` cannot be sampled, those in `unheard` get no reward.
+    """
+
+    def __init__(
+        self,
+        lag: int = 0,
+        fail: str = "",
+        unreadable: Collection[str] = (),
+        deadly: Collection[str] = (),
+        unheard: Collection[str] = (),
+    ) -> None:
+        self.unreadable, self.deadly, self.unheard = unreadable, deadly, unheard
+        self.encoding: Callable[[], None] = lambda: None
+        self.lethal: dict[str, str] = {}
+        self.encoded: list[str] = []
         self.version = 0
         self.lag, self.fail = lag, fail
         self.held = False
@@ -91,8 +111,15 @@ class SimulatedSystem:
         self.fleet = self.encoders = self.rewards = self.learner = self
         self.family = SimpleNamespace(tokenizer=range(10))
 
-    def encode(self, utterances: Sequence[Utterance], timeout: float | None, for_learner: bool) -> list[EncodedRef]:
-        return [EncodedRef(None, 1.0, LAYOUT) for _ in utterances]  # type: ignore[arg-type]
+    def encode(
+        self, utterances: Sequence[Utterance], timeout: float | None, for_learner: bool
+    ) -> list[EncodedRef | BadUtterance]:
+        self.encoding()
+        self.encoded += [utterance.id for utterance in utterances]
+        return [
+            BadUtterance(u.id, "cannot be decoded") if u.id in self.unreadable else EncodedRef(None, 1.0, LAYOUT)  # type: ignore[arg-type]
+            for u in utterances
+        ]
 
     def submit(self, prompts: Sequence[Prompt], audio: Any, sampling: Any) -> SimulatedGeneration:
         self.submitted.append(list(prompts))
@@ -105,7 +132,13 @@ class SimulatedSystem:
     def score(self, groups: Sequence[Group]) -> list[Group]:
         if self.fail == "score":
             raise RuntimeError("the judge is gone")
-        return [replace(group, rewards=(Reward(total=0.0), Reward(total=1.0))) for group in groups]
+        lost = Reward(total=None, invalid="the judge died")
+        return [
+            replace(group, rewards=(lost, lost))
+            if group.prompt.utterance.id in self.unheard
+            else replace(group, rewards=(Reward(total=0.0), Reward(total=1.0)))
+            for group in groups
+        ]
 
     def update(self, step: int, groups: Sequence[Any], replay: Any, audio: Any) -> StepResult:
         return StepResult({}, {})
@@ -122,7 +155,12 @@ def simulated_publication(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trainer(config: RunConfig, system: SimulatedSystem, utterances: int = 7) -> Trainer:
     data = [Utterance(id=f"u{i}", audio=f"/u{i}.wav", text="x") for i in range(utterances)]
-    return Trainer(config, system, PromptSource(data, 0, config.data.batch_prompts), None, PhaseTimer())  # type: ignore[arg-type]
+    source, rejections = PromptSource(data, 0, config.data.batch_prompts), Rejections(config.data)
+    return Trainer(config, system, source, None, PhaseTimer(), rejections)  # type: ignore[arg-type]
+
+
+def rollouts_of(run: Trainer) -> Rollouts:
+    return Rollouts(run.config, run.system, run.timer, run.intake.fill)
 
 
 @settings(max_examples=25)
@@ -134,14 +172,13 @@ def test_every_prompt_is_trained_once_in_order_and_within_the_bound(
     config = configuration(staleness, steps)
     trained: list[str] = []
     lengths: Counter[int] = Counter()
-    saved: tuple[int, dict[str, Any], list[list[tuple[int, int]]]] | None = None
+    saved: dict[str, Any] | None = None
     for stop in [*stops, steps]:
         system = SimulatedSystem()
         run = trainer(config, system)
         if saved is not None:
-            run.step = run.version = system.version = saved[0]
-            run.source.restore(saved[1])
-            run.waiting.extend(run.source.at(places) for places in saved[2])
+            load_state_dict(run, saved)
+            system.version = run.version
         end = run.step + stop
 
         def after_step(step: Step, run: Trainer = run, end: int = end) -> bool:
@@ -154,7 +191,7 @@ def test_every_prompt_is_trained_once_in_order_and_within_the_bound(
 
         run.run(after_step)
         assert len(run.in_flight()) == min(staleness, steps - run.step)
-        saved = (run.step, run.source.state(), [[(p.epoch, p.position) for p in w] for w in run.in_flight()])
+        saved = json.loads(json.dumps(state_dict(run)))
     undisturbed = PromptSource([Utterance(id=f"u{i}", audio="", text="") for i in range(7)], 0, 3).take(3 * steps)
     assert trained == [prompt.id for prompt in undisturbed], "each once, in the data's order, short or long"
     expected: Counter[int] = Counter()
@@ -221,9 +258,8 @@ def test_closing_cancels_every_future_and_leaves_no_batch_waiting() -> None:
     """Of several batches that are sampled at once, one ends while the others are cancelled."""
     system = SimulatedSystem()
     system.held = True
-    rollouts = Rollouts(configuration(staleness=3, steps=9), system, PhaseTimer())  # type: ignore[arg-type]
-    prompts = PromptSource([Utterance(id=f"u{i}", audio="/u.wav", text="x") for i in range(9)], 0, 3)
-    batches = [RolloutBatch(number, prompts.next_batch(), [()] * 3) for number in range(3)]
+    rollouts = rollouts_of(trainer(configuration(staleness=3, steps=9), system))
+    batches = [RolloutBatch(size=3, number=number) for number in range(3)]
     for batch in batches:
         rollouts.start(batch)
     until(lambda: len(system.generations) == 3)
@@ -251,9 +287,8 @@ def test_a_batch_that_waits_to_be_encoded_is_cancelled_with_the_rest(monkeypatch
         return encode(*arguments, **options)
 
     monkeypatch.setattr(system, "encode", slow)
-    rollouts = Rollouts(configuration(staleness=3, steps=9), system, PhaseTimer())  # type: ignore[arg-type]
-    prompts = PromptSource([Utterance(id=f"u{i}", audio="/u.wav", text="x") for i in range(9)], 0, 3)
-    batches = [RolloutBatch(number, prompts.next_batch(), [()] * 3) for number in range(2)]
+    rollouts = rollouts_of(trainer(configuration(staleness=3, steps=9), system))
+    batches = [RolloutBatch(size=3, number=number) for number in range(2)]
     for batch in batches:
         rollouts.start(batch)
     assert encoding.wait(10)
@@ -264,3 +299,112 @@ def test_a_batch_that_waits_to_be_encoded_is_cancelled_with_the_rest(monkeypatch
     closing.join(20)
     assert not closing.is_alive() and all(batch.scored.cancelled() for batch in batches)
     assert system.generations[0].cancelled.is_set(), "what was submitted after the others had been cancelled"
+
+
+GOOD = ("u0", "u2", "u3", "u5", "u6")
+BAD = ("u1", "u4")
+
+
+def trained_by(run: Trainer, steps: int) -> tuple[list[list[str]], list[tuple[str, str]]]:
+    """What each step trained, and what was rejected, in the next steps of a run."""
+    trained: list[list[str]] = []
+    rejected: list[tuple[str, str]] = []
+
+    def after_step(step: Step) -> bool:
+        trained.append(step.batch.selection.trained)
+        rejected.extend((entry.prompt_id, entry.reason) for entry in step.ledger if entry.reason)
+        return len(trained) < steps
+
+    run.run(after_step)
+    return trained, rejected
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+@pytest.mark.parametrize("slow", ["encoder", "learner"])
+def test_bad_utterances_leave_the_batches_of_the_cleaned_data(
+    staleness: int, slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is faster, and across a kill: the same prompts in the same batches as over data without them."""
+    config = configuration(staleness, 12, "data.on_bad=skip", "data.max_rejected=1")
+    clean = trainer(config, SimulatedSystem())
+    clean.source = PromptSource([Utterance(id=name, audio=f"/{name}.wav", text="x") for name in GOOD], 0, 3)
+    clean.intake._source = clean.source
+    expected, nothing = trained_by(clean, 12)
+    assert nothing == []
+
+    system = SimulatedSystem(unreadable=BAD)
+    if slow == "encoder":
+        system.encoding = lambda: time.sleep(0.01)
+    else:
+        monkeypatch.setattr(system, "update", lambda *_: time.sleep(0.02) or StepResult({}, {}))
+    run = trainer(config, system)
+    first, rejected = trained_by(run, 5)
+    state = json.loads(json.dumps(state_dict(run)))
+    resumed = trainer(config, SimulatedSystem(unreadable=BAD))
+    load_state_dict(resumed, state)
+    resumed.system.version = resumed.version
+    rest, more = trained_by(resumed, 12)
+    assert first + rest == expected, "the same prompts in the same batches"
+    found = [name for name, _ in rejected + more]
+    stream = PromptSource([Utterance(id=f"u{i}", audio="", text="") for i in range(7)], 0, 3)
+    dealt = [prompt.id for prompt in stream.take(len(found) + 36)]
+    assert sorted(found + [name for step in expected for name in step]) == sorted(dealt), "each exactly once"
+    assert {reason for _, reason in rejected + more} == {"bad utterance: cannot be decoded"}
+
+
+def test_what_fails_after_it_was_encoded_is_replaced_too() -> None:
+    config = configuration(0, 3, "data.on_bad=skip", "data.max_rejected=1")
+    system = SimulatedSystem(deadly=["u1"], unheard=["u2"])
+    run = trainer(config, system)
+    trained, rejected = trained_by(run, 3)
+    assert [len(names) for names in trained] == [3, 3, 3], "no step is short"
+    reasons = dict(rejected)
+    assert {name.split("/")[1] for name in reasons} == {"u1", "u2"}
+    assert reasons["0/u1"] == "bad utterance: no engine can sample it"
+    assert reasons["0/u2"] == "fewer than 2 valid samples: the judge died"
+    assert run.rejections.quarantined == {"u1": "no engine can sample it"}
+
+
+def test_a_lethal_utterance_is_given_to_nobody_again_in_any_epoch_or_resumption() -> None:
+    config = configuration(1, 9, "data.on_bad=skip", "data.max_rejected=1")
+    system = SimulatedSystem(deadly=["u1"])
+    run = trainer(config, system)
+    trained_by(run, 4)
+    state = json.loads(json.dumps(state_dict(run)))
+    assert system.encoded.count("u1") == 1 and system.encoded.count("u2") > 1, "into the second epoch"
+    resumed_system = SimulatedSystem(deadly=["u1"])
+    resumed = trainer(config, resumed_system)
+    load_state_dict(resumed, state)
+    resumed_system.version = resumed.version
+    _, rejected = trained_by(resumed, 9)
+    assert "u1" not in resumed_system.encoded
+    assert [reason for name, reason in rejected if name.endswith("/u1")][-1] == (
+        "bad utterance: quarantined: no engine can sample it"
+    )
+
+
+def test_too_long_for_the_context_is_found_before_an_engine_is_asked() -> None:
+    config = configuration(0, 1, "data.on_bad=skip", "engines.max_model_len=66", "sampling.max_new_tokens=64")
+    system = SimulatedSystem()
+    run = trainer(config, system)
+    with pytest.raises(UserError, match="21 of the last") as caught:  # every prompt has three positions
+        trained_by(run, 1)
+    assert "1.0 s: 3 positions + 64 new tokens do not fit engines.max_model_len=66" in str(caught.value)
+    assert system.submitted == []
+
+
+def test_an_error_ends_the_run_and_names_every_bad_utterance_of_the_batch() -> None:
+    run = trainer(configuration(0, 3), SimulatedSystem(unreadable=[f"u{i}" for i in range(7)]))
+    with pytest.raises(InputError) as caught:
+        trained_by(run, 3)
+    assert len(caught.value.problems) == 3 and "cannot be decoded" in str(caught.value)
+    assert "utterance u" in str(caught.value)
+
+
+def test_a_fault_of_everything_ends_the_run_within_a_few_steps() -> None:
+    """`data.max_rejected` of 0.1 allows 20 of 200."""
+    system = SimulatedSystem(unheard=[f"u{i}" for i in range(7)])
+    run = trainer(configuration(0, 100), system)
+    with pytest.raises(UserError, match=r"21 of the last .* `data.max_rejected: 0.1` allows 20 of 200") as caught:
+        trained_by(run, 100)
+    assert "the judge died" in str(caught.value) and run.step <= 3

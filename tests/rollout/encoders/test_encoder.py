@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,10 @@ import pytest
 import torch
 
 from rollout.config import EncoderConfig
-from rollout.encoders.encoder import UtteranceEncoder, length_batches
+from rollout.encoders.encoder import EncoderMode, UtteranceEncoder, length_batches
 from speech.errors import InputError, Problem
 from speech.families import ModelFamily, load_family
-from speech.records import EncodedAudio, Utterance
+from speech.records import BadUtterance, EncodedAudio, Utterance
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.rollout.tiny_lm import FRAME, SAMPLE_RATE, TinyFamily
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
@@ -38,8 +39,8 @@ def make(tmp_path: Path, batch_seconds: float) -> UtteranceEncoder:
     return UtteranceEncoder(TinyFamily(tmp_path), EncoderConfig(batch_seconds=batch_seconds), load_audio)
 
 
-def embeddings(item: EncodedAudio) -> torch.Tensor:
-    assert item.embeddings is not None
+def embeddings(item: EncodedAudio | BadUtterance) -> torch.Tensor:
+    assert isinstance(item, EncodedAudio) and item.embeddings is not None
     return item.embeddings
 
 
@@ -121,11 +122,56 @@ def test_features_alone_leave_the_encoder_to_the_learner(tmp_path: Path) -> None
     assert encoder.encoded_total == 0
 
 
-def test_all_unreadable_files_are_reported_at_once(tmp_path: Path) -> None:
-    bad = [Utterance(id=str(i), audio=f"{i}.wav", text="bad" if i in (1, 3) else "") for i in range(5)]
-    with pytest.raises(InputError) as caught:
-        make(tmp_path, 1.0).load(bad)
-    assert [problem.file for problem in caught.value.problems] == ["1.wav", "3.wav"]
+def test_unreadable_files_leave_the_others_their_results(tmp_path: Path) -> None:
+    mixed = [replace(u, text="bad" if u.id in ("1", "3") else "") for u in utterances()]
+    encoder = make(tmp_path, 1.0)
+    found = encoder.encode(encoder.load(mixed), mixed)
+    bad = [item for item in found if isinstance(item, BadUtterance)]
+    assert bad == [BadUtterance("1", "1.wav: is no audio"), BadUtterance("3", "3.wav: is no audio")]
+    assert found[1] is bad[0] and encoder.encoded_total == 3
+    good = make(tmp_path, 0.1).encode(waves(), utterances())
+    for i in (0, 2, 4):
+        torch.testing.assert_close(embeddings(found[i]), embeddings(good[i]), atol=1e-6, rtol=0)
+
+
+def test_silence_under_a_text_is_bad_and_silence_under_none_is_not(tmp_path: Path) -> None:
+    encoder = make(tmp_path, 1.0)
+    encoder._load_audio = lambda utterance, rate: np.full(3200, 5e-4, np.float32)
+    speech, noise = (Utterance(id=text, audio="a.wav", text=text) for text in ("hello", "..."))
+    silent, fine = encoder.load([speech, noise])
+    assert silent == BadUtterance("hello", "a.wav: is silent, and its text is not empty")
+    assert isinstance(fine, np.ndarray)
+
+
+@pytest.mark.parametrize("mode", ["embeddings", "features"])
+def test_one_utterance_that_the_model_fails_on_is_found(
+    tmp_path: Path, mode: EncoderMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = make(tmp_path, 100.0)
+    features = encoder._encoder.features
+
+    def fails_on_the_longest(wave: np.ndarray) -> torch.Tensor:
+        if len(wave) == max(map(len, waves())):
+            raise torch.OutOfMemoryError("tried to allocate 90 GiB\nmore advice")
+        return features(wave)
+
+    monkeypatch.setattr(encoder._encoder, "features", fails_on_the_longest)
+    found = encoder.encode(waves(), utterances(), mode)
+    assert [item for item in found if isinstance(item, BadUtterance)] == [
+        BadUtterance("2", "OutOfMemoryError: more advice")
+    ]
+    assert sum(isinstance(item, EncodedAudio) for item in found) == 4
+
+
+def test_what_fails_on_everything_is_not_the_utterances_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = make(tmp_path, 100.0)
+
+    def fails(wave: np.ndarray) -> torch.Tensor:
+        raise TypeError("a mistake of the program")
+
+    monkeypatch.setattr(encoder._encoder, "features", fails)
+    with pytest.raises(TypeError, match="a mistake of the program"):
+        encoder.encode(waves(), utterances())
 
 
 def test_batches_hold_to_the_budget_with_padding() -> None:

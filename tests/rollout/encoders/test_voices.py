@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from rollout.config import EncoderConfig
 from rollout.encoders import recordings
-from rollout.encoders.voices import VoiceEncoder
+from rollout.encoders.voices import PreparedVoice, VoiceEncoder, VoiceMode
 from speech.audio import load_audio
 from speech.codecs.base import Codec
-from speech.errors import InputError, UserError
+from speech.errors import UserError
 from speech.families.demo.speaking import DemoTTSFamily
-from speech.records import Utterance
+from speech.records import BadUtterance, Utterance
 from tests.speech.families.tts_checkpoints import write_demo_tts
 
 RATE, FRAME, LEVELS = 16_000, 800, 20
@@ -73,16 +74,17 @@ def utterance(name: str, prompt_audio: str | None, text: str = "turn on the ligh
     return Utterance(id=name, audio=audio, text=text, prompt_audio=prompt_audio)
 
 
-def messages(encoder: VoiceEncoder, utterances: Sequence[Utterance], **options: str) -> list[str]:
-    with pytest.raises(InputError) as caught:
-        encoder.encode(utterances, **options)  # type: ignore[arg-type]
-    return [str(problem) for problem in caught.value.problems]
+def prepared(encoder: VoiceEncoder, utterances: Sequence[Utterance], mode: VoiceMode = "prompt") -> list[PreparedVoice]:
+    """Of utterances that are all good."""
+    found = encoder.encode(utterances, mode)
+    assert not any(isinstance(item, BadUtterance) for item in found), found
+    return found  # type: ignore[return-value]
 
 
 def test_a_prompt_holds_the_voice_and_no_audio_positions(
     encoder: VoiceEncoder, family: DemoTTSFamily, tmp_path: Path
 ) -> None:
-    (item,) = encoder.encode([utterance("u", write(tmp_path / "a.wav", 0.62))])
+    (item,) = prepared(encoder, [utterance("u", write(tmp_path / "a.wav", 0.62))])
     assert item.encoded.voice_tokens == (12,) * 10
     assert item.encoded.layout == family.layout("turn on the light", "", [12] * 10)
     assert item.encoded.embeddings is not None and item.encoded.embeddings.shape == (0, 64)
@@ -96,11 +98,11 @@ def test_each_distinct_voice_is_encoded_once_and_in_batches(
 ) -> None:
     a, b, c = (write(tmp_path / f"{s}.wav", 0.5, s) for s in (0.5, 1.0, 1.5))
     batch = [utterance(str(i), voice) for i, voice in enumerate([b, a, a, c, b])]
-    first = encoder.encode(batch)
+    first = prepared(encoder, batch)
     assert codec.batches == [[8_000, 16_000], [24_000]]  # by length, at most 2 s together with padding
     assert encoder.encoded_total == 3
     assert [len(item.encoded.voice_tokens) for item in first] == [20, 10, 10, 30, 20]
-    assert [item.encoded.voice_tokens for item in encoder.encode(batch)] == [
+    assert [item.encoded.voice_tokens for item in prepared(encoder, batch)] == [
         item.encoded.voice_tokens for item in first
     ]
     assert encoder.encoded_total == 3
@@ -123,7 +125,7 @@ def test_the_cache_forgets_the_least_recently_used(
 
 def test_another_rate_is_resampled(encoder: VoiceEncoder, tmp_path: Path) -> None:
     same, other = write(tmp_path / "a.wav", 0.62), write(tmp_path / "b.wav", 0.62, rate=44_100)
-    one, two = encoder.encode([utterance("a", same), utterance("b", other)])
+    one, two = prepared(encoder, [utterance("a", same), utterance("b", other)])
     assert one.encoded.voice_tokens[1:-1] == two.encoded.voice_tokens[1:-1]  # the filter rings at both ends
     assert two.encoded.seconds == 0.5
 
@@ -134,7 +136,7 @@ def test_targets_are_the_tokens_of_the_recording_and_its_segment(
     voice, recording = write(tmp_path / "a.wav", 0.3), write(tmp_path / "b.wav", 0.77, 1.0)
     whole = utterance("u", voice, audio=recording)
     part = replace(whole, id="v", start=0.5, duration=0.25)
-    items = encoder.encode([whole, part], "target")
+    items = prepared(encoder, [whole, part], "target")
     assert [family.speech_tokens(item.target_ids) for item in items] == [[15] * 20, [15] * 5]
     assert all(item.target_ids[-1] in family.stop_token_ids for item in items)
 
@@ -144,8 +146,7 @@ def test_every_bad_utterance_is_named_at_once(encoder: VoiceEncoder, tmp_path: P
     silent, short = write(tmp_path / "silent.wav", 0.0), write(tmp_path / "short.wav", 0.5, 0.01)
     corrupt = tmp_path / "corrupt.wav"
     corrupt.write_bytes(b"RIFF and nothing else")
-    found = messages(
-        encoder,
+    found = encoder.encode(
         [
             utterance("fine", good),
             utterance("voiceless", None),
@@ -156,18 +157,38 @@ def test_every_bad_utterance_is_named_at_once(encoder: VoiceEncoder, tmp_path: P
             utterance("short", short),
             utterance("empty", good, text=" "),
             utterance("russian", good, text="да"),
+            utterance("both", silent, text=" "),
+            utterance("fine too", good),
         ],
     )
-    assert found[0] == "utterance voiceless: prompt_audio: missing: speech needs a prompt voice"
-    assert found[1] == f"{tmp_path}/gone.wav: no such file"
-    assert found[2].startswith(f"{tmp_path}/corrupt.wav: cannot be decoded")
-    assert found[3:5] == [
-        f"{tmp_path}/silent.wav: is silent: there is no voice to encode",
-        f"{tmp_path}/short.wav: is too short: the codec makes no token of it",
-    ]
-    assert found[5] == "utterance empty: text: is empty"
-    assert "utterance russian: text: cannot be read by the model: 'д'" in found[6]
-    assert len(found) == 8
+    assert isinstance(found[0], PreparedVoice) and isinstance(found[-1], PreparedVoice), "the others keep their results"
+    bad = {item.id: item.reason for item in found if isinstance(item, BadUtterance)}
+    assert bad["voiceless"] == "prompt_audio: missing: speech needs a prompt voice"
+    assert bad["gone"] == f"prompt_audio: {tmp_path}/gone.wav: no such file"
+    assert bad["corrupt"].startswith(f"prompt_audio: {tmp_path}/corrupt.wav: cannot be decoded")
+    assert bad["silent"] == bad["silent too"] == f"prompt_audio: {silent}: is silent: there is no voice to encode"
+    assert bad["short"] == f"prompt_audio: {short}: is too short: the codec makes no token of it"
+    assert bad["empty"] == "text: is empty"
+    assert bad["russian"].startswith("text: cannot be read by the model: 'д'")
+    assert bad["both"] == f"{bad['silent']}; text: is empty"
+    assert len(bad) == len(found) - 2
+
+
+def test_a_recording_that_the_codec_cannot_take_spoils_no_other(
+    encoder: VoiceEncoder, codec: LoudnessCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = codec.encode
+
+    def fails_on_the_long(waves: Sequence[np.ndarray]) -> list[list[int]]:
+        if any(len(wave) > RATE for wave in waves):
+            raise torch.OutOfMemoryError("tried to allocate 90 GiB")
+        return encode(waves)
+
+    monkeypatch.setattr(codec, "encode", fails_on_the_long)
+    one, long, two = (write(tmp_path / f"{s}.wav", 0.5, s) for s in (0.5, 1.1, 0.6))
+    first, bad, second = encoder.encode([utterance("a", one), utterance("b", long), utterance("c", two)])
+    assert isinstance(first, PreparedVoice) and isinstance(second, PreparedVoice)
+    assert bad == BadUtterance("b", "prompt_audio: OutOfMemoryError: tried to allocate 90 GiB")
 
 
 def test_the_model_reads_the_instruction_before_the_text(
@@ -181,8 +202,8 @@ def test_the_model_reads_the_instruction_before_the_text(
 
 
 def test_supervised_training_needs_a_recording(encoder: VoiceEncoder, tmp_path: Path) -> None:
-    found = messages(encoder, [utterance("u", write(tmp_path / "a.wav", 0.5))], mode="target")
-    assert found == ["utterance u: audio: missing: SFT needs a recording of the text"]
+    (found,) = encoder.encode([utterance("u", write(tmp_path / "a.wav", 0.5))], "target")
+    assert found == BadUtterance("u", "audio: missing: SFT needs a recording of the text")
 
 
 def test_model_and_codec_must_belong_together(
