@@ -22,7 +22,9 @@ ONE_NODE = {
 """The kinds that a run on one machine can have, and the phases in which they strike."""
 SEVERAL_NODES = {"kill_raylet": ("generate", "learn", "publish")}
 """Those that need a cluster with a node to spare."""
-PHASES = ONE_NODE | SEVERAL_NODES
+OWN_DATA = {"remove_audio": ("learn",)}
+"""Those that need recordings of their own, in a folder `vanishing` beside the run's configuration."""
+PHASES = ONE_NODE | SEVERAL_NODES | OWN_DATA
 RERUN = {"kill_driver": -9, "full_disk": 2}
 """Kinds that end the command, with its exit code (negative: a signal). The same command is then run again."""
 

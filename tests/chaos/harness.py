@@ -43,13 +43,20 @@ ORPHAN_TIMEOUT_S = 60.0
 
 
 def disturbed(
-    folder: Path, model: Path, plan: Sequence[Fault], timeout: float = 900, nodes: int = 1, **settings: Any
+    folder: Path,
+    model: Path,
+    plan: Sequence[Fault],
+    timeout: float = 900,
+    nodes: int = 1,
+    prepare: Callable[[Path], None] = lambda train: None,
+    **settings: Any,
 ) -> Outcome:
     """Run the tiny training under a plan of faults until it is complete, and audit it.
 
     Args:
         timeout: of each execution of the command, in seconds.
         nodes: 2 runs it on a cluster of two raylets and a head without room; a node that is lost is replaced.
+        prepare: changes the manifest to train on.
         settings: of the configuration, in the place of `SETTINGS`.
 
     Raises:
@@ -68,6 +75,7 @@ def disturbed(
         if any(fault.kind == "full_disk" for fault in plan):
             stack.enter_context(small_disk(folder / "runs", DISK_MB))
         config = write_config(folder, model, **section | rewards)
+        prepare(folder / "train.jsonl")
         (folder / "plan.json").write_text(json.dumps([dataclasses.asdict(fault) for fault in plan]), encoding="utf-8")
         command = [sys.executable, "-m", "tests.chaos.driver", str(config), str(folder / "plan.json"), str(log)]
         with (folder / "output.txt").open("a", encoding="utf-8") as output:

@@ -104,6 +104,8 @@ class Injector:
             self._kill_driver(fault)
         elif fault.kind == "full_disk":
             self._fill_disk(fault)
+        elif fault.kind == "remove_audio":
+            self._remove_audio(fault)
         else:
             number = signal.SIGSTOP if fault.kind.startswith("hang_") else signal.SIGKILL
             self._note(fault, [process.pid for process in self._victims(fault.kind) if _signal(process, number)])
@@ -153,6 +155,12 @@ class Injector:
             time.sleep(0.01)
         self._note(fault, [os.getpid()])
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def _remove_audio(self, fault: Fault) -> None:
+        files = sorted((self._log.parent / "vanishing").iterdir())
+        for file in files:
+            file.unlink()
+        self._note(fault, [file.name for file in files])
 
     def _fill_disk(self, fault: Fault) -> None:
         """Fill the disk, and take at once whatever becomes free, as other users of a full disk do. Goes on for ever,
