@@ -38,7 +38,7 @@ class UtterancePool(ActorPool[Utterance, Result | BadUtterance]):
 
     component, work = "encoder", "encode"
     alone_after = ATTEMPTS - 1
-    failures = (RayError,)
+    failures = (RayError,)  # errors too: after one a process may fail on everything (CUDA); another one tells
 
     def __init__(self, config: EncoderConfig) -> None:
         self._config = config

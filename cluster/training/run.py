@@ -161,6 +161,14 @@ class Run(ABC):
                 store_evaluation(self.folder.path / "evaluation-after.json", self.after, self.conditions())
                 self._compare_like_with_like()
         self.memory.sample()
+        rejected = self.folder.ledger.bad_utterances()
+        if rejected:
+            first = ", ".join(prompt for prompt, _ in rejected[:UNFIT_SHOWN]) + (
+                ", …" if rejected[UNFIT_SHOWN:] else ""
+            )
+            self.display.message(
+                f"{len(rejected):,} prompts were rejected for their utterances: {first}; see ledger.jsonl"
+            )
         self.folder.summary(self.summary(status))
         return status
 

@@ -40,9 +40,10 @@ def isolate(
     for item, utterance in zip(items, utterances, strict=True):
         try:
             results.extend(work([item]))
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:
             _make_room(error)
             if not isinstance(error, InputError | OSError):
+                logger.warning("utterance %s: %s", utterance.id, reason_of(error), exc_info=error)
                 unexplained.append(error)
             results.append(BadUtterance(utterance.id, reason_of(error)))
     if len(unexplained) == len(items) > 1:
