@@ -408,3 +408,23 @@ def test_a_fault_of_everything_ends_the_run_within_a_few_steps() -> None:
     with pytest.raises(UserError, match=r"21 of the last .* `data.max_rejected: 0.1` allows 20 of 200") as caught:
         trained_by(run, 100)
     assert "the judge died" in str(caught.value) and run.step <= 3
+
+
+def test_supervised_batches_do_without_bad_recordings_and_texts() -> None:
+    required = ["name=x", "model.path=m", "data.train=t", "data.batch_prompts=3", "objective=sft", "steps=4"]
+    config = load_config(None, [*required, "data.on_bad=skip", "data.max_rejected=1"])
+    run = trainer(config, SimulatedSystem(unreadable=["u1"]))
+    reference = run.reference
+
+    def refuses(prompt: Prompt, encoded: EncodedRef) -> tuple[int, ...]:
+        if prompt.utterance.id == "u4":
+            raise ValueError("half of a pair")
+        return reference(prompt, encoded)
+
+    run.reference = refuses  # type: ignore[method-assign]
+    trained, rejected = trained_by(run, 4)
+    assert [len(names) for names in trained] == [3, 3, 3, 3]
+    expected = PromptSource([Utterance(id=name, audio="", text="") for name in GOOD], 0, 3).take(12)
+    assert [name for names in trained for name in names] == [prompt.id for prompt in expected]
+    assert dict(rejected)["0/u4"] == "bad utterance: text: ValueError: half of a pair"
+    assert dict(rejected)["0/u1"] == "bad utterance: cannot be decoded"
