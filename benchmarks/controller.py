@@ -172,11 +172,11 @@ class SimulatedLearner:
     def publish(self, dtype: str, bucket_bytes: int) -> list[Any]:
         return []
 
-    def frontend_state_dicts(self) -> dict[str, Any]:
+    def frontend_weights(self) -> dict[str, Any]:
         return {}
 
-    def probe_logprobs(self, token_ids: list[int]) -> list[float]:
-        return [-1.0] * (len(token_ids) - 1)
+    def probe_logprobs(self, sequences: Sequence[tuple[int, ...]], published: str, compute: str) -> list[float]:
+        return [-1.0 for ids in sequences for _ in ids[1:]]
 
     def save_in_background(self, folder: str, copy: bool) -> None:
         (Path(folder) / "hf").mkdir()

@@ -71,18 +71,18 @@ class LearnerActor(_Shell):
         with self.recorder.span("publish"):
             yield from self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes)
 
-    def frontend_state_dicts(self) -> dict[str, dict[str, torch.Tensor]]:
+    def frontend_weights(self) -> dict[str, WeightBucket]:
         with self.recorder.span("publish"):
-            return self._rank.frontend_state_dicts()
+            return self._rank.frontend_weights()
 
     def set_onloaded(self, onloaded: bool) -> None:
         """Come onto the device, or leave it; nothing happens on CPU."""
         with self.recorder.span("onload" if onloaded else "offload"):
             self._rank.offloader.onload() if onloaded else self._rank.offloader.offload()
 
-    def probe_logprobs(self, token_ids: list[int]) -> list[float]:
+    def probe_logprobs(self, sequences: list[tuple[int, ...]], published: str, compute: str) -> list[float]:
         with self.recorder.span("probe"):
-            return self._rank.probe_logprobs(token_ids)
+            return self._rank.probe_logprobs(sequences, getattr(torch, published), getattr(torch, compute))
 
 
 @ray.remote

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import ray
-import torch
 
 from learner.actor import LearnerActor, Token2TextActor
 from learner.batches.batch import TrainGroup
@@ -18,6 +17,7 @@ from learner.spec import RankSpec, StepResult, uses_diffro
 from learner.token2text.plan import Prediction, SpeechText, plan_predictions, plan_token2text
 from learner.token2text.rank import Token2TextSpec
 from speech.errors import UserError, last_line
+from speech.runtime.weights import WeightBucket
 
 GRACE_S = 10.0
 """When a rank raises, its peers may be gone: how long to wait for that to show."""
@@ -185,15 +185,15 @@ class LearnerGroup(_ActorGang):
         self._get([stream.completed() for stream in streams], "publish")
         return list(streams[0])
 
-    def frontend_state_dicts(self) -> dict[str, dict[str, torch.Tensor]]:
-        return self._all("frontend_state_dicts")[0]
+    def frontend_weights(self) -> dict[str, WeightBucket]:
+        return self._all("frontend_weights")[0]
 
     def set_onloaded(self, onloaded: bool) -> None:
         """Come onto the devices that others use too, or leave them."""
         self._all("set_onloaded", onloaded)
 
-    def probe_logprobs(self, token_ids: list[int]) -> list[float]:
-        return self._all("probe_logprobs", token_ids)[0]
+    def probe_logprobs(self, sequences: list[tuple[int, ...]], published: str, compute: str) -> list[float]:
+        return self._all("probe_logprobs", sequences, published, compute)[0]
 
 
 class Token2TextGroup(_ActorGang):

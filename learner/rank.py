@@ -35,6 +35,7 @@ from learner.metrics import StepMetrics
 from learner.model import attention
 from learner.model.policy import Policy, PolicyOutput
 from learner.model.sampler import SamplerSettings
+from learner.model.twin import PolicyTwin
 from learner.spec import RankSpec, StepResult
 from speech.families import load_family
 from speech.records import EncodedAudio, PromptLayout
@@ -59,6 +60,7 @@ class LearnerRank:
         self.device = self.context.device
         self.family = load_family(spec.model, spec.family)
         self.policy = self._load(ctc=config.ctc_weight > 0)
+        self.twin = PolicyTwin(self.policy)
         self.reference = self._load(frozen=True) if needs_reference(spec) else None
         self.diffro = DiffRO.build(spec, self.device)
         self.optimiser = adamw(self.policy, config)
@@ -162,13 +164,14 @@ class LearnerRank:
         if tensors:
             yield WeightBucket(tensors, {n: tensor_digest(t) for n, t in tensors.items()})
 
-    def frontend_state_dicts(self) -> dict[str, dict[str, torch.Tensor]]:
+    def frontend_weights(self) -> dict[str, WeightBucket]:
         """Full weights of the parts before the language model that learn, for the encoder actors; often empty."""
-        return {
-            part: {name: full_tensor(p.detach()).cpu().clone() for name, p in self._parameters(part)}
-            for part in ("adaptor", "encoder")
-            if part in self.spec.config.train
-        }
+        found: dict[str, WeightBucket] = {}
+        for part in ("adaptor", "encoder"):
+            if part in self.spec.config.train:
+                tensors = {name: full_tensor(p.detach()).cpu().clone() for name, p in self._parameters(part)}
+                found[part] = WeightBucket(tensors, {name: tensor_digest(t) for name, t in tensors.items()})
+        return found
 
     def _parameters(self, part: str) -> list[tuple[str, torch.nn.Parameter]]:
         """A part's parameters under the names that they have in it."""
@@ -176,13 +179,23 @@ class LearnerRank:
         found = sharded_parameters(self.policy)
         return [(name.removeprefix(prefix), p) for name, p in found if name.startswith(prefix)]
 
-    @torch.no_grad()
-    def probe_logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """log P(token_ids[i] | token_ids[:i]) for i ≥ 1 at temperature 1 without masks, for a `Probe`."""
-        layout = PromptLayout(tuple(token_ids[:1]), 0, 0)
-        sample = Sample(tuple(token_ids[1:]), (), 0.0)
-        batch = pack([TrainGroup(layout, (sample,), audio=-1)])
-        return self.policy(batch, {}, SamplerSettings(), self.spec.config.logits_chunk).logprobs.tolist()
+    def probe_logprobs(
+        self, sequences: Sequence[Sequence[int]], published: torch.dtype, compute: torch.dtype
+    ) -> list[float]:
+        """What a sound engine should answer to probes: log P(ids[i] | ids[:i]) for i ≥ 1 of each sequence in turn, in
+        nats, at temperature 1 without masks.
+
+        Args:
+            published: type in which the engines get the weights.
+            compute: type in which they are computed with.
+        """
+        groups = [
+            TrainGroup(PromptLayout(tuple(ids[:1]), 0, 0), (Sample(tuple(ids[1:]), (), 0.0),), audio=-1)
+            for ids in sequences
+        ]
+        parameters = self._parameters("language_model")
+        chunk = self.spec.config.logits_chunk
+        return self.twin.logprobs(pack(groups), parameters, published, compute, chunk).tolist()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -23,12 +23,11 @@ from speech.runtime.spans import Span, SpanRecorder
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from rollout.encoders.encoder import EncoderMode
     from rollout.encoders.voices import VoiceMode
     from rollout.engine.stats import EngineHealth, EngineStats
-    from speech.runtime.weights import Probe
+    from speech.runtime.weights import Probe, WeightBucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +148,8 @@ class EncoderActor:
         items = [None if isinstance(item, BadUtterance) else item for item in encoded]
         return [Encoded(summaries, self._encoder.encoded_total - before), *items]
 
-    def update(self, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        self._encoder.update(states)
+    def update(self, weights: Mapping[str, WeightBucket]) -> None:
+        self._encoder.update(weights)
 
 
 @ray.remote

@@ -80,12 +80,12 @@ class PublishConfig:
     bucket_mb: Annotated[int, Ge(1)] = 256
     """Size of one piece of weights on its way, in MiB."""
 
-    probe_tokens: Annotated[int, Ge(2)] = 48
-    """Tokens whose log-probs learner and engine must agree on after a publication."""
+    probe_tokens: Annotated[int, Ge(2)] = 96
+    """Tokens drawn anew for each publication, on which learner and engine must agree after it."""
 
     probe_tolerance: Annotated[float, Ge(0)] | None = None
-    """Largest |Δ log-prob| at which a publication counts as verified; null takes 1e-3 for float32 engines and 0.2 for
-    bfloat16 ones."""
+    """Largest mean |Δ log-prob| over the probe at which a publication counts as verified; null takes twice what the
+    learner expects of the engine's precision on this model."""
 
     timeout_s: Annotated[float, Ge(1)] = 300.0
     """Budget of a publication until the engines have their turn, and then of each engine's update, in seconds."""

@@ -160,14 +160,14 @@ class EngineFleet:
         self,
         version: int,
         buckets: Sequence[ray.ObjectRef],
-        probe: Probe,
+        probes: Sequence[Probe],
         timeout: float | None,
         in_flight: bool = False,
     ) -> float:
-        """Load and verify new weights on all engines; the largest |Δ log-prob| of their probes.
+        """Load and verify new weights on all engines; the largest of their mean |Δ log-prob| on a probe.
 
-        An engine that cannot verify them is restarted and gets them again; this waits for it only when there is no
-        other. The references are kept for engines that start later.
+        An engine that cannot verify them is restarted and gets them again, with another probe; this waits for it only
+        when there is no other. The references are kept for engines that start later.
 
         Args:
             timeout: of one engine's update, in seconds; None takes `engines.update_timeout_s`.
@@ -181,7 +181,7 @@ class EngineFleet:
         with self._lock:
             self._publications += 1
             limit = self.config.update_timeout_s if timeout is None else timeout
-            current = Publication(self._publications, version, tuple(buckets), probe, limit, in_flight)
+            current = Publication(self._publications, version, tuple(buckets), tuple(probes), limit, in_flight)
             self._engines.publication = current
             for replica in self._engines.replicas:
                 replica.health.expect(current.number)

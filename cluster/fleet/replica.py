@@ -35,19 +35,25 @@ class Publication:
     Attributes:
         number: never used twice, while a policy version can be, after a return to a checkpoint.
         buckets: references that the controller owns: they outlive the learner.
+        probes: of other tokens each, so that an engine that is tried again is asked something else.
         timeout: of one engine's update, in seconds.
-        gaps: largest |Δ log-prob| of each engine that verified it.
+        gaps: mean |Δ log-prob| of each engine that verified it.
         refusals: engines that could not verify it.
     """
 
     number: int
     version: int
     buckets: Sequence[ray.ObjectRef]
-    probe: Probe
+    probes: Sequence[Probe]
     timeout: float
     in_flight: bool
     gaps: list[float] = field(default_factory=list)
     refusals: int = 0
+
+    @property
+    def probe(self) -> Probe:
+        """For the next attempt: no engine is given up, and none is accepted, for the same tokens again."""
+        return self.probes[self.refusals % len(self.probes)]
 
 
 @dataclass(slots=True)

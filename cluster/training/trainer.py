@@ -18,7 +18,7 @@ from cluster.system import System
 from cluster.training.admission import Admission
 from cluster.training.batch import Step, TrainingBatch
 from cluster.training.length_history import LengthHistory
-from cluster.training.publish import publish
+from cluster.training.publish import Proof, publish
 from cluster.training.rollouts import RolloutBatch, Rollouts
 from learner.batches.batch import Sample, TrainGroup
 from learner.batches.grouping import ZERO_VARIANCE, Target, select_groups
@@ -64,6 +64,8 @@ class Trainer:
         self.intake = Intake(source, self.encode, self.refusal if self.sampled else self.no_reference, rejections)
         if replay_source is not None:
             self.replay_intake = Intake(replay_source, self.encode, self.no_reference, rejections)
+        self.proof: Proof | None = None
+        """Of the last publication."""
 
     def run(self, after_step: Callable[[Step], bool]) -> None:
         """Train until `config.steps`, or until `after_step` (record, evaluate, save) answers False.
@@ -82,7 +84,9 @@ class Trainer:
                     result = self.learner.update(self.step, batch.selection.groups, batch.replay, batch.references)
                 metrics = dict(result.metrics)
                 if self.sampled:
-                    metrics["publish/probe_gap"] = self.publish(self.version + 1)
+                    proof = self.publish(self.version + 1)
+                    metrics["publish/probe_gap"] = proof.gap
+                    metrics["publish/probe_tolerance"] = proof.tolerance
                 if not after_step(Step(self.step, self.version, batch, metrics, result.sample_gaps)):
                     return
 
@@ -232,8 +236,8 @@ class Trainer:
         family = self.system.family
         return tuple(family.target_ids(prompt.utterance)) if isinstance(family, ModelFamily) else encoded.target_ids
 
-    def publish(self, version: int) -> float:
-        """Give the engines the learner's weights as `version`; the largest |Δ log-prob| of the proof."""
+    def publish(self, version: int) -> Proof:
+        """Give the engines the learner's weights as `version`."""
         self.onload_learner()
         config, system = self.config, self.system
         budget, in_flight = config.publish.timeout_s, config.update == "inflight"
@@ -243,9 +247,11 @@ class Trainer:
             vocabulary = len(system.family.tokenizer)
             fleet, encoders = system.fleet, system.encoders
             settings, over = config.publish, self.offload_learner
-            gap = publish(version, self.learner, fleet, encoders, settings, vocabulary, phase, in_flight, over)
-        self.version = version
-        return gap
+            proof = publish(
+                version, self.learner, fleet, encoders, settings, vocabulary, phase, in_flight, over, self.proof
+            )
+        self.version, self.proof = version, proof
+        return proof
 
     def onload_learner(self, keep_weights: bool = False) -> None:
         """Offload the engines and onload the learner; nothing happens unless they share GPUs."""

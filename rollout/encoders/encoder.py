@@ -10,9 +10,11 @@ import torch
 
 from rollout.config import EncoderConfig
 from rollout.encoders.isolation import isolate
+from rollout.errors import PublicationError
 from speech.errors import InputError, Problem
 from speech.families.base import ModelFamily
 from speech.records import BadUtterance, EncodedAudio, Utterance
+from speech.runtime.weights import WeightBucket, tensor_digest
 from speech.text import normalise
 
 LoadAudio: TypeAlias = Callable[[Utterance, int], np.ndarray]
@@ -140,19 +142,29 @@ class UtteranceEncoder:
             ctc_ids=tuple(self._family.ctc_ids(utterance)),
         )
 
-    def update(self, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def update(self, weights: Mapping[str, WeightBucket]) -> None:
         """Replace the weights of `encoder` and `adaptor`, whichever are given, by the learner's.
 
         Raises:
-            RuntimeError: a name or shape does not fit (from `load_state_dict`).
+            PublicationError: a tensor arrived changed, or the module does not hold it afterwards.
+            RuntimeError: a name or shape does not fit (also from `load_state_dict`).
         """
         modules = {"encoder": self._encoder, "adaptor": self._adaptor}
-        for part, state in states.items():
+        for part, bucket in weights.items():
+            for name, tensor in bucket.tensors.items():
+                if tensor_digest(tensor) != bucket.digests.get(name):
+                    raise PublicationError(
+                        f"{part} tensor {name} arrived changed: its digest differs from the sender's"
+                    )
             # Buffers are not sent; every parameter must be.
-            result = modules[part].load_state_dict(state, strict=False)
-            missing = set(result.missing_keys) & dict(modules[part].named_parameters()).keys()
+            result = modules[part].load_state_dict(dict(bucket.tensors), strict=False)
+            held = dict(modules[part].named_parameters())
+            missing = set(result.missing_keys) & held.keys()
             if missing or result.unexpected_keys:
                 raise RuntimeError(f"{part} update: missing {sorted(missing)}, unexpected {result.unexpected_keys}")
+            for name, tensor in bucket.tensors.items():
+                if tensor_digest(held[name]) != tensor_digest(tensor.to(held[name].dtype)):
+                    raise PublicationError(f"{part} parameter {name} does not hold the tensor that was sent")
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

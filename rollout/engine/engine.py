@@ -211,7 +211,7 @@ class RolloutEngine:
                 finished under the old ones first.
 
         Returns:
-            Largest |Δ| between the engine's log-probs on the probe and the learner's, in nats.
+            Mean |Δ| between the engine's log-probs on the probe and the learner's, in nats.
 
         Raises:
             PublicationError: naming the phase, the tensors or the Δ. The engine is stale then, and samples in flight
@@ -250,7 +250,8 @@ class RolloutEngine:
                     await self._wake("waking up", self._sleep_mode.wake)
                 finally:
                     await self._resume("resuming after the update")
-        return compare(probe, await self.probe(probe.token_ids))
+        answers = await asyncio.gather(*(self.probe(ids) for ids in probe.sequences))
+        return compare(probe, [value for answer in answers for value in answer])
 
     async def sleep(self, keep_weights: bool = False) -> None:
         """Leave the GPU once running samples have ended; without a GPU to share, nothing happens.

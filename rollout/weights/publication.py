@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -41,17 +42,31 @@ async def load(engine: AsyncLLM, version: int, weights: StagedWeights, timeout_s
 
 
 def compare(probe: Probe, logprobs: Sequence[float]) -> float:
-    """Largest |Δ| in nats between the engine's log-probs on a probe and the learner's.
+    """Mean |Δ| in nats between the engine's log-probs on a probe and the learner's.
+
+    The mean, because rounding alone makes a few tokens differ by much more than wrong weights make most of them differ.
 
     Raises:
-        PublicationError: it exceeds the probe's tolerance, or is not a number.
+        PublicationError: it exceeds the probe's tolerance or is not a number; or the engine answers as the weights
+            before would, and these differ by more than the engine's rounding does.
     """
-    deltas = [abs(ours - theirs) for ours, theirs in zip(logprobs, probe.logprobs, strict=True)]
-    # A NaN must fail, and max() may pass over one.
-    worst = float("nan") if any(delta != delta for delta in deltas) else max(deltas)
-    if not worst <= probe.tolerance:
+    gap = _distance(logprobs, probe.logprobs)
+    if not gap <= probe.tolerance:  # a NaN must fail
         raise PublicationError(
-            f"the engine's log-probs on the probe differ by {worst:.3g} nats from the learner's "
-            f"(tolerance {probe.tolerance:.3g}): these are not the weights that were sent"
+            f"the engine's log-probs on the probe differ by {gap:.3g} nats from the learner's on average (expected "
+            f"{probe.noise:.3g}, tolerance {probe.tolerance:.3g}): it does not compute with the weights that were sent"
         )
-    return worst
+    known = len(probe.previous)
+    if known and _distance(probe.previous, probe.logprobs[:known]) > probe.noise:
+        new = _distance(logprobs[:known], probe.logprobs[:known])
+        old = _distance(logprobs[:known], probe.previous)
+        if old < new:
+            raise PublicationError(
+                f"the engine's log-probs on the probe are those of the weights before: they differ by {old:.3g} nats "
+                f"on average from these, and by {new:.3g} from the weights that were sent"
+            )
+    return gap
+
+
+def _distance(a: Sequence[float], b: Sequence[float]) -> float:
+    return fmean(abs(x - y) for x, y in zip(a, b, strict=True))

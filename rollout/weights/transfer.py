@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from rollout.weights.held import check_held
 from speech.runtime.weights import tensor_digest
 
 BACKEND = "object_store"
@@ -44,7 +45,7 @@ class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
 
 
 class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
-    """Loads a publication through vLLM's layer-wise reload, but only once every digest has been checked."""
+    """Loads a publication through vLLM's layer-wise reload: only once every digest has been checked, and whole."""
 
     init_info_cls = ObjectStoreInitInfo
     update_info_cls = ObjectStoreUpdateInfo
@@ -62,25 +63,34 @@ class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, Object
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
-        """Verify all tensors of all files, then load them.
+        """Verify all tensors of all files, load them, and verify what the model holds then.
 
         Raises:
-            ValueError: naming the first tensor whose digest differs; the model is untouched.
+            ValueError: naming the first tensor whose digest differs; the model is untouched. Or naming parameters that
+                do not hold what was sent.
         """
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-        for name, tensor in _tensors(update_info.files):
-            if tensor_digest(tensor) != update_info.digests.get(name):
-                raise ValueError(f"tensor {name} arrived changed: its digest differs from the sender's")
-        initialize_layerwise_reload(self.model)
-        try:
-            self.model.load_weights(_tensors(update_info.files))
-        except BaseException:
-            # Without this, layers that were not reached stay on the meta device and no later update can start.
-            self.finish_weight_update()
-            raise
+        with ExitStack() as stack:
+            opened = [stack.enter_context(safe_open(file, framework="pt")) for file in update_info.files]
+            file_of = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not a mapping
 
-    def finish_weight_update(self) -> None:
+            def read(name: str) -> torch.Tensor:
+                tensor: torch.Tensor = file_of[name].get_tensor(name)
+                return tensor
+
+            for name in file_of:
+                if tensor_digest(read(name)) != update_info.digests.get(name):
+                    raise ValueError(f"tensor {name} arrived changed: its digest differs from the sender's")
+            initialize_layerwise_reload(self.model)
+            try:
+                self.model.load_weights((name, read(name)) for name in file_of)
+            finally:
+                # Without this, layers that were not reached stay on the meta device and no later update can start.
+                self._finish()
+            check_held(self.model, file_of, read)
+
+    def _finish(self) -> None:
         """Give the layers their storage back and repair what the reload does not know of."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
@@ -89,15 +99,11 @@ class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, Object
         if self.device.type == "cpu":
             refresh_packed_heads(self.model)
 
+    def finish_weight_update(self) -> None:
+        """The reload ends in `receive_weights`: vLLM can start no other update after an error here."""
+
     def shutdown(self) -> None:
         """No connection to close."""
-
-
-def _tensors(files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                yield name, tensors.get_tensor(name)
 
 
 def refresh_packed_heads(model: torch.nn.Module) -> None:
@@ -116,8 +122,8 @@ def refresh_packed_heads(model: torch.nn.Module) -> None:
 
 @contextmanager
 def _without_tied_head_warning() -> Iterator[None]:
-    """The reload warns "Failed to load weights" for a tied head at every publication. The sender has already
-    compared all names with the checkpoint, so that the warning has nothing else to report."""
+    """The reload warns "Failed to load weights" for a tied head at every publication. `check_held` finds what the
+    warning could report, and refuses it."""
     logger = logging.getLogger(RELOAD_LOGGER)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -32,14 +32,20 @@ class WeightBucket:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A fixed token sequence and the policy's log-probs on it: the proof that a publication arrived.
+    """Token sequences and what the published weights say of them: the proof that an engine computes with these weights.
 
     Attributes:
-        token_ids: the sequence.
-        logprobs: log P(token_ids[i] | token_ids[:i]) at temperature 1 without masks, for i ≥ 1.
-        tolerance: largest |Δ| in nats that still counts as the same weights.
+        sequences: token ids.
+        logprobs: log P(ids[i] | ids[:i]) for i ≥ 1 of each sequence in turn, at temperature 1 without masks: the
+            weights in the engine's dtype, computed with in float32.
+        noise: mean |Δ| in nats to be expected of an engine that computes with these weights in its own precision.
+        tolerance: largest mean |Δ| in nats that still counts as the same weights.
+        previous: the same as `logprobs`, of the weights that were published before, for as many of the first of them as
+            it is known for.
     """
 
-    token_ids: tuple[int, ...]
+    sequences: tuple[tuple[int, ...], ...]
     logprobs: tuple[float, ...]
+    noise: float
     tolerance: float
+    previous: tuple[float, ...] = ()

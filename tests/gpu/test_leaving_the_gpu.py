@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from learner.batches.packing import pack
 from learner.batches.plan import plan_updates
 from learner.model import attention
+from learner.model.sampler import SamplerSettings
 from learner.rank import LearnerRank
 from speech.families import load_family
 from tests.demo_checkpoint import write_demo_checkpoint
@@ -50,17 +52,17 @@ def test_leaving_the_gpu_changes_nothing_and_frees_it(tmp_path: Path) -> None:
         torch.testing.assert_close(left[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_probe_changes_nothing_that_is_given_away(tmp_path: Path) -> None:
-    """A forward pass leaves the root group gathered in bfloat16; publication and export are of the float32 shards."""
+def test_a_forward_pass_changes_nothing_that_is_given_away(tmp_path: Path) -> None:
+    """It leaves the root group gathered in bfloat16; publication and export are of the float32 shards."""
     model = write_demo_checkpoint(tmp_path / "model", scale=2.0)
     rank = LearnerRank(make_spec(model, gpus_per_rank=1.0), 0, 1, f"file://{tmp_path / 'meet'}")
     groups, audio = make_batch()
     try:
         rank.update(1, plan_updates(groups, [], 1, 1)[0], audio)
         (expected,) = rank.weight_buckets(torch.float32, 2**30)
-        rank.probe_logprobs([7, 8, 9, 10])
+        rank._evaluate(rank.policy, pack(groups), audio, SamplerSettings())
         (found,) = rank.weight_buckets(torch.float32, 2**30)
-        rank.probe_logprobs([7, 8, 9, 10])
+        rank._evaluate(rank.policy, pack(groups), audio, SamplerSettings())
         rank.save(str(tmp_path / "checkpoint"))
     finally:
         dist.destroy_process_group()

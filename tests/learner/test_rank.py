@@ -64,6 +64,9 @@ def make_batch(groups: int = 5, seed: int = 0) -> tuple[list[TrainGroup], dict[i
     return train, audio
 
 
+PRECISIONS = ((torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16))
+
+
 def run_rank(rank: int, world: int, meeting: str, spec: RankSpec, out: str) -> None:
     """One process: an update on the shared batch; rank 0 stores gradients, metrics and new weights."""
     learner = LearnerRank(spec, rank, world, f"file://{meeting}")
@@ -78,7 +81,7 @@ def run_rank(rank: int, world: int, meeting: str, spec: RankSpec, out: str) -> N
     shares = plan_updates(groups, replay, spec.config.updates_per_step, world)[rank]
     mine = {index: audio[index] for index in audio_of(shares)}
     result = learner.update(1, shares, mine)
-    probe = learner.probe_logprobs([7, 8, 9, 10])
+    probe = [learner.probe_logprobs([[7, 8], [7, 8, 9, 10]], published, compute) for published, compute in PRECISIONS]
     buckets = list(learner.weight_buckets(torch.float32, 10_000))
     if rank == 0:
         weights = {name: tensor for bucket in buckets for name, tensor in bucket.tensors.items()}
@@ -137,7 +140,23 @@ def test_published_weights_are_the_updated_policy(model: Path, one_rank: dict[st
     with torch.no_grad():
         logits = language_model(torch.tensor([[7, 8, 9, 10]])).logits[0, :-1].log_softmax(-1)
     expected = logits.gather(1, torch.tensor([[8], [9], [10]]))[:, 0].tolist()
-    assert one_rank["probe"] == pytest.approx(expected, abs=1e-5)
+    assert one_rank["probe"][0] == pytest.approx([*expected[:1], *expected], abs=1e-5)
+
+
+def test_probes_say_what_an_engine_in_half_precision_would(model: Path, one_rank: dict[str, Any]) -> None:
+    """The weights rounded, and then computed with in float32 or in bfloat16."""
+    for found, (published, compute) in zip(one_rank["probe"], PRECISIONS, strict=True):
+        language_model = load_family(model).load_language_model()
+        rounded = {name: tensor.to(published) for name, tensor in one_rank["weights"].items()}
+        language_model.load_state_dict(rounded, strict=False)
+        for parameter in language_model.parameters():  # buffers stay in float32, as in the engine
+            parameter.data = parameter.data.to(compute)
+        with torch.no_grad():
+            logits = language_model(torch.tensor([[7, 8, 9, 10]])).logits[0, :-1].float().log_softmax(-1)
+        expected = logits.gather(1, torch.tensor([[8], [9], [10]]))[:, 0].tolist()
+        assert found[1:] == pytest.approx(expected, abs=1e-5 if compute == torch.float32 else 0.05)
+    exact, half, halved = (torch.tensor(found) for found in one_rank["probe"])
+    assert min(float((half - exact).abs().mean()), float((halved - half).abs().mean())) > 1e-4
 
 
 def test_learning_rate_zero_changes_nothing(model: Path, tmp_path: Path) -> None:
@@ -178,7 +197,7 @@ def test_reference_keeps_its_own_adaptor(model: Path, tmp_path: Path) -> None:
 
     shares = plan_updates(groups, [], 1, 1)[0]
     kl = [learner.update(1, shares, encoded()).metrics["learner/kl"]]
-    adaptor.load_state_dict(learner.frontend_state_dicts()["adaptor"])
+    adaptor.load_state_dict(learner.frontend_weights()["adaptor"].tensors)
     kl.append(learner.update(2, shares, encoded()).metrics["learner/kl"])
     learner.close()
     assert kl[0] == pytest.approx(0.0, abs=1e-7)

@@ -120,11 +120,16 @@ def buckets_of(model: nn.Module) -> list[WeightBucket]:
 
 
 @torch.no_grad()
-def probe_of(model: PreTrainedModel, tolerance: float = 1e-4) -> Probe:
-    ids = torch.randint(0, VOCAB, (48,), generator=torch.Generator().manual_seed(9))
-    logprobs = model(input_ids=ids[None]).logits[0, :-1].float().log_softmax(-1)
-    values = logprobs.gather(1, ids[1:, None])[:, 0]
-    return Probe(tuple(ids.tolist()), tuple(values.tolist()), tolerance)
+def probe_of(model: PreTrainedModel, before: PreTrainedModel | None = None, tolerance: float = 1e-4) -> Probe:
+    """Two sequences; those of `before`, if given, are the weights that were published before."""
+    ids = torch.randint(0, VOCAB, (2, 24), generator=torch.Generator().manual_seed(9))
+
+    def values(model: PreTrainedModel) -> tuple[float, ...]:
+        logprobs = model(input_ids=ids).logits[:, :-1].float().log_softmax(-1)
+        return tuple(logprobs.gather(2, ids[:, 1:, None]).flatten().tolist())
+
+    previous = () if before is None else values(before)
+    return Probe(tuple(map(tuple, ids.tolist())), values(model), tolerance / 2, tolerance, previous)
 
 
 def make_prompts(count: int, positions: int = 70) -> tuple[list[Prompt], list[EncodedAudio]]:

@@ -31,7 +31,7 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SAMPLING = SamplingConfig()
-PROBE = Probe((1, 2), (-1.0,), 1e-3)
+PROBES = [Probe(((token, 2),), (-1.0,), 5e-4, 1e-3) for token in (1, 2, 3)]
 
 
 @ray.remote
@@ -61,6 +61,8 @@ class StandIn:
         (word,) = await asyncio.gather(*buckets)
         if word == "corrupt" or (word == "corrupt once" and self.first(f"refused-{version}")):
             raise PublicationError("a digest differs")
+        if word == "unlucky" and probe.sequences[0][0] == 1:
+            raise PublicationError("the log-probs differ")
         if word == "slow" or (word == "hanging once" and self.first(f"hung-{version}")):
             await asyncio.sleep(600 if word == "hanging once" else 6)
         self.version, self.asleep = version, False
@@ -138,7 +140,7 @@ def generate(fleet: EngineFleet, *ids: str, timeout: float | None = 60.0) -> lis
 
 
 def publish(fleet: EngineFleet, version: int, word: str = "sound") -> float:
-    return fleet.publish(version, [ray.put(word)], PROBE, 30.0)
+    return fleet.publish(version, [ray.put(word)], PROBES, 30.0)
 
 
 def test_an_engine_without_a_place_is_not_asked_for_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,6 +314,13 @@ def test_a_refused_publication_is_repeated_on_a_new_engine_and_then_believed(sta
 
 
 @pytest.mark.slow
+def test_an_engine_that_is_tried_again_is_asked_about_other_tokens(start: Start) -> None:
+    fleet = start()
+    publish(fleet, 1, "unlucky")
+    assert fleet.counts().restarts == 1 and generate(fleet, "a") == ["a@1"]
+
+
+@pytest.mark.slow
 def test_a_publication_may_take_longer_than_a_heartbeat(start: Start) -> None:
     """A busy loader is not dead: its update has a budget of its own."""
     fleet = start(count=2)
@@ -336,7 +345,7 @@ def test_an_engine_that_hangs_in_its_update_is_replaced_and_its_successor_has_th
 
     monkeypatch.setattr(EngineReplica, "publish", noted)
     fleet = start()
-    assert fleet.publish(1, [ray.put("hanging once")], PROBE, 5.0) == 1e-6
+    assert fleet.publish(1, [ray.put("hanging once")], PROBES, 5.0) == 1e-6
     assert fleet.counts().restarts == 1 and "engine 0: publishing took longer than 5 s" in caplog.text
     assert budgets == pytest.approx([6.0, 6.0])
 

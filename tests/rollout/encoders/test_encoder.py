@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from rollout.config import EncoderConfig
+from rollout.config import Dtype, EncoderConfig
 from rollout.encoders.encoder import EncoderMode, UtteranceEncoder, length_batches
+from rollout.errors import PublicationError
 from speech.errors import InputError, Problem
 from speech.families import ModelFamily, load_family
 from speech.records import BadUtterance, EncodedAudio, Utterance
+from speech.runtime.weights import WeightBucket, tensor_digest
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.rollout.tiny_lm import FRAME, SAMPLE_RATE, TinyFamily
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
@@ -35,8 +37,13 @@ def load_audio(utterance: Utterance, sample_rate: int) -> np.ndarray:
     return waves()[int(utterance.id)]
 
 
-def make(tmp_path: Path, batch_seconds: float) -> UtteranceEncoder:
-    return UtteranceEncoder(TinyFamily(tmp_path), EncoderConfig(batch_seconds=batch_seconds), load_audio)
+def make(tmp_path: Path, batch_seconds: float, dtype: Dtype = "float32") -> UtteranceEncoder:
+    config = EncoderConfig(batch_seconds=batch_seconds, dtype=dtype)
+    return UtteranceEncoder(TinyFamily(tmp_path), config, load_audio)
+
+
+def bucket(state: Mapping[str, torch.Tensor]) -> WeightBucket:
+    return WeightBucket(dict(state), {name: tensor_digest(tensor) for name, tensor in state.items()})
 
 
 def embeddings(item: EncodedAudio | BadUtterance) -> torch.Tensor:
@@ -96,7 +103,7 @@ def test_states_are_what_the_adaptor_maps_and_follow_its_updates(tmp_path: Path)
     with torch.no_grad():
         adaptor.weight.mul_(2.0)
     before = encoder.encode(waves(), utterances(), "states")
-    encoder.update({"adaptor": adaptor.state_dict()})
+    encoder.update({"adaptor": bucket(adaptor.state_dict())})
     after = encoder.encode(waves(), utterances(), "states")
     for old, new in zip(before, after, strict=True):
         assert old.encoder_states is not None and new.encoder_states is not None
@@ -108,9 +115,23 @@ def test_states_are_what_the_adaptor_maps_and_follow_its_updates(tmp_path: Path)
 def test_an_update_must_fit(tmp_path: Path) -> None:
     encoder = make(tmp_path, 100.0)
     with pytest.raises(RuntimeError, match=r"adaptor update: missing \['weight'\]"):
-        encoder.update({"adaptor": {"bias": torch.zeros(64)}})
+        encoder.update({"adaptor": bucket({"bias": torch.zeros(64)})})
     with pytest.raises(RuntimeError, match=r"unexpected \['other'\]"):
-        encoder.update({"adaptor": {**TinyFamily(tmp_path).load_adaptor().state_dict(), "other": torch.zeros(1)}})
+        state = {**TinyFamily(tmp_path).load_adaptor().state_dict(), "other": torch.zeros(1)}
+        encoder.update({"adaptor": bucket(state)})
+
+
+def test_a_tensor_that_arrived_changed_is_refused(tmp_path: Path) -> None:
+    encoder = make(tmp_path, 100.0)
+    sent = bucket(TinyFamily(tmp_path).load_adaptor().state_dict())
+    sent.tensors["weight"].view(torch.int32)[3, 5] ^= 1
+    with pytest.raises(PublicationError, match="adaptor tensor weight arrived changed"):
+        encoder.update({"adaptor": sent})
+
+
+def test_an_encoder_in_half_precision_holds_what_was_sent(tmp_path: Path) -> None:
+    encoder = make(tmp_path, 100.0, dtype="bfloat16")
+    encoder.update({"adaptor": bucket(TinyFamily(tmp_path).load_adaptor().state_dict())})
 
 
 def test_features_alone_leave_the_encoder_to_the_learner(tmp_path: Path) -> None:

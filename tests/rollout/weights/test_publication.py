@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rollout.errors import PublicationError, StaleEngineError
+from rollout.weights.publication import compare
 from rollout.weights.staging import PREFIX, SHARED_MEMORY
 from speech.records import Group, Trajectory
 from speech.runtime.weights import Probe, WeightBucket
@@ -55,13 +56,56 @@ def enable_repair(worker: Any) -> None:
     transfer.refresh_packed_heads = transfer.kept  # type: ignore[attr-defined]
 
 
+def disable_check(worker: Any) -> None:
+    from rollout.weights import transfer
+
+    transfer.check = transfer.check_held  # type: ignore[attr-defined]
+    transfer.check_held = lambda model, names, read: None
+
+
+def enable_check(worker: Any) -> None:
+    from rollout.weights import transfer
+
+    transfer.check_held = transfer.check  # type: ignore[attr-defined]
+
+
+def forget_a_norm(worker: Any) -> None:
+    model = worker.get_model()
+    model.sound = model.load_weights
+    model.load_weights = lambda weights: model.sound((n, t) for n, t in weights if n != "model.norm.weight")
+
+
+def confuse_key_norms(worker: Any) -> None:
+    model = worker.get_model()
+    model.sound = model.load_weights
+    names = [f"model.layers.{layer}.self_attn.k_norm.weight" for layer in (0, 1)]
+    other = dict(zip(names, reversed(names), strict=True))
+    model.load_weights = lambda weights: model.sound((other.get(n, n), t) for n, t in weights)
+
+
+def load_as_before(worker: Any) -> None:
+    model = worker.get_model()
+    model.load_weights = model.sound
+
+
 @contextmanager
-def without_repair(driver: Driver) -> Iterator[None]:
-    in_worker(driver, disable_repair)
+def changed(driver: Driver, change: Callable[[Any], None], back: Callable[[Any], None]) -> Iterator[None]:
+    in_worker(driver, change)
     try:
         yield
     finally:
-        in_worker(driver, enable_repair)
+        in_worker(driver, back)
+
+
+def with_norms(seed: int) -> Any:
+    """A model whose norms are not all alike."""
+    model = tiny_model(seed, tied=True)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 2.0, generator=generator)
+    return model
 
 
 def test_logprobs_follow_the_published_weights(driver: Driver) -> None:
@@ -84,8 +128,8 @@ def test_a_flipped_bit_is_caught_and_named_and_leaves_the_old_weights(sound: Dri
     bucket.tensors[name].view(torch.int32)[3, 5] ^= 1
     assert name in publish_badly(sound, buckets, probe_of(model))
     # Everything is verified before anything is loaded.
-    answer = sound.run(sound.engine.probe(old.token_ids))
-    assert max(abs(a - b) for a, b in zip(answer, old.logprobs, strict=True)) <= 1e-4
+    answers = [sound.run(sound.engine.probe(ids)) for ids in old.sequences]
+    assert compare(old, [value for answer in answers for value in answer]) <= 1e-4
     sound.publish(model)
     assert sound.gap(SAMPLING) <= 1e-4
 
@@ -105,12 +149,44 @@ def test_missing_unknown_and_misshapen_tensors_are_listed(sound: Driver) -> None
     assert "model.embed_tokens.weight is (8, 64), not (512, 64)" in message
 
 
-def test_a_stale_tied_head_is_caught_by_the_probe(sound: Driver) -> None:
+def test_a_stale_tied_head_is_found_in_the_engine(sound: Driver) -> None:
     model = tiny_model(6, tied=True)
-    with without_repair(sound):
-        assert "nats from the learner's" in publish_badly(sound, buckets_of(model), probe_of(model))
+    with changed(sound, disable_repair, enable_repair):
+        message = publish_badly(sound, buckets_of(model), probe_of(model))
+    assert "that were sent: lm_head.weight does not hold model.embed_tokens.weight" in message
     sound.publish(model)
     assert sound.gap(SAMPLING) <= 1e-4
+
+
+def test_a_stale_tied_head_is_caught_by_the_probe(sound: Driver) -> None:
+    model = tiny_model(6, tied=True)
+    with changed(sound, disable_repair, enable_repair), changed(sound, disable_check, enable_check):
+        assert "nats from the learner's" in publish_badly(sound, buckets_of(model), probe_of(model))
+    sound.publish(model)
+
+
+def test_a_tensor_that_was_not_loaded_is_found_in_the_engine(sound: Driver) -> None:
+    model = with_norms(6)
+    with changed(sound, forget_a_norm, load_as_before):
+        message = publish_badly(sound, buckets_of(model), probe_of(model))
+    assert "that were sent: model.norm.weight does not hold model.norm.weight'" in message
+    sound.publish(model)
+    assert sound.gap(SAMPLING) <= 1e-4
+
+
+def test_tensors_in_the_wrong_place_are_found_in_the_engine(sound: Driver) -> None:
+    model = with_norms(6)
+    with changed(sound, confuse_key_norms, load_as_before):
+        message = publish_badly(sound, buckets_of(model), probe_of(model))
+    assert all(f"model.layers.{layer}.self_attn.k_norm.weight does not hold" in message for layer in (0, 1))
+
+
+def test_tensors_that_were_sent_under_wrong_names_are_caught_by_the_probe(sound: Driver) -> None:
+    model, confused = with_norms(6), with_norms(6)
+    with torch.no_grad():
+        first, second = (layer.self_attn.k_norm.weight for layer in confused.model.layers)
+        first.data, second.data = second.data, first.data
+    assert "nats from the learner's" in publish_badly(sound, buckets_of(confused), probe_of(model))
 
 
 def test_weights_that_are_not_those_of_the_probe_are_caught(sound: Driver) -> None:
