@@ -57,7 +57,8 @@ FLOORS = {
         ("vllm_plugin", "actors"),
         ("engine", "vllm_process"),
         ("weights", "encoders", "environment"),
-        ("config", "errors"),
+        ("leftovers",),
+        ("config", "errors", "owned_folders"),
     ),
     "speech": (
         ("preparation",),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from vllm import SamplingParams
@@ -26,8 +24,10 @@ from rollout.engine.prefix_cache import CounterFactory
 from rollout.engine.sleep_mode import SleepMode
 from rollout.engine.stats import EngineHealth, EngineStats
 from rollout.errors import EngineLostError, PublicationError, StaleEngineError, within
+from rollout.leftovers import MODEL, EngineHome, free_leftovers
+from rollout.owned_folders import OwnedFolder
 from rollout.weights.publication import compare, load
-from rollout.weights.staging import checkpoint_shapes, remove_orphans, staged
+from rollout.weights.staging import checkpoint_shapes, staged
 from speech.families.base import LanguageModelFamily
 from speech.records import EncodedAudio, Group, Prompt
 from speech.runtime.weights import Probe, WeightBucket
@@ -38,7 +38,7 @@ CONTROL_TIMEOUT_S = 60.0
 V2_ALLOWED_TOKENS = 1024
 """Longest list of allowed tokens that vLLM's second model runner takes (its `MAX_NUM_ALLOWED_TOKEN_IDS`)."""
 SHUTDOWN_TIMEOUT_S = 30.0
-"""An engine needs about 7 s to end. vLLM's default of 5 s kills it before, which leaves 170 MB in shared memory."""
+"""An engine needs about 7 s to end; vLLM's default of 5 s kills it before."""
 
 
 class RolloutEngine:
@@ -64,6 +64,7 @@ class RolloutEngine:
         self._sleep_mode = SleepMode(sleeps and config.gpus_per_engine > 0)
         self._stats = EngineStats()
         self._engine: AsyncLLM | None = None
+        self._home: EngineHome | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._version: int | None = None
         self._stale: str | None = "the engine was not started"
@@ -82,19 +83,24 @@ class RolloutEngine:
         Raises:
             PhaseTimeoutError: after `startup_timeout_s`.
         """
-        remove_orphans()
+        await asyncio.to_thread(free_leftovers)
+        self._leave_home()
+        self._home = home = EngineHome()
         if len(self._family.allowed_token_ids or ()) > V2_ALLOWED_TOKENS:
             # The first runner has no limit; the second, vLLM's choice on GPUs, would refuse every request.
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-        with tempfile.TemporaryDirectory(prefix="speechrl-engine-") as name:
-            folder = Path(name) / "model"
+        with OwnedFolder(MODEL) as temporary:
+            folder = temporary / "model"
             self._family.write_engine_model(folder)
             # vLLM masks the end tokens of this file during min_new_tokens, next to the family's own stop tokens.
             (folder / "generation_config.json").write_text("{}\n", encoding="utf-8")
             self._shapes = checkpoint_shapes(folder)
             args = engine_args(folder, self._config, self._sleep_mode.shared)
-            build = asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[CounterFactory(self._stats)])
-            self._engine = await within(self._config.startup_timeout_s, "starting the engine", build)
+            with home.inherited():
+                build = asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[CounterFactory(self._stats)])
+                self._engine = await within(self._config.startup_timeout_s, "starting the engine", build)
+        await asyncio.to_thread(home.note_processes)
+        await asyncio.to_thread(free_leftovers)  # Ray takes seconds to kill a predecessor that was stopped
         self._version = version
         self._stale = None if version is not None else "it awaits its first publication"
         if version is not None:
@@ -322,6 +328,12 @@ class RolloutEngine:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
+        self._leave_home()
+
+    def _leave_home(self) -> None:
+        home, self._home = self._home, None
+        if home is not None:
+            home.leave()
 
     async def _rpc(self, seconds: float, phase: str, awaitable: Awaitable[Result]) -> Result:
         engine = self._live()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import shutil
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -17,13 +14,9 @@ import safetensors
 from safetensors.torch import save_file
 
 from rollout.errors import PublicationError, within
+from rollout.leftovers import WEIGHTS
+from rollout.owned_folders import SHARED_MEMORY, OwnedFolder
 from speech.runtime.weights import WeightBucket
-
-SHARED_MEMORY = Path("/dev/shm")
-"""A tmpfs: a file here is memory that every process of the node can map without a copy."""
-PREFIX = "speechrl-weights-"
-UNLOCKED_PREFIX = "speechrl-new-"
-"""Of a folder whose writer has not locked it yet: `remove_orphans` does not look at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +55,13 @@ async def staged(
 
 
 class _Stage:
-    """Folders of one publication, each locked as long as its writer lives."""
+    """Folders of one publication."""
 
     def __init__(self) -> None:
         self.files: list[Path] = []
         self.digests: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._locks: dict[Path, int] = {}
+        self._folders: list[OwnedFolder] = []
         self._guard = threading.Lock()
         self._closed = False
 
@@ -84,12 +77,9 @@ class _Stage:
 
     def _write_one(self, bucket: WeightBucket) -> None:
         size = sum(tensor.nbytes for tensor in bucket.tensors.values())
-        # Under its own name only once it is locked: an engine that starts at this moment removes what nobody holds.
-        unlocked = Path(tempfile.mkdtemp(prefix=UNLOCKED_PREFIX, dir=_room_for(size)))
-        lock = _lock(unlocked)
-        folder = unlocked.rename(unlocked.with_name(unlocked.name.replace(UNLOCKED_PREFIX, PREFIX, 1)))
-        self._locks[folder] = lock
-        self.files.append(folder / "weights.safetensors")
+        folder = OwnedFolder(WEIGHTS, _room_for(size))
+        self._folders.append(folder)
+        self.files.append(folder.path / "weights.safetensors")
         save_file(dict(bucket.tensors), self.files[-1])
         self.digests.update(bucket.digests)
         self.shapes.update({name: tuple(tensor.shape) for name, tensor in bucket.tensors.items()})
@@ -97,35 +87,8 @@ class _Stage:
     def __exit__(self, *_: object) -> None:
         with self._guard:
             self._closed = True
-            for folder, lock in self._locks.items():
-                shutil.rmtree(folder)
-                os.close(lock)
-
-
-def _lock(folder: Path) -> int:
-    """Lock the folder itself, not a file in it: that would be gone before the folder is, and look like an orphan's.
-
-    Returns a descriptor, which holds the lock until it is closed.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def remove_orphans() -> None:
-    """Remove what a killed engine left in shared memory: folders whose lock nobody holds any more."""
-    for root in (SHARED_MEMORY, Path(tempfile.gettempdir())):
-        for folder in root.glob(f"{PREFIX}*"):
-            try:
-                lock = _lock(folder)
-            except OSError:  # held by a living engine, of another user, or gone by now
-                continue
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+            for folder in self._folders:
+                folder.remove()
 
 
 def _room_for(size: int) -> Path | None:

@@ -22,6 +22,8 @@ from rollout.config import EncoderConfig
 from rollout.engine.stats import EngineHealth, EngineStats
 from rollout.environment import encoder_options, engine_options
 from rollout.errors import EngineLostError, PublicationError, StaleEngineError
+from rollout.leftovers import VARIABLE, held_by
+from rollout.owned_folders import SHARED_MEMORY
 from speech.records import BadUtterance, Group, Prompt, Utterance
 from tests.rollout.tiny_lm import CONFIG, SAMPLE_RATE, SAMPLING, buckets_of, probe_of, reference_logprobs, tiny_model
 
@@ -153,13 +155,18 @@ def test_calls_that_overlap_do_not_mix(system: System) -> None:
     assert first == second == ["0/u0", "0/u1", "0/u2"]
 
 
-def test_a_lost_engine_says_so(system: System) -> None:
-    """Last: it kills vLLM's engine process."""
+def test_a_lost_engine_says_so_and_leaves_nothing(system: System) -> None:
+    """Last: it kills vLLM's engine process, which then cannot remove its shared memory."""
     # Of this engine alone: the session's engine may run in the same process tree.
     actor = psutil.Process(ray.get(system.engine.__ray_call__.remote(lambda _: os.getpid())))
     (core,) = [p for p in actor.children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
-    # A killed process cannot remove its shared memory.
-    buffers = {Path(m.path) for m in core.memory_maps() if m.path.startswith("/dev/shm/psm_")}
+    (worker,) = core.children()
+    held = held_by(core.pid) | held_by(worker.pid)
+    files = [file for file in SHARED_MEMORY.iterdir() if (file.stat().st_dev, file.stat().st_ino) in held]
+    assert {file.name[:4] for file in files} == {"psm_", "sem."}
+    home = Path(core.environ()[VARIABLE])
+    assert len(list(home.iterdir())) > 5, "sockets, and the notes"
+    worker.suspend()  # nor does it end by itself
     core.kill()
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -170,5 +177,6 @@ def test_a_lost_engine_says_so(system: System) -> None:
         time.sleep(0.5)
     with pytest.raises(EngineLostError, match="processes are gone"):
         system.generate()
-    for buffer in buffers:
-        buffer.unlink(missing_ok=True)
+    ray.get(system.engine.shutdown.remote())
+    assert not any(file.exists() for file in [home, *files])
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE

@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rollout import owned_folders
 from rollout.errors import PublicationError
+from rollout.leftovers import free_leftovers
 from rollout.weights import staging
-from rollout.weights.staging import PREFIX, checkpoint_shapes, remove_orphans, staged
+from rollout.weights.staging import checkpoint_shapes, staged
 from speech.errors import PhaseTimeoutError
 from speech.runtime.weights import WeightBucket, tensor_digest
 
@@ -20,8 +22,9 @@ def bucket(**tensors: torch.Tensor) -> WeightBucket:
 
 @pytest.fixture
 def shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(staging, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(staging.tempfile, "gettempdir", lambda: str(tmp_path / "none"))
+    for module in (staging, owned_folders):
+        monkeypatch.setattr(module, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(owned_folders.tempfile, "gettempdir", lambda: str(tmp_path / "none"))
     return tmp_path
 
 
@@ -34,52 +37,8 @@ def test_buckets_become_files_and_vanish(shared_memory: Path) -> None:
             assert torch.equal(first["a"], a) and torch.equal(second["b"], b)
             assert weights.digests == {"a": tensor_digest(a), "b": tensor_digest(b)}
             # Not an orphan: its writer lives.
-            remove_orphans()
+            free_leftovers()
             assert all(file.exists() for file in weights.files)
-
-    asyncio.run(use())
-    assert not list(shared_memory.iterdir())
-
-
-def test_an_engine_that_starts_meanwhile_takes_no_folder_away(
-    shared_memory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between the making of a folder and its lock another engine looks for orphans."""
-    lock = staging._lock
-
-    def late(folder: Path) -> int:
-        monkeypatch.setattr(staging, "_lock", lock)
-        remove_orphans()
-        return lock(folder)
-
-    monkeypatch.setattr(staging, "_lock", late)
-
-    async def use() -> None:
-        async with staged([bucket(a=torch.ones(2))], {"a": (2,)}, 10.0) as weights:
-            remove_orphans()
-            assert torch.equal(load_file(weights.files[0])["a"], torch.ones(2))
-
-    asyncio.run(use())
-    assert not list(shared_memory.iterdir())
-
-
-def test_an_engine_that_starts_while_a_folder_is_removed_leaves_it_to_its_writer(
-    shared_memory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Files go before their folder: between the two another engine looks for orphans."""
-    rmtree = staging.shutil.rmtree
-
-    def slow(folder: Path) -> None:
-        for file in folder.iterdir():
-            file.unlink()
-        monkeypatch.setattr(staging.shutil, "rmtree", rmtree)
-        remove_orphans()
-        assert folder.is_dir() and not list(folder.iterdir())
-        rmtree(folder)
-
-    async def use() -> None:
-        async with staged([bucket(a=torch.ones(2))], {"a": (2,)}, 10.0):
-            monkeypatch.setattr(staging.shutil, "rmtree", slow)
 
     asyncio.run(use())
     assert not list(shared_memory.iterdir())
@@ -130,11 +89,11 @@ def test_full_shared_memory_falls_back_to_a_temporary_folder(
 
 
 def test_what_a_killed_engine_left_is_removed(shared_memory: Path) -> None:
-    orphan = shared_memory / f"{PREFIX}dead"
+    orphan = shared_memory / "speechrl-weights-dead"
     orphan.mkdir()
     (orphan / "weights.safetensors").write_bytes(b"x")
     (shared_memory / "of-somebody-else").mkdir()
-    remove_orphans()
+    free_leftovers()
     assert [path.name for path in shared_memory.iterdir()] == ["of-somebody-else"]
 
 
