@@ -11,6 +11,7 @@ from types import TracebackType
 import ray
 
 from cluster.actors.encoders import AudioEncoderPool, EncoderPool, VoiceEncoderPool
+from cluster.actors.leftovers import leave_ray
 from cluster.actors.listener import Listener
 from cluster.actors.model import ModelRef
 from cluster.actors.placement import Placement, shares_gpus
@@ -115,13 +116,14 @@ class System:
         self.close()
 
     def close(self) -> None:
-        """End the engines in an orderly way, then Ray on this machine, or our job on a cluster that others started."""
+        """End the engines in an orderly way, then Ray on this machine, or our job on a cluster that others started, and
+        free what those that did not end so have left."""
         if self._fleet is not None and ray.is_initialized():
             try:
                 self._fleet.shutdown()
             except (TimeoutError, ray.exceptions.RayError) as error:
                 logger.warning("engines did not shut down in order, they are killed: %s", error)
-        ray.shutdown()
+        leave_ray(set() if self._fleet is None else self._fleet.nodes())
 
     @property
     def fleet(self) -> EngineFleet:

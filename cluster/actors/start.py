@@ -13,6 +13,7 @@ import ray
 
 from cluster.config import RunConfig
 from cluster.preflight import surrounding_cluster
+from rollout.leftovers import free_leftovers
 from speech.errors import UserError
 from speech.runtime.importing import worker_setup
 
@@ -34,7 +35,8 @@ def ensure_token() -> None:
 
 
 def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
-    """Join the configured cluster, or start Ray here with room for every actor of the run.
+    """Join the configured cluster, or start Ray here with room for every actor of the run. What dead engines have left
+    on this machine is freed first.
 
     Args:
         listener_cpus: of the actor that listens to evaluations, where there is one.
@@ -44,6 +46,7 @@ def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
     """
     if ray.is_initialized():
         return
+    free_leftovers()
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = config.ray.address or surrounding_cluster()
     if address in (None, "local"):

@@ -252,8 +252,13 @@ class EngineFleet:
         with self._lock:
             return list(self._engines.replicas)
 
+    def nodes(self) -> set[str]:
+        """Hex ids of the nodes that have had engines."""
+        with self._lock:
+            return set(self._engines.nodes)
+
     def shutdown(self) -> None:
-        """End the engines in an orderly way.
+        """End the engines in an orderly way; those that do not end so are killed.
 
         Raises:
             PhaseTimeoutError, RayError: where that does not work.
@@ -269,6 +274,9 @@ class EngineFleet:
         except ray.exceptions.GetTimeoutError:
             detail = f"no answer from {len(calls)} engines"
             raise PhaseTimeoutError("engine shutdown", SHUTDOWN_TIMEOUT_S, detail) from None
+        finally:
+            for replica in self._engines.replicas:
+                replica.end()
 
     def _tick(self) -> None:
         with self._lock:

@@ -81,6 +81,7 @@ class EngineReplica:
         incarnation: number of the actor, never used twice.
         leaving: it will not be restarted.
         node: hex id of the node it runs on, once known.
+        left: hex id of the node that the actor before this one ran on, where it is known.
         asleep: it has left its GPU.
         running: its actor was asked for and is not killed.
         spawned: when its actor was asked for, on the monotonic clock.
@@ -103,6 +104,7 @@ class EngineReplica:
         self.calls: list[Call] = []
         self.leaving = False
         self.node: str | None = None
+        self.left: str | None = None
         self.asleep = self.running = False
         self.last_heartbeat = self.spawned = 0.0
 
@@ -129,6 +131,7 @@ class EngineReplica:
         self.actor = EngineActor.options(**engine_options(self._config) | self._options).remote(  # type: ignore[attr-defined]
             self._model.path, self._model.family, self._config, self._model.options, self._sleeps
         )
+        self.left = self.node or self.left
         self.node, self.asleep, self.running, self.spawned = None, False, True, now
         self._ask("starting", self.actor.start.remote(self._own_version), now, self._config.startup_timeout_s)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError, RpcError
 
+from cluster.actors.leftovers import free_leftovers_on
 from cluster.actors.model import ModelRef
 from cluster.actors.roster import free_place
 from cluster.fleet.assignments import Assignments, Shard
@@ -47,6 +48,7 @@ class Supervisor:
         restarts: engines that were replaced.
         told: the last totals of each incarnation, those that are gone included: a late answer counts as whose it is.
         draining: hex ids of the nodes that are announced to go.
+        nodes: hex ids of those that have had engines.
         away: None while the GPUs are the engines'; otherwise all must leave, keep or discard their weights, and none is
             started.
     """
@@ -71,6 +73,8 @@ class Supervisor:
         self.restarts = self._bad_in_a_row = 0
         self.told: dict[int, EngineStats] = {}
         self.draining: set[str] = set()
+        self.nodes: set[str] = set()
+        self._untidy: set[str] = set()
 
     def tick(self, now: float) -> None:
         """Collect what was answered, draw the consequences, and ask for what is needed next."""
@@ -79,6 +83,7 @@ class Supervisor:
         self._replace(now)
         self._resize(now)
         self._ask(now)
+        self._tidy()
 
     def settle(self, future: RolloutFuture, error: BaseException) -> None:
         """Let a future fail, and stop the engines that have shards of it."""
@@ -128,6 +133,9 @@ class Supervisor:
         if call.kind == "starting":
             logger.info("%s: started in %.1f s", replica, now - replica.spawned)
             replica.node = answer
+            self.nodes.add(answer)
+            if replica.left not in (None, answer):  # else the engine itself has looked what its predecessor left
+                self._untidy.add(replica.left)
             health.started()
             if self.own_version is not None:
                 health.expect(0)
@@ -229,6 +237,8 @@ class Supervisor:
                 if replica.running:
                     replica.end()
                 replica.health.retire()
+                if replica.node is not None:
+                    self._untidy.add(replica.node)
             elif not replica.pending("generating") and not replica.pending("shutdown"):
                 replica.shutdown(now)
         for replica in [m for m in self.replicas if m.health.state is State.RETIRED]:
@@ -251,6 +261,12 @@ class Supervisor:
             self._leave(replica)
         else:
             self.fatal = FleetError(reason)
+
+    def _tidy(self) -> None:
+        """Where an engine died and none starts in its place, somebody else must look what it left."""
+        if self._untidy:
+            free_leftovers_on(self._untidy)
+            self._untidy.clear()
 
     # -- what to ask for -----------------------------------------------------------------------------------------
 

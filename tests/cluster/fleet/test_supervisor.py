@@ -11,6 +11,7 @@ import ray
 
 from cluster.actors.model import ModelRef
 from cluster.fleet import replica as engine_member
+from cluster.fleet import supervisor as engine_supervisor
 from cluster.fleet.health import BACKOFF_S, State
 from cluster.fleet.rollout_future import FleetError
 from cluster.fleet.supervisor import Supervisor
@@ -101,3 +102,30 @@ def test_the_engine_that_has_not_started_goes_first(tmp_path: Path) -> None:
     assert [m for m in supervisor.replicas if not m.leaving] == [second], "of those that serve, the highest place"
     for replica in supervisor.replicas:
         replica.end()
+
+
+def test_somebody_looks_at_each_node_that_a_dead_engine_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that starts in the place of a dead one looks itself, on its own node. Two cases are left: it starts on
+    another node, or none starts."""
+    asked: list[set[str]] = []
+    monkeypatch.setattr(engine_supervisor, "free_leftovers_on", lambda nodes: asked.append(set(nodes)))
+    supervisor = Supervisor(ModelRef(str(tmp_path), None), EngineConfig(count=2))
+    supervisor.own_version = 0
+    tick_until(supervisor, 0.0, lambda: [m.health.serves for m in supervisor.replicas] == [True] * 2)
+    first, second = supervisor.replicas
+    here = first.node
+    ray.kill(first.actor)
+    tick_until(supervisor, 10.0, lambda: first.health.failures == 1)
+    tick_until(supervisor, 10.0, lambda: first.health.serves)
+    assert not asked and supervisor.nodes == {here}
+    second.node = "another"
+    ray.kill(second.actor)
+    tick_until(supervisor, 20.0, lambda: second.health.failures == 1)
+    tick_until(supervisor, 20.0, lambda: second.health.serves)
+    assert asked == [{"another"}]
+    supervisor.wanted = 1
+    ray.kill(second.actor)
+    second.fail("it is dead", 30.0)
+    tick_until(supervisor, 30.0, lambda: supervisor.replicas == [first])
+    assert asked == [{"another"}, {here}]
+    first.end()
