@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
 from cluster.runs.ledger import BAD_UTTERANCE, Ledger
+from rollout.leftovers import VARIABLE, held_by
+from rollout.owned_folders import SHARED_MEMORY
 from tests.end_to_end.runs import records
 
 LOGPROB_GAP = 1e-2
 """Nats between learner and engine beyond which they hold different weights; in float32 the same ones differ by 1e-4."""
 PROBE_GAP = 1e-4
+KEPT = ("ray", "torchinductor_")
+"""How the folders among the temporary files begin that stay after every run, disturbed or not: Ray's logs and sockets,
+and the cache of compiled kernels, which all runs of a user share."""
 
 
 @dataclass
@@ -52,6 +61,56 @@ class Outcome:
         """Of the test split, decoded greedily with the final weights."""
         evaluation = json.loads((self.folder / "evaluation-after.json").read_text(encoding="utf-8"))
         return float(evaluation["summary"]["wer"])
+
+
+@dataclass
+class Surroundings:
+    """What is outside a run's folder and must be after it as it was before.
+
+    Attributes:
+        temporary: the folder for temporary files of the run, and of nothing else.
+    """
+
+    temporary: Path
+    _shared_memory: set[str] = field(default_factory=lambda: {file.name for file in SHARED_MEMORY.iterdir()})
+
+    def engine_processes(self) -> list[psutil.Process]:
+        """vLLM's processes of the run, whatever became of their parents."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                home = process.environ().get(VARIABLE)
+                if home is not None and Path(home).is_relative_to(self.temporary):
+                    found.append(process)
+        return found
+
+    def left_behind(self) -> list[str]:
+        """Files that were not there before. What a living process holds in shared memory is somebody else's: the run's
+        have ended."""
+        files = [file for file in self.temporary.iterdir() if not file.name.startswith(KEPT)]
+        new = [file for file in SHARED_MEMORY.iterdir() if file.name not in self._shared_memory]
+        held = set().union(*(held_by(pid) for pid in psutil.pids()))
+        for file in new:
+            with suppress(FileNotFoundError):
+                status = file.stat()
+                if (status.st_dev, status.st_ino) not in held:
+                    files.append(file)
+        return [str(file) for file in files]
+
+
+@contextmanager
+def surroundings() -> Iterator[Surroundings]:
+    """Processes that are started within have their temporary files to themselves, in a folder near the root: the paths
+    of Ray's sockets are long."""
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="c", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = folder
+        try:
+            yield Surroundings(Path(folder))
+        finally:
+            del os.environ["TMPDIR"]
+            if before is not None:
+                os.environ["TMPDIR"] = before
 
 
 def same_weights(one: Outcome, other: Outcome) -> bool:

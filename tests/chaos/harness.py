@@ -17,7 +17,7 @@ from typing import IO, Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from tests.chaos.audit import Outcome, audit
+from tests.chaos.audit import Outcome, Surroundings, audit, surroundings
 from tests.chaos.faults import RERUN, Fault
 from tests.chaos.injector import ACTORS, BALLAST, processes
 from tests.end_to_end.ray_head import of_session
@@ -68,6 +68,7 @@ def disturbed(
     log = folder / "faults.jsonl"
     log.touch()
     with ExitStack() as stack:
+        around = stack.enter_context(surroundings())
         look: Callable[[], None] = _nothing
         if nodes > 1:
             cluster = stack.enter_context(_Nodes(nodes, log))
@@ -79,11 +80,12 @@ def disturbed(
         (folder / "plan.json").write_text(json.dumps([dataclasses.asdict(fault) for fault in plan]), encoding="utf-8")
         command = [sys.executable, "-m", "tests.chaos.driver", str(config), str(folder / "plan.json"), str(log)]
         with (folder / "output.txt").open("a", encoding="utf-8") as output:
-            executions, problems = _to_the_end(command, folder, log, output, timeout, look)
+            executions, problems = _to_the_end(command, folder, log, output, timeout, look, around)
     written = json.loads(config.read_text(encoding="utf-8"))
     text = (folder / "output.txt").read_text(encoding="utf-8")
     outcome = Outcome(folder / "runs" / "tiny", text, records(log), executions, problems)
-    outcome.problems += audit(outcome, folder / "train.jsonl", written["steps"], written.get("staleness", 0))
+    manifest = Path(written["data"]["train"])
+    outcome.problems += audit(outcome, manifest, written["steps"], written.get("staleness", 0))
     missed = len(plan) - len(outcome.struck)
     if missed or not all(entry["struck"] for entry in outcome.struck):
         outcome.problems.append("a fault hit nothing")
@@ -95,7 +97,13 @@ def _nothing() -> None:
 
 
 def _to_the_end(
-    command: Sequence[str], folder: Path, log: Path, output: IO[str], timeout: float, look: Callable[[], None]
+    command: Sequence[str],
+    folder: Path,
+    log: Path,
+    output: IO[str],
+    timeout: float,
+    look: Callable[[], None],
+    around: Surroundings,
 ) -> tuple[int, list[str]]:
     """Run a command again and again while it is a fault of the log that has ended it.
 
@@ -121,9 +129,10 @@ def _to_the_end(
                 f"execution {executions} ended with code {code} after {', '.join(sorted(new)) or 'nothing'}"
             )
             break
-    left = _left(sessions)
-    if left:
-        problems.append(f"processes outlive the run: {', '.join(left)}")
+    if processes_left := _left(sessions, around):
+        problems.append(f"processes outlive the run: {', '.join(processes_left)}")
+    if left := around.left_behind():
+        problems.append(f"the run leaves behind {', '.join(left)}")
     return executions, problems
 
 
@@ -151,13 +160,15 @@ def _execute(
             process.wait()
 
 
-def _left(sessions: Sequence[int]) -> list[str]:
-    """Processes of these sessions, and actors among the descendants of this one, that do not end by themselves and so
-    are ended here."""
+def _left(sessions: Sequence[int], around: Surroundings) -> list[str]:
+    """Processes of these sessions and of the run's engines, and actors among the descendants of this one, that do not
+    end by themselves and so are ended here."""
 
     def look() -> list[psutil.Process]:
-        return [process for session in sessions for process in of_session(session)] + [
-            process for kind in ACTORS for process in processes(kind, os.getpid())
+        return [
+            *(process for session in sessions for process in of_session(session)),
+            *(process for kind in ACTORS for process in processes(kind, os.getpid())),
+            *around.engine_processes(),
         ]
 
     deadline = time.monotonic() + ORPHAN_TIMEOUT_S
