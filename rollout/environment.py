@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rollout.config import EncoderConfig, EngineConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 def actor_environment(threads: int) -> dict[str, str]:
