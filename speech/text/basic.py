@@ -5,30 +5,39 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from speech.text.characters import PUNCTUATION, fold, lower
+from speech.text.characters import Spaced, fold, lower
 from speech.text.languages import is_spaced
 
 _ENCLOSED: Final = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
-_BESIDE: Final = r"(?<=\d)\s*([%$€£¥₩₹°])|([%$€£¥₩₹])(?=\s*\d)"
-_BESIDE_NUMBER: Final = re.compile(_BESIDE + r"|(?<!\S)([-+])(?=\d)")
-_BESIDE_NUMBER_UNSPACED: Final = re.compile(_BESIDE + r"|(?<![0-9a-z])([-+])(?=\d)")  # 温度-5度, but not 5-10
-_MARK: Final = "\x00"  # no text holds it once it is folded
+_SYMBOL: Final = re.compile(r"[%$€£¥₩₹°+-]")
+_CURRENCIES: Final = "%$€£¥₩₹°"
+_SIGNS: Final = "+-"
+_SPACED: Final = Spaced("PS", keep=_CURRENCIES + _SIGNS)
 
 
 def basic_rules(text: str, code: str) -> str:
     """Lower case without bracketed text; punctuation and symbols as spaces, but those that change what a number is."""
-    text = _ENCLOSED.sub("", lower(fold(text, code), code))
+    text = _ENCLOSED.sub("", lower(fold(text, code), code)).translate(_SPACED)
+    if not is_spaced(code):
+        text = "".join(text.split())
+    return _only_beside_numbers(text, is_spaced(code)) if _SYMBOL.search(text) else text
+
+
+def _only_beside_numbers(text: str, spaced: bool) -> str:
+    """Currencies, percent and degrees before or after a number, and signs before one that no word touches (without
+    spaces: no digit or Latin letter, so 温度-5度 but not 5-10); spaces for all others."""
     kept: list[str] = []
-
-    def keep(match: re.Match[str]) -> str:
-        kept.append(match[0].strip())
-        return _MARK if match[3] else f" {_MARK} "
-
-    if is_spaced(code):
-        text = _BESIDE_NUMBER.sub(keep, text)
-    else:
-        text = _BESIDE_NUMBER_UNSPACED.sub(keep, "".join(text.split()))
-    text = text.translate(PUNCTUATION)
-    for symbol in kept:
-        text = text.replace(_MARK, symbol, 1)
-    return text
+    last = ""  # kept last, other than a space
+    for place, character in enumerate(text):
+        symbol, following = character, text[place + 1 :]
+        if character in _SIGNS:
+            touched = bool(kept) and not kept[-1].isspace() if spaced else last.isascii() and last.isalnum()
+            if touched or not following[:1].isdecimal():
+                symbol = " " if spaced else ""
+        elif character in _CURRENCIES:
+            after = last.isdecimal()
+            before = character != "°" and following.lstrip()[:1].isdecimal()
+            symbol = f" {character} " if after or before else " " if spaced else ""
+        kept.append(symbol)
+        last = symbol.strip() or last
+    return "".join(kept)

@@ -54,8 +54,6 @@ class Spaced(dict[int, int]):
         return self[point]
 
 
-PUNCTUATION: Final = Spaced("PS")
-"""Punctuation and symbols as spaces."""
 _FOLDED: Final = _Folded()
 _TO_ARABIC: Final = str.maketrans("\u06a9\u06cc\u06d2\u06c1\u06be", "\u0643\u064a\u064a\u0647\u0647")
 _TO_PERSIAN: Final = str.maketrans("\u0643\u064a\u0649\u06c1", "\u06a9\u06cc\u06cc\u0647")

@@ -81,6 +81,23 @@ class EnglishNumbers:
     def _numbers(self, run: Sequence[str]) -> list[Number]:
         if not run:
             return []
+        units = self._units(run)
+        if len(units) > 1:  # each number with its own words
+            for place in range(1, len(run)):
+                if self._units(run[:place]) + self._units(run[place:]) == units:
+                    return self._numbers(run[:place]) + self._numbers(run[place:])
+        words = tuple(part for word in run for part in self._read.get(word, _CURRENCIES.get(word, word)).split())
+        read = not any(_DIGITS.fullmatch(word) for word in words)
+        return [
+            Number(
+                units=units,
+                words=words if read else (),
+                counted=self._counted.issuperset(words),
+                written=any(_DIGITS.fullmatch(word) for word in run),
+            )
+        ]
+
+    def _units(self, run: Sequence[str]) -> tuple[str, ...]:
         signed = len(run) > 1 and run[0] in self._grammar.preceding_prefixers
         readable = [part for word in run[signed:] for part in self._readable(word)]
         text = " ".join(self._grammar.process_words(readable))
@@ -89,16 +106,7 @@ class EnglishNumbers:
         if signed:  # the grammar would let a currency take the sign's place
             has_digit = any(character.isdigit() for character in units[0])
             units[:1] = [self._grammar.preceding_prefixers[run[0]] + units[0]] if has_digit else [run[0], units[0]]
-        words = tuple(part for word in run for part in self._read.get(word, _CURRENCIES.get(word, word)).split())
-        read = not any(_DIGITS.fullmatch(word) for word in words)
-        return [
-            Number(
-                units=tuple(units),
-                words=words if read else (),
-                counted=self._counted.issuperset(words),
-                written=any(_DIGITS.fullmatch(word) for word in run),
-            )
-        ]
+        return tuple(units)
 
     def _readable(self, word: str) -> list[str]:
         """A written number in the form in which the grammar keeps all of its digits."""
