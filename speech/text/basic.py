@@ -26,18 +26,16 @@ def basic_rules(text: str, code: str) -> str:
 def _only_beside_numbers(text: str, spaced: bool) -> str:
     """Currencies, percent and degrees before or after a number, and signs before one that no word touches (without
     spaces: no digit or Latin letter, so 温度-5度 but not 5-10); spaces for all others."""
-    kept: list[str] = []
-    last = ""  # kept last, other than a space
-    for place, character in enumerate(text):
-        symbol, following = character, text[place + 1 :]
-        if character in _SIGNS:
-            touched = bool(kept) and not kept[-1].isspace() if spaced else last.isascii() and last.isalnum()
-            if touched or not following[:1].isdecimal():
-                symbol = " " if spaced else ""
-        elif character in _CURRENCIES:
-            after = last.isdecimal()
-            before = character != "°" and following.lstrip()[:1].isdecimal()
-            symbol = f" {character} " if after or before else " " if spaced else ""
-        kept.append(symbol)
-        last = symbol.strip() or last
-    return "".join(kept)
+    kept = ""
+    start = 0
+    for match in _SYMBOL.finditer(text):
+        kept += text[start : match.start()]
+        start, symbol, last = match.end(), match[0], kept.rstrip()[-1:]
+        if symbol in _SIGNS:
+            touched = not kept[-1:].isspace() and kept != "" if spaced else last.isascii() and last.isalnum()
+            beside = not touched and text[start : start + 1].isdecimal()
+        else:
+            beside = last.isdecimal() or (symbol != "°" and text[start:].lstrip()[:1].isdecimal())
+            symbol = f" {symbol} "
+        kept += symbol if beside else " " if spaced else ""
+    return kept + text[start:]
