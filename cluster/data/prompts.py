@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+import numpy as np
 
 from cluster.config import DataConfig, RunConfig
 from cluster.data.unreadable import with_unreadable
 from speech.errors import UserError
 from speech.manifests import Manifest, load_manifest
+from speech.manifests.store import stored
 from speech.records import Prompt, Utterance
 
 
@@ -24,6 +28,7 @@ def load_split(config: DataConfig, path: str) -> Manifest:
         format=config.format,
         on_bad=config.on_bad,
         limits=config.limits,
+        check_audio="lazy",
     )
 
 
@@ -57,6 +62,8 @@ class PromptSource:
     The epochs are one endless stream that is cut into batches of equal size, so a batch may hold the end of one epoch
     and the beginning of the next; nothing is dropped and no batch is short. With fewer utterances than prompts per
     batch, an utterance can be in a batch twice, as prompts of different epochs.
+
+    The order of the next epoch is found by a thread beside the present one: for a million utterances it takes a second.
     """
 
     def __init__(self, utterances: Sequence[Utterance], seed: int, batch_prompts: int, shuffle: bool = True) -> None:
@@ -67,16 +74,15 @@ class PromptSource:
         """
         if not utterances or batch_prompts < 1:
             raise ValueError("need at least one utterance and one prompt per batch")
-        if len({u.id for u in utterances}) != len(utterances):
+        self._utterances = stored(utterances)
+        if self._utterances.repeated():
             raise ValueError("utterance ids are not unique")
-        self._utterances = tuple(utterances)
         self._seed = seed
         self._batch_prompts = batch_prompts
         self._shuffle = shuffle
-        self._epoch = 0
-        self._position = 0
-        self._order = self._epoch_order(0)
-        self._fingerprint = _digest(*(u.id for u in self._utterances)).hex()
+        self._sorter = ThreadPoolExecutor(1, thread_name_prefix="order")
+        self._orders: dict[int, Future[np.ndarray]] = {}
+        self._go_to(0, 0)
 
     def __len__(self) -> int:
         """Prompts per epoch."""
@@ -95,12 +101,11 @@ class PromptSource:
         """The next `count` prompts, for instance to stand in for groups without variance."""
         prompts = []
         for _ in range(count):
-            prompts.append(self._prompt(self._position, self._epoch, self._order))
-            self._position += 1
-            if self._position == len(self._order):
-                self._epoch += 1
-                self._position = 0
-                self._order = self._epoch_order(self._epoch)
+            prompts.append(self._prompt(self._position, self._epoch, self._orders[self._epoch].result()))
+            if self._position + 1 < len(self):
+                self._position += 1
+            else:
+                self._go_to(self._epoch + 1, 0)
         return prompts
 
     def at(self, places: Iterable[tuple[int, int]]) -> list[Prompt]:
@@ -111,7 +116,8 @@ class PromptSource:
 
     def state(self) -> dict[str, Any]:
         """The position, as plain JSON values, for a checkpoint."""
-        return {"epoch": self._epoch, "position": self._position, "seed": self._seed, "data": self._fingerprint}
+        content = self._utterances.fingerprint()
+        return {"epoch": self._epoch, "position": self._position, "seed": self._seed, "content": content}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state()` was taken.
@@ -121,16 +127,28 @@ class PromptSource:
         """
         if state["seed"] != self._seed:
             raise UserError(f"the checkpoint was made with seed {state['seed']}, this run has seed {self._seed}")
-        if state["data"] != self._fingerprint:
+        if "content" in state:
+            same = state["content"] == self._utterances.fingerprint()
+        else:  # checkpoints of earlier releases know the ids alone
+            same = state["data"] == _hash(self._utterances.ids()).hexdigest()
+        if not same:
             raise UserError(
-                "the training utterances have changed since the checkpoint (another manifest, order, or other lines "
-                "left out); resume with the old data, or start a run with another name"
+                "the training utterances have changed since the checkpoint (another manifest or order, other texts, or "
+                "other lines left out); resume with the old data, or start a run with another name"
             )
-        self._epoch, self._position = state["epoch"], state["position"]
-        self._order = self._epoch_order(self._epoch)
+        self._go_to(state["epoch"], state["position"])
 
-    def _prompt(self, position: int, epoch: int, order: Sequence[int]) -> Prompt:
-        utterance = self._utterances[order[position]]
+    def _go_to(self, epoch: int, position: int) -> None:
+        self._epoch, self._position = epoch, position
+        wanted = (epoch, epoch + 1)
+        for other in self._orders.keys() - set(wanted):
+            self._orders.pop(other).cancel()
+        for one in wanted:
+            if one not in self._orders:
+                self._orders[one] = self._sorter.submit(self._epoch_order, one)
+
+    def _prompt(self, position: int, epoch: int, order: np.ndarray) -> Prompt:
+        utterance = self._utterances[int(order[position])]
         return Prompt(
             id=f"{epoch}/{utterance.id}",
             utterance=utterance,
@@ -139,18 +157,32 @@ class PromptSource:
             seed=derived_seed("prompt", self._seed, epoch, utterance.id),
         )
 
-    def _epoch_order(self, epoch: int) -> list[int]:
-        indices = range(len(self._utterances))
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        """Indices of the utterances, int64 (utterances,)."""
         if not self._shuffle:
-            return list(indices)
+            return np.arange(len(self))
         # Sorting by a hash is a shuffle that does not depend on any library's random generator.
-        return sorted(indices, key=lambda i: _digest("order", self._seed, epoch, self._utterances[i].id))
+        start = _hash(_parts("order", self._seed, epoch))
+        digests = bytearray()
+        for name in self._utterances.ids():
+            digest = start.copy()
+            digest.update(len(name).to_bytes(4, "big") + name)
+            digests += digest.digest()
+        # Big-endian numbers have the order of the bytes. Equal ones, should there be any, keep the order of the data.
+        return np.argsort(np.frombuffer(digests, ">u8"), kind="stable")
 
 
 def _digest(*parts: int | str) -> bytes:
+    return _hash(_parts(*parts)).digest()
+
+
+def _parts(*parts: int | str) -> Iterable[bytes]:
+    return (str(part).encode("utf-8") for part in parts)
+
+
+def _hash(parts: Iterable[bytes]) -> hashlib.blake2b:
     """A hash of a sequence; the lengths keep ("a", "bc") and ("ab", "c") apart."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
-        data = str(part).encode("utf-8")
-        digest.update(len(data).to_bytes(4, "big") + data)
-    return digest.digest()
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return digest

@@ -64,6 +64,9 @@ class Run(ABC):
         for split, manifest in manifests.items():
             if manifest.skipped:
                 display.message(f"{split}: skipped {len(manifest.skipped)} bad lines of {manifest.path}")
+            if manifest.unchecked:
+                unread = f"the headers of {manifest.unchecked:,} audio files are read when they are needed"
+                display.message(f"{split}: {unread}; `speechrl prepare {manifest.path}` reads them all at once")
 
     def tell_unfit(self, unfit: Mapping[str, str]) -> None:
         """Show which utterances of the training split will be rejected: reason by id."""

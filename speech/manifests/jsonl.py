@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,27 @@ Line = tuple[int, dict[str, Any]]
 """A 1-based line number and the object on that line."""
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str] | Problem]:
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Part of a file: bytes [start, end), whole lines. Lines are numbered from 1 in each span."""
+
+    start: int
+    end: int
+
+
+def read_lines(path: Path, span: Span | None = None) -> Iterator[tuple[int, str] | Problem]:
     """Lines of a text file with their 1-based numbers; blank ones are left out, undecodable ones are problems."""
+    span = span or Span(0, sys.maxsize)
+    position = span.start
     with path.open("rb") as file:
+        file.seek(position)
         for number, raw in enumerate(file, start=1):
+            first = position == 0
+            position += len(raw)
+            if position > span.end:
+                break
             try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                text = raw.decode("utf-8-sig" if first else "utf-8").strip()
             except UnicodeDecodeError as error:
                 message = f"is not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1})"
                 yield Problem(file=str(path), line=number, key=None, message=message)
@@ -29,9 +46,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str] | Problem]:
                 yield number, text
 
 
-def read_objects(path: Path) -> Iterator[Line | Problem]:
+def read_objects(path: Path, span: Span | None = None) -> Iterator[Line | Problem]:
     """JSON objects of a file, one a line; a line that is none, or cannot be written out again, is a problem."""
-    for line in read_lines(path):
+    for line in read_lines(path, span):
         if isinstance(line, Problem):
             yield line
             continue
@@ -43,31 +60,34 @@ def read_objects(path: Path) -> Iterator[Line | Problem]:
 
 
 def _entries(
-    path: Path, understand: Callable[[int, dict[str, Any]], Iterator[Entry | Problem]]
+    path: Path, understand: Callable[[int, dict[str, Any]], Iterator[Entry | Problem]], span: Span | None = None
 ) -> Iterator[Entry | Problem]:
     """What `understand` makes of each object of a file, and the problems of the lines that are no object."""
-    for item in read_objects(path):
+    for item in read_objects(path, span):
         if isinstance(item, Problem):
             yield item
         else:
             yield from understand(*item)
 
 
-def read_own(path: Path) -> Iterator[Entry | Problem]:
+def read_own(path: Path, span: Span | None = None) -> Iterator[Entry | Problem]:
     """Our jsonl: the keys of `KEYS`, of which `id`, `text` and either `audio` or `prompt_audio` must be there.
 
     An unknown key is a problem: a misspelt `keyword` would otherwise silently train without its reward.
     """
 
-    def understand(number: int, values: dict[str, Any]) -> Iterator[Entry | Problem]:
-        unknown = [key for key in values if key not in KEYS]
-        for key in unknown:
-            near = nearest(key, KEYS)
-            hint = f"did you mean {near!r}?" if near else f"known keys: {', '.join(KEYS)}"
-            yield Problem(file=str(path), line=number, key=key, message=f"unknown key; {hint}")
-        yield Entry(str(path), number, path.parent, {key: values[key] for key in KEYS if key in values})
+    file, folder, known = str(path), path.parent, frozenset(KEYS)
 
-    return _entries(path, understand)
+    def understand(number: int, values: dict[str, Any]) -> Iterator[Entry | Problem]:
+        if not values.keys() <= known:
+            for key in (key for key in values if key not in known):
+                near = nearest(key, KEYS)
+                hint = f"did you mean {near!r}?" if near else f"known keys: {', '.join(KEYS)}"
+                yield Problem(file=file, line=number, key=key, message=f"unknown key; {hint}")
+            values = {key: values[key] for key in KEYS if key in values}
+        yield Entry(file, number, folder, values)
+
+    return _entries(path, understand, span)
 
 
 def read_funasr(path: Path) -> Iterator[Entry | Problem]:

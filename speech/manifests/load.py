@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
-from speech.audio import SEGMENT_SLACK, AudioLimits, audio_seconds, segment_complaint
+import numpy as np
+
+from speech.audio import AudioLimits
 from speech.errors import InputError, Problem, UserError
-from speech.manifests.channels import channel_counts, wrong_channel
-from speech.manifests.entries import Entry, check_entry, nearest
+from speech.manifests.entries import nearest
 from speech.manifests.formats import FORMATS, detect_format
-from speech.manifests.progress import map_files
+from speech.manifests.index import INDEXED_FROM, index_key, read_index, write_index
+from speech.manifests.recordings import Complaint, changed_rows, check_headers, length_complaints
+from speech.manifests.scan import Scan, scan
+from speech.manifests.store import Utterances
 from speech.records import Utterance
 
-logger = logging.getLogger(__name__)
+HEADERS_AT_START = 10_000
+"""Utterances that state their `duration`, up to which all headers are opened even so: it takes seconds."""
+
+STAMPS_AT_START = 100_000
+"""Utterances of an index up to which the files are looked at again: it takes a second, and far more for a million on a
+network file system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +37,15 @@ class Manifest:
         path: as the user wrote it.
         format: a key of `FORMATS`.
         places: file and 1-based line of each utterance, for messages.
+        unchecked: number of utterances whose audio headers nobody has opened yet.
     """
 
-    utterances: tuple[Utterance, ...]
+    utterances: Sequence[Utterance]
     skipped: tuple[Problem, ...]
     path: str
     format: str
-    places: tuple[tuple[str, int], ...] = ()
+    places: Sequence[tuple[str, int]] = ()
+    unchecked: int = 0
 
 
 def load_manifest(
@@ -45,9 +55,9 @@ def load_manifest(
     on_bad: Literal["error", "skip"] = "error",
     limits: AudioLimits | None = None,
     require_text: bool = True,
-    check_audio: Literal["header", "none"] = "header",
+    check_audio: Literal["header", "lazy", "none"] = "header",
 ) -> Manifest:
-    """Read a manifest and validate every line of it.
+    """Read a manifest and validate every line of it. A long one leaves an index behind, which the next call reads.
 
     Args:
         path: a jsonl file, a Kaldi directory, or a `meta.lst` of seed-tts-eval.
@@ -56,10 +66,11 @@ def load_manifest(
         limits: accepted lengths of utterances (default `AudioLimits()`); applied where the length is known.
         require_text: whether an utterance without a transcript is bad.
         check_audio: `header` opens every audio file once, checks segments against its length and fills in
-            `duration`; `none` trusts the manifest.
+            `duration`; `lazy` opens only those without a `duration` where more than `HEADERS_AT_START` have one;
+            `none` trusts the manifest. What the index knows is not opened again, unless the file has changed.
 
     Raises:
-        InputError: problems with `on_bad="error"`; no usable utterance at all; not a manifest.
+        InputError: problems with `on_bad="error"`; no usable utterance at all; not a manifest; it changed meanwhile.
         UserError: an unknown format name.
     """
     path = Path(path)
@@ -71,131 +82,102 @@ def load_manifest(
     format = detected if format == "auto" else format
     if (format == "kaldi") != (detected == "kaldi"):
         raise UserError(f"{path}: format {format!r} was asked for, but this looks like {FORMATS[detected].expects}")
-    limits = limits or AudioLimits()
 
-    problems: list[Problem] = []
-    bad_lines: set[tuple[str, int]] = set()
-    good: list[tuple[Entry, Utterance]] = []
-    for item in FORMATS[format].read(path):
-        if isinstance(item, Problem):
-            problems.append(item)
-            if item.line is not None:
-                bad_lines.add((item.file, item.line))
-            continue
-        checked = check_entry(item, require_text)
-        if isinstance(checked, Utterance):
-            good.append((item, checked))
-        else:
-            problems.extend(checked)
-    good, found = _without_duplicates(good)
-    problems.extend(found)
-    if check_audio == "header":
-        good, found = _with_audio(good, limits)
-    else:
-        good, found = _within_limits(good, limits)
-    problems.extend(found)
+    key = index_key(path, format, require_text)
+    found = read_index(path, key)
+    fresh = found is None
+    if found is None:
+        found = scan(path, format, require_text)
+        if index_key(path, format, require_text) != key:
+            message = "changed while it was read; try again when it is complete"
+            raise InputError("cannot read a manifest", [Problem(str(path), None, None, message)])
+    problems = list(found.problems)
+    rows, duplicates = _without_duplicates(found, path)
+    problems += duplicates
+    utterances = found.utterances.select(rows)
+    utterances, complaints, opened = _check_audio(utterances, check_audio)
+    if (fresh or opened) and len(utterances) >= INDEXED_FROM:
+        write_index(path, key, replace(found, utterances=Utterances(utterances.columns, utterances.folder)))
+    complaints += length_complaints(utterances.select(_without(utterances.rows, complaints)), limits or AudioLimits())
+    file = str(path / found.file) if found.file else str(path)
+    lines = utterances.columns.lines
+    problems += (Problem(file, int(lines[c.row]), found.names.get(c.key, c.key), c.message) for c in complaints)
+
     # A reader may find fault with a line (an unknown key) that is otherwise usable.
-    good = [item for item in good if (item[0].file, item[0].line) not in bad_lines]
-    utterances = tuple(utterance for _, utterance in good)
-
+    bad = [problem.line for problem in problems if problem.file == file and problem.line is not None]
+    good = utterances.select(utterances.rows[~np.isin(lines[utterances.rows], bad)])
     problems.sort(key=lambda problem: (problem.file, problem.line or 0))
     if problems and on_bad == "error":
-        lines = len({(problem.file, problem.line) for problem in problems})
-        raise InputError(f"{path}: {_count(len(problems), 'problem')} in {_count(lines, 'line')}", problems)
-    if not utterances:
+        count = len({(problem.file, problem.line) for problem in problems})
+        raise InputError(f"{path}: {_count(len(problems), 'problem')} in {_count(count, 'line')}", problems)
+    if not good:
         raise InputError(f"{path}: no usable utterance", problems)
-    return Manifest(utterances, tuple(problems), str(path), format, tuple((e.file, e.line) for e, _ in good))
+    unchecked = int(np.count_nonzero(good.columns.stamps[good.rows] == 0))
+    return Manifest(good, tuple(problems), str(path), format, _Places(file, lines[good.rows]), unchecked)
 
 
-def _without_duplicates(good: list[tuple[Entry, Utterance]]) -> tuple[list[tuple[Entry, Utterance]], list[Problem]]:
-    """The first utterance of each id, and a problem for each later one that names both lines."""
-    first: dict[str, Entry] = {}
-    kept, problems = [], []
-    for entry, utterance in good:
-        if utterance.id in first:
-            earlier = first[utterance.id].line
-            problems.append(entry.problem("id", f"duplicate {utterance.id!r}, first on line {earlier}"))
-        else:
-            first[utterance.id] = entry
-            kept.append((entry, utterance))
-    return kept, problems
+class _Places(Sequence[tuple[str, int]]):
+    """File and line of each utterance, of which only the lines are kept."""
+
+    def __init__(self, file: str, lines: np.ndarray) -> None:
+        self._file, self._lines = file, lines
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, int]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[str, int]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[str, int] | Sequence[tuple[str, int]]:
+        if isinstance(index, slice):
+            return _Places(self._file, self._lines[index])
+        return self._file, int(self._lines[index])
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return ((self._file, line) for line in self._lines.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == tuple(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-def _with_audio(
-    good: list[tuple[Entry, Utterance]], limits: AudioLimits
-) -> tuple[list[tuple[Entry, Utterance]], list[Problem]]:
-    """Utterances whose audio file opens, reaches over their segment and has an accepted length."""
-    named = (path for _, utterance in good for path in (utterance.audio, utterance.prompt_audio) if path)
-    files = list(dict.fromkeys(named))
-    headers = dict(zip(files, map_files(_header, files, "checking audio"), strict=True))
-    channels = channel_counts(utterance.audio for _, utterance in good if utterance.channel is not None)
-    kept, problems, cut = [], [], []
-    for entry, utterance in good:
-        complaint = wrong_channel(utterance, channels)
-        found = [
-            *([] if complaint is None else [entry.problem("channel", complaint)]),
-            *_voice_problems(entry, utterance, headers, limits),
-            *_recording_problems(entry, utterance, headers),
-        ]
-        problems += found
-        if found:
-            continue
-        if utterance.audio:
-            seconds = float(headers[utterance.audio]) - utterance.start
-            if utterance.duration is not None and utterance.duration > seconds + SEGMENT_SLACK:
-                cut.append(f"{utterance.id} ends {utterance.duration - seconds:.2f} s after {utterance.audio}")
-            seconds = seconds if utterance.duration is None else min(utterance.duration, seconds)
-            utterance = replace(utterance, duration=seconds)
-        kept.append((entry, utterance))
-    if cut:
-        logger.warning("%s cut at the end of the file, the first: %s", _count(len(cut), "segment"), cut[0])
-    kept, found = _within_limits(kept, limits)
-    return kept, problems + found
+def _without_duplicates(found: Scan, path: Path) -> tuple[np.ndarray, list[Problem]]:
+    """Rows of the first utterance of each id, and a problem for each later one that names both lines."""
+    utterances = found.utterances
+    lines = utterances.columns.lines
+    file, key = str(path / found.file) if found.file else str(path), found.names.get("id", "id")
+    pairs = utterances.repeated()
+    again = utterances.select(np.array([row for row, _ in pairs], np.int64))
+    problems = [
+        Problem(file, int(lines[row]), key, f"duplicate {utterance.id!r}, first on line {lines[earlier]}")
+        for (row, earlier), utterance in zip(pairs, again, strict=True)
+    ]
+    return np.setdiff1d(utterances.rows, again.rows, assume_unique=True), problems
 
 
-def _recording_problems(entry: Entry, utterance: Utterance, headers: Mapping[str, float | str]) -> list[Problem]:
-    """What is wrong with an utterance's own recording, where it has one."""
-    if not utterance.audio:
-        return []
-    header = headers[utterance.audio]
-    if isinstance(header, str):
-        return [entry.problem("audio", f"{utterance.audio}: {header}")]
-    complaint = segment_complaint(utterance.start, utterance.duration, header)
-    return [] if complaint is None else [entry.problem("duration" if utterance.duration else "start", complaint)]
+def _check_audio(
+    utterances: Utterances, which: Literal["header", "lazy", "none"]
+) -> tuple[Utterances, list[Complaint], bool]:
+    """Open the headers that have to be opened; whether there were any."""
+    rows, stamps = utterances.rows, utterances.columns.stamps
+    if which == "none" or not len(rows):
+        return utterances, [], False
+    new, old = rows[stamps[rows] == 0], rows[stamps[rows] != 0]
+    if which == "lazy":
+        unstated = new[np.isnan(utterances.columns.seconds[new])]
+        new = new if len(new) - len(unstated) <= HEADERS_AT_START else unstated
+        old = old if len(old) <= STAMPS_AT_START else old[:0]
+    chosen = np.sort(np.concatenate([new, changed_rows(utterances.select(old))]))
+    checked, complaints = check_headers(utterances.select(chosen))
+    return Utterances(checked.columns, utterances.folder, rows), complaints, bool(len(chosen))
 
 
-def _voice_problems(
-    entry: Entry, utterance: Utterance, headers: Mapping[str, float | str], limits: AudioLimits
-) -> list[Problem]:
-    """What is wrong with an utterance's prompt voice, where it has one."""
-    if utterance.prompt_audio is None:
-        return []
-    header = headers[utterance.prompt_audio]
-    complaint = header if isinstance(header, str) else limits.complaint(header)
-    return [] if complaint is None else [entry.problem("prompt_audio", f"{utterance.prompt_audio}: {complaint}")]
-
-
-def _header(path: str) -> float | str:
-    """Seconds of an audio file, or what is wrong with it."""
-    try:
-        return audio_seconds(path)
-    except InputError as error:
-        return error.problems[0].message
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _within_limits(
-    good: list[tuple[Entry, Utterance]], limits: AudioLimits
-) -> tuple[list[tuple[Entry, Utterance]], list[Problem]]:
-    kept, problems = [], []
-    for entry, utterance in good:
-        complaint = None if utterance.duration is None else limits.complaint(utterance.duration)
-        if complaint is None:
-            kept.append((entry, utterance))
-        else:
-            problems.append(entry.problem("duration", complaint))
-    return kept, problems
+def _without(rows: np.ndarray, complaints: list[Complaint]) -> np.ndarray:
+    return rows[~np.isin(rows, [complaint.row for complaint in complaints])]
 
 
 def _count(number: int, noun: str) -> str:

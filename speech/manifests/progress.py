@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -36,7 +37,25 @@ def map_files(
 
 
 def _shown(results: Iterable[Result], total: int, description: str, show_from: int) -> Iterator[Result]:
+    with progress_bar(description, total, show_from) as advance:
+        for result in results:
+            yield result
+            advance(1)
+
+
+@contextmanager
+def progress_bar(description: str, total: int | None, show_from: int = SHOW_FROM) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, gone when the block ends; the function that is given advances it, from any thread.
+
+    Args:
+        total: number of items; None shows how many are done, once they are `show_from`.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    visible = total >= show_from and sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not visible) as bar:
-        yield from bar.track(results, total=total, description=description)
+    shown = sys.stderr.isatty() and (total is None or total >= show_from)
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
+        task = bar.add_task(description, total=total, visible=total is not None)
+
+        def advance(items: int) -> None:
+            bar.update(task, advance=items, visible=True)
+
+        yield advance

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +92,48 @@ def test_order_is_pinned() -> None:
     assert [(p.utterance.id, p.seed) for p in source.next_batch()] == PINNED
 
 
+def framed(*parts: object) -> bytes:
+    encoded = [str(part).encode("utf-8") for part in parts]
+    return hashlib.blake2b(b"".join(len(e).to_bytes(4, "big") + e for e in encoded), digest_size=8).digest()
+
+
+@given(ids=st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=60, unique=True), seed=SEEDS)
+def test_the_order_is_the_sort_by_a_hash(ids: list[str], seed: int) -> None:
+    source = PromptSource([Utterance(id=name, audio="", text="x") for name in ids], seed, len(ids))
+    for epoch in range(3):
+        expected = sorted(ids, key=lambda name: framed("order", seed, epoch, name))
+        assert [prompt.utterance.id for prompt in source.next_batch()] == expected
+
+
+def test_the_next_order_is_found_beside_the_present_one() -> None:
+    source = PromptSource(utterances(9), 0, 2)
+    threads = []
+    order = source._epoch_order
+    source._epoch_order = lambda epoch: threads.append(threading.current_thread()) or order(epoch)  # type: ignore
+    source.take(40)
+    assert len(threads) >= 4 and threading.current_thread() not in threads
+
+
 def test_restore_refuses_other_data() -> None:
     state = PromptSource(utterances(5), 0, 2).state()
-    with pytest.raises(UserError, match="training utterances have changed"):
-        PromptSource(utterances(6), 0, 2).restore(state)
+    other = [*utterances(4), replace(utterances(5)[4], text="another transcript")]
+    for changed in (utterances(6), utterances(5)[::-1], other):
+        with pytest.raises(UserError, match="training utterances have changed"):
+            PromptSource(changed, 0, 2).restore(state)
+    moved = [replace(u, audio=f"/moved{u.audio}") for u in utterances(5)]
+    PromptSource(moved, 0, 2).restore(state)
     with pytest.raises(UserError, match="made with seed 0"):
         PromptSource(utterances(5), 1, 2).restore(state)
+
+
+def test_checkpoints_of_earlier_releases_know_the_ids() -> None:
+    state = {"epoch": 1, "position": 2, "seed": 0, "data": framed(*(u.id for u in utterances(5))).hex()}
+    source, expected = PromptSource(utterances(5), 0, 2), PromptSource(utterances(5), 0, 2)
+    source.restore(state)
+    expected.take(7)
+    assert source.take(9) == expected.take(9)
+    with pytest.raises(UserError, match="training utterances have changed"):
+        PromptSource(utterances(6), 0, 2).restore(state)
 
 
 def test_refuses_what_cannot_be_dealt() -> None:

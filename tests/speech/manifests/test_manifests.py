@@ -233,7 +233,9 @@ def test_hypotheses(tmp_path):
 
 def test_shared_audio_is_opened_once(folder, monkeypatch):
     opened = []
-    monkeypatch.setattr("speech.manifests.load.audio_seconds", lambda path: opened.append(path) or audio_seconds(path))
+    monkeypatch.setattr(
+        "speech.manifests.recordings.audio_seconds", lambda path: opened.append(path) or audio_seconds(path)
+    )
     lines = [{"id": str(i), "audio": "a.wav", "text": "x", "start": i / 10, "duration": 0.1} for i in range(9)]
     assert len(load_manifest(write_lines(folder / "m.jsonl", *lines)).utterances) == 9
     assert len(opened) == 1

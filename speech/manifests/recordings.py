@@ -1,0 +1,148 @@
+"""Looking at the audio files of a manifest: headers, segments, and whether a file is still the one that it was."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from speech.audio import AudioLimits, audio_seconds, segment_complaint
+from speech.errors import InputError
+from speech.manifests.progress import map_files
+from speech.manifests.store import Utterances
+from speech.records import Utterance
+
+_SAMPLE_BYTES = 4096
+"""Of the beginning and the end of a file: they hold header and first sound, last sound and (in ogg) checksums."""
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What is wrong with the audio of a row of `Utterances`; `key` is the one of our own format."""
+
+    row: int
+    key: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Of an audio file: its length in seconds, and a hash of size, beginning and end."""
+
+    seconds: float
+    sound: bytes
+
+
+def check_headers(utterances: Utterances) -> tuple[Utterances, list[Complaint]]:
+    """Open the audio file of every utterance, once, and see that its segment lies inside.
+
+    Returns:
+        The same utterances with `seconds`, `voice_seconds`, `stamps` and `sounds` of those that are as they should be
+        (the others are as if they had not been looked at), and what is wrong with the others.
+    """
+    written = list(utterances.as_written())
+    files = _files(written)
+    stamps = dict(zip(files, map_files(_stamp, files, "looking at audio"), strict=True))
+    headers = dict(zip(files, map_files(_header, files, "checking audio"), strict=True))
+    columns = utterances.columns
+    seconds, voice_seconds = columns.seconds.copy(), columns.voice_seconds.copy()
+    stamp, sound = columns.stamps.copy(), columns.sounds.copy()
+    complaints: list[Complaint] = []
+    for row, utterance in zip(utterances.rows.tolist(), written, strict=True):
+        found = [Complaint(row, key, message) for key, message in _complaints(utterance, headers)]
+        complaints += found
+        length = math.nan if utterance.duration is None else utterance.duration
+        voice, stamp[row], sound[row] = math.nan, 0, 0
+        if not found:
+            own, other = headers.get(utterance.audio), headers.get(utterance.prompt_audio or "")
+            if isinstance(own, Header):
+                # A duration that is not given is NaN, and the smaller one is that of the file.
+                length = min(own.seconds - utterance.start, length)
+            if isinstance(other, Header):
+                voice = other.seconds
+            parts = [header.sound for header in (own, other) if isinstance(header, Header)]
+            stamp[row], sound[row] = _hash(*(stamps[file] for file in _files([utterance]))), _hash(*parts)
+        seconds[row], voice_seconds[row] = length, voice
+    columns = replace(columns, seconds=seconds, voice_seconds=voice_seconds, stamps=stamp, sounds=sound)
+    return Utterances(columns, utterances.folder, utterances.rows), complaints
+
+
+def changed_rows(utterances: Utterances) -> np.ndarray:
+    """Rows whose audio files have another size or time of change than when their headers were read."""
+    found = list(utterances)
+    files = _files(found)
+    stamps = dict(zip(files, map_files(_stamp, files, "looking at audio"), strict=True))
+    now = [_hash(*(stamps[file] for file in _files([utterance]))) for utterance in found]
+    return utterances.rows[utterances.columns.stamps[utterances.rows] != np.array(now, np.uint64)]
+
+
+def length_complaints(utterances: Utterances, limits: AudioLimits) -> list[Complaint]:
+    """What is wrong with the lengths that are known."""
+    complaints = []
+    for key, column in (("duration", utterances.columns.seconds), ("prompt_audio", utterances.columns.voice_seconds)):
+        seconds = column[utterances.rows]
+        outside = (seconds < limits.min_seconds) | (seconds > limits.max_seconds)
+        bad = utterances.select(utterances.rows[outside])
+        for row, utterance, length in zip(bad.rows.tolist(), bad, seconds[outside].tolist(), strict=True):
+            message = limits.complaint(length) or ""
+            complaints.append(
+                Complaint(row, key, message if key == "duration" else f"{utterance.prompt_audio}: {message}")
+            )
+    return complaints
+
+
+def _files(utterances: Iterable[Utterance]) -> list[str]:
+    """Every audio file, once."""
+    return list(dict.fromkeys(file for u in utterances for file in (u.audio, u.prompt_audio) if file))
+
+
+def _complaints(utterance: Utterance, headers: Mapping[str, Header | str]) -> list[tuple[str, str]]:
+    """(key, message) of what is wrong with an utterance's voice and recording."""
+    complaints = []
+    for key, file in (("prompt_audio", utterance.prompt_audio), ("audio", utterance.audio)):
+        header = headers[file] if file else None
+        if isinstance(header, str):
+            complaints.append((key, f"{file}: {header}"))
+        elif header is not None and key == "audio":
+            message = segment_complaint(utterance.start, utterance.duration, header.seconds)
+            if message is not None:
+                complaints.append(("duration" if utterance.duration else "start", message))
+    return complaints
+
+
+def _header(path: str) -> Header | str:
+    """The header of an audio file, or what is wrong with the file."""
+    try:
+        return Header(audio_seconds(path), _sample(path))
+    except InputError as error:
+        return error.problems[0].message
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _sample(path: str) -> bytes:
+    with Path(path).open("rb", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        first = file.read(_SAMPLE_BYTES)
+        file.seek(max(0, size - _SAMPLE_BYTES))
+        return hashlib.blake2b(b"%d " % size + first + file.read(_SAMPLE_BYTES), digest_size=8).digest()
+
+
+def _stamp(path: str) -> bytes:
+    """Size and time of change; of a file that is not there, nothing."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return b""
+    return b"%d %d" % (stat.st_size, stat.st_mtime_ns)
+
+
+def _hash(*parts: bytes) -> int:
+    """A hash of 64 bits; never 0, which stands for what is not known."""
+    return int.from_bytes(hashlib.blake2b(b"/".join(parts), digest_size=8).digest(), "big") or 1
