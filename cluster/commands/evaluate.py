@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.config import load_config
 from cluster.data.prompts import load_split
+from cluster.evaluation.result import FINGERPRINT
 from cluster.evaluation.split import evaluate_split
 from cluster.evaluation.tables import print_evaluation
 from cluster.preflight import problems_here
@@ -33,7 +34,12 @@ def run_evaluation(args: argparse.Namespace) -> int:
     with System(config, training=False) as system:
         evaluation = evaluate_split(config, system, manifest.utterances, out.with_suffix(""))
     durable.replace(out, "".join(durable.dumps(line) + "\n" for line in evaluation.hypotheses))
-    summary = {"model": args.model, "manifest": args.manifest, **evaluation.scores.to_json()}
+    summary = {
+        "model": args.model,
+        "manifest": args.manifest,
+        FINGERPRINT: manifest.fingerprint(),
+        **evaluation.scores.to_json(),
+    }
     summary["rejected"] = {item.id: item.reason for item in evaluation.bad}
     durable.replace(out.with_suffix(".summary.json"), json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
     skipped = len(manifest.skipped) + len(evaluation.bad)

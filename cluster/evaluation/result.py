@@ -16,6 +16,9 @@ from speech.records import BadUtterance
 CHUNK = 256
 """Utterances encoded and decoded at a time. It limits the use of the object store; progress is shown per chunk."""
 
+FINGERPRINT = "manifest_fingerprint"
+"""Condition of an evaluation: `Manifest.fingerprint`."""
+
 AnyScores = TypeVar("AnyScores", bound=Scores, covariant=True)
 
 
@@ -50,7 +53,8 @@ def load_evaluation(path: Path, conditions: Mapping[str, Any], kind: type[AnySco
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["conditions"] != conditions:
+        # Files of earlier releases do not say it.
+        if {FINGERPRINT: conditions.get(FINGERPRINT), **content["conditions"]} != {FINGERPRINT: None, **conditions}:
             return None
         bad = tuple(BadUtterance(name, reason) for name, reason in content.get("rejected", {}).items())
         return Evaluation(kind.from_json(content["summary"]), content["hypotheses"], bad)

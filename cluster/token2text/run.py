@@ -17,7 +17,7 @@ from cluster.data.intake import Intake, PromptBatch
 from cluster.data.prompts import PromptSource
 from cluster.data.rejections import Rejections
 from cluster.data.targets import new_model, recording_problems, targets_of
-from cluster.evaluation.result import CHUNK, Evaluation
+from cluster.evaluation.result import CHUNK, FINGERPRINT, Evaluation
 from cluster.evaluation.sampling import bad_input
 from cluster.monitoring.head_watch import HeadWatch
 from cluster.monitoring.memory import PeakMemory
@@ -25,10 +25,11 @@ from cluster.monitoring.progress import TrainingDisplay
 from cluster.runs.checkpoints import SCORE
 from cluster.runs.folder import RunFolder
 from cluster.runs.ledger import BAD_UTTERANCE, LedgerEntry
+from cluster.runs.snapshot import check_data
 from cluster.token2text.evaluation import Token2TextScores, score_predictions
 from cluster.token2text.system import Token2TextSystem
 from cluster.training.interruption import interruption
-from cluster.training.run import Run
+from cluster.training.run import Run, compared
 from learner.token2text.model import Token2TextConfig
 from learner.token2text.plan import SpeechText
 from speech.manifests import Manifest
@@ -52,6 +53,7 @@ def train_token2text(config: RunConfig, manifests: Mapping[str, Manifest]) -> st
     manifests, unfit = without_unfit(config, manifests, dict.fromkeys(manifests, checks))
     with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
         resume_from = folder.open(config)
+        check_data(folder.path, compared(config, manifests), resume_from is not None)
         folder.rewind(resume_from or 0)
         with TrainingDisplay(config.name, config.steps) as display:
             display.phase("starting Ray, codec and learner")
@@ -187,6 +189,7 @@ class Token2TextRun(Run):
             "manifest": test.path,
             "utterances": len(test.utterances),
             "normaliser": NORMALISER_VERSION,
+            FINGERPRINT: test.fingerprint(),
         }
 
     def _save(self, score: float | None = None) -> None:

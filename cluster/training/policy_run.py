@@ -15,7 +15,7 @@ from cluster.config import RunConfig
 from cluster.data.fitness import Check, policy_checks, target_check, training_judges, without_unfit
 from cluster.data.rejections import Rejections
 from cluster.data.targets import diffro_model
-from cluster.evaluation.result import Evaluation
+from cluster.evaluation.result import FINGERPRINT, Evaluation
 from cluster.evaluation.sampling import evaluation_sampling
 from cluster.evaluation.scores import Scores, SpeechScores, TranscriptScores
 from cluster.evaluation.split import evaluate_split
@@ -29,13 +29,14 @@ from cluster.monitoring.watchdog import Watchdog
 from cluster.runs.checkpoints import SCORE
 from cluster.runs.folder import RunFolder
 from cluster.runs.saver import CheckpointSaver
+from cluster.runs.snapshot import check_data
 from cluster.system import System, listens, run_family
 from cluster.training.batch import Step
 from cluster.training.interruption import interruption
 from cluster.training.metrics import aligned_gaps, fleet_metrics, sample_text, step_metrics
 from cluster.training.recovery import RestartBudget
 from cluster.training.resume import load_state_dict, new_trainer, state_dict
-from cluster.training.run import Run
+from cluster.training.run import Run, compared
 from learner.config import SAMPLED_OBJECTIVES
 from learner.gang import LearnerLostError
 from speech.audio import load_audio
@@ -56,6 +57,7 @@ def train_policy(config: RunConfig, manifests: Mapping[str, Manifest]) -> str:
     manifests, unfit = without_unfit(config, manifests, _checks(config, family, manifests["train"]))
     with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
         resume_from = folder.open(config)
+        check_data(folder.path, compared(config, manifests), resume_from is not None)
         folder.rewind(resume_from or 0)
         log = RunLog(folder.path / "log.jsonl", config.name)
         with log, TrainingDisplay(config.name, config.steps) as display:
@@ -242,6 +244,7 @@ class PolicyRun(Run):
             "model": str(Path(self.config.model.path).resolve()),
             "manifest": self.manifests["test"].path,
             "utterances": len(self.manifests["test"].utterances),
+            FINGERPRINT: self.manifests["test"].fingerprint(),
             "max_new_tokens": evaluation_sampling(self.config).max_new_tokens,
             "normaliser": NORMALISER_VERSION,
         }

@@ -35,6 +35,11 @@ UNFIT_SHOWN = 5
 """Utterances that a run names at its start; its ledger names all."""
 
 
+def compared(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    """The manifests that must be the same when a run is resumed: without `before`, the test split may change."""
+    return {split: m for split, m in manifests.items() if split != "test" or config.evaluation.before}
+
+
 class Run(ABC):
     """One execution of `speechrl train`, with everything that its parts need."""
 

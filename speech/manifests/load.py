@@ -16,7 +16,7 @@ from speech.manifests.formats import FORMATS, detect_format
 from speech.manifests.index import INDEXED_FROM, index_key, read_index, write_index
 from speech.manifests.recordings import Complaint, changed_rows, check_headers, length_complaints
 from speech.manifests.scan import Scan, scan
-from speech.manifests.store import Utterances
+from speech.manifests.store import Utterances, stored
 from speech.records import Utterance
 
 HEADERS_AT_START = 10_000
@@ -46,6 +46,10 @@ class Manifest:
     format: str
     places: Sequence[tuple[str, int]] = ()
     unchecked: int = 0
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of what the lines say, their order included; the folders of audio files are left out."""
+        return stored(self.utterances).fingerprint()
 
 
 def load_manifest(

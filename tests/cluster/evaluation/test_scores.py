@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.config import load_config
-from cluster.evaluation.result import Evaluation, load_evaluation, store_evaluation
+from cluster.evaluation.result import FINGERPRINT, Evaluation, load_evaluation, store_evaluation
 from cluster.evaluation.scores import Scores, SpeechScores, TranscriptScores
 from cluster.evaluation.speech import speech_scores
 from cluster.token2text import run as token2text_run
@@ -100,6 +100,11 @@ def test_an_evaluation_is_read_back_as_it_was(scores: Scores, tmp_path: Path) ->
     store_evaluation(path, kept, {"model": "/m"})
     assert load_evaluation(path, {"model": "/m"}, type(scores)) == kept
     assert load_evaluation(path, {"model": "/other"}, type(scores)) is None
+    # Written by an earlier release, which did not know the content of the manifest.
+    assert load_evaluation(path, {"model": "/m", FINGERPRINT: "a"}, type(scores)) == kept
+    store_evaluation(path, kept, {"model": "/m", FINGERPRINT: "a"})
+    assert load_evaluation(path, {"model": "/m", FINGERPRINT: "a"}, type(scores)) == kept
+    assert load_evaluation(path, {"model": "/m", FINGERPRINT: "b"}, type(scores)) is None
     assert list(json.loads(path.read_text(encoding="utf-8"))) == ["conditions", "summary", "rejected", "hypotheses"]
 
 
