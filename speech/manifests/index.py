@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from speech import records, text
+import speech
 from speech.manifests.scan import Scan, read_scan
 from speech.manifests.store import DamagedStoreError
 
@@ -100,7 +100,8 @@ def _places(path: Path) -> list[Path]:
 @cache
 def _code() -> str:
     """A hash of the code that decides what an index holds: another release reads the manifest again."""
+    package = Path(speech.__file__).parent
     digest = hashlib.blake2b(digest_size=8)
-    for file in (*sorted(Path(__file__).parent.glob("*.py")), Path(text.__file__), Path(records.__file__)):
+    for file in sorted({*package.glob("*.py"), *package.glob("manifests/*.py"), *package.glob("text/*.py")}):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from typing import IO, Any, overload
 
@@ -32,6 +32,13 @@ _SEAL_BYTES = 32
 
 _HERE = "\0"
 """In place of the manifest's folder, so that it may move. No path holds this character."""
+
+
+_DEFAULTS: dict[str, Any] = {
+    field.name: field.default_factory() if field.default_factory is not MISSING else field.default
+    for field in fields(Utterance)
+} | {"audio": "", "text": ""}
+"""What a record leaves out. A field that is new in a later release thus changes no record that does not have it."""
 
 
 class DamagedStoreError(ValueError):
@@ -159,20 +166,15 @@ class Utterances(Sequence[Utterance]):
         said, places = lines[row - first].split(b"\t")
         values = json.loads(said)
         audio_in, voice_in = json.loads(places)
+        if "audio" in values:
+            values["audio"] = self._path(audio_in, values["audio"])
+        if "prompt_audio" in values:
+            values["prompt_audio"] = self._path(voice_in, values["prompt_audio"])
+        if "keywords" in values:
+            values["keywords"] = tuple(values["keywords"])
         seconds = float(self.columns.seconds[row]) if measured else values.get("duration", math.nan)
-        return Utterance(
-            id=values["id"],
-            audio=self._path(audio_in, values.get("audio", "")),
-            text=values.get("text", ""),
-            language=values.get("language"),
-            speaker=values.get("speaker"),
-            start=values.get("start", 0.0),
-            duration=None if math.isnan(seconds) else seconds,
-            keywords=tuple(values.get("keywords", ())),
-            prompt_audio=self._path(voice_in, values["prompt_audio"]) if "prompt_audio" in values else None,
-            prompt_text=values.get("prompt_text", ""),
-            attributes=values.get("attributes", {}),
-        )
+        values["duration"] = None if math.isnan(seconds) else seconds
+        return Utterance(**{"audio": "", "text": "", **values})
 
     def _path(self, folder: str, name: str) -> str:
         if folder.startswith(_HERE):
@@ -258,29 +260,13 @@ class StoreWriter:
 
     def _record(self, utterance: Utterance) -> tuple[str, str]:
         """What is said of an utterance, and the folders of its audio, each as one line of ASCII without tabs."""
-        values: dict[str, Any] = {"id": utterance.id}
+        values = {name: value for name, default in _DEFAULTS.items() if (value := getattr(utterance, name)) != default}
         audio_in = voice_in = ""
         if utterance.audio:
             audio_in, values["audio"] = self._split(utterance.audio)
-        if utterance.text:
-            values["text"] = utterance.text
-        if utterance.language is not None:
-            values["language"] = utterance.language
-        if utterance.speaker is not None:
-            values["speaker"] = utterance.speaker
-        if utterance.start:
-            values["start"] = utterance.start
-        if utterance.duration is not None:
-            values["duration"] = utterance.duration
-        if utterance.keywords:
-            values["keywords"] = utterance.keywords
         if utterance.prompt_audio is not None:
             voice_in, values["prompt_audio"] = self._split(utterance.prompt_audio)
-        if utterance.prompt_text:
-            values["prompt_text"] = utterance.prompt_text
-        if utterance.attributes:
-            values["attributes"] = dict(utterance.attributes)
-        return json.dumps(values), _folders(audio_in, voice_in)
+        return json.dumps(values, default=dict), _folders(audio_in, voice_in)
 
     def _split(self, path: str) -> tuple[str, str]:
         """(folder with its slash, name); the manifest's own folder is `_HERE`."""
