@@ -97,11 +97,12 @@ class Utterances(Sequence[Utterance]):
     def __getitem__(self, index: int) -> Utterance: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Utterance]: ...
+    def __getitem__(self, index: slice) -> tuple[Utterance, ...]: ...
 
-    def __getitem__(self, index: int | slice) -> Utterance | Sequence[Utterance]:
+    def __getitem__(self, index: int | slice) -> Utterance | tuple[Utterance, ...]:
         if isinstance(index, slice):
-            return self.select(self.rows[index])
+            # Not another view: chunks are sent to actors, which must not get all columns.
+            return tuple(self.select(self.rows[index]))
         return self._utterance(int(self.rows[index]))
 
     def __iter__(self) -> Iterator[Utterance]:
