@@ -169,8 +169,10 @@ def _output(folder: Path, name: str) -> Path:
     return folder / f"{name}.jsonl"
 
 
-def _select(manifest: Manifest, args: argparse.Namespace) -> list[Utterance]:
-    chosen = select_by_duration(manifest.utterances, args.longer_than, args.shorter_than)
+def _select(manifest: Manifest, args: argparse.Namespace) -> Sequence[Utterance]:
+    chosen: Sequence[Utterance] = manifest.utterances
+    if args.longer_than > 0 or args.shorter_than < float("inf"):
+        chosen = select_by_duration(chosen, args.longer_than, args.shorter_than)
     if args.keywords:
         chosen = select_keyword_rich(chosen, args.keywords)
     hard = _hard(chosen, args)

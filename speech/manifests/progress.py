@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -18,6 +18,8 @@ Result = TypeVar("Result")
 SHOW_FROM = 2_000
 """Fewer items than this are done before a bar could be read."""
 
+_BATCH = 10_000
+
 
 def map_files(
     work: Callable[[Item], Result], items: Sequence[Item], description: str, show_from: int = SHOW_FROM
@@ -27,20 +29,21 @@ def map_files(
     The first exception stops the pass: items not yet begun are dropped.
     """
     threads = min(32, 4 * (os.cpu_count() or 1))
-    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="files") as pool:
-        results = pool.map(work, items)
+    done: list[Result] = []
+    with (
+        progress_bar(description, len(items), show_from) as advance,
+        ThreadPoolExecutor(max_workers=threads, thread_name_prefix="files") as pool,
+    ):
         try:
-            return list(_shown(results, len(items), description, show_from))
+            # Batch by batch: what waits in a pool takes far more memory than its result.
+            for start in range(0, len(items), _BATCH):
+                for result in pool.map(work, items[start : start + _BATCH]):
+                    done.append(result)
+                    advance(1)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _shown(results: Iterable[Result], total: int, description: str, show_from: int) -> Iterator[Result]:
-    with progress_bar(description, total, show_from) as advance:
-        for result in results:
-            yield result
-            advance(1)
+    return done
 
 
 @contextmanager

@@ -45,15 +45,14 @@ def check_headers(utterances: Utterances) -> tuple[Utterances, list[Complaint]]:
         The same utterances with `seconds`, `voice_seconds`, `stamps` and `sounds` of those that are as they should be
         (the others are as if they had not been looked at), and what is wrong with the others.
     """
-    written = list(utterances.as_written())
-    files = _files(written)
+    files = _files(utterances.as_written())
     stamps = dict(zip(files, map_files(_stamp, files, "looking at audio"), strict=True))
     headers = dict(zip(files, map_files(_header, files, "checking audio"), strict=True))
     columns = utterances.columns
     seconds, voice_seconds = columns.seconds.copy(), columns.voice_seconds.copy()
     stamp, sound = columns.stamps.copy(), columns.sounds.copy()
     complaints: list[Complaint] = []
-    for row, utterance in zip(utterances.rows.tolist(), written, strict=True):
+    for row, utterance in zip(utterances.rows.tolist(), utterances.as_written(), strict=True):
         found = [Complaint(row, key, message) for key, message in _complaints(utterance, headers)]
         complaints += found
         length = math.nan if utterance.duration is None else utterance.duration
@@ -74,10 +73,9 @@ def check_headers(utterances: Utterances) -> tuple[Utterances, list[Complaint]]:
 
 def changed_rows(utterances: Utterances) -> np.ndarray:
     """Rows whose audio files have another size or time of change than when their headers were read."""
-    found = list(utterances)
-    files = _files(found)
+    files = _files(utterances)
     stamps = dict(zip(files, map_files(_stamp, files, "looking at audio"), strict=True))
-    now = [_hash(*(stamps[file] for file in _files([utterance]))) for utterance in found]
+    now = [_hash(*(stamps[file] for file in _files([utterance]))) for utterance in utterances]
     return utterances.rows[utterances.columns.stamps[utterances.rows] != np.array(now, np.uint64)]
 
 
