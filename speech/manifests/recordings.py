@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from speech.records import Utterance
 
 _SAMPLE_BYTES = 4096
 """Of the beginning and the end of a file: they hold header and first sound, last sound and (in ogg) checksums."""
+
+
+_LOOKED_AT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def check_headers(utterances: Utterances) -> tuple[Utterances, list[Complaint]]:
         (the others are as if they had not been looked at), and what is wrong with the others.
     """
     files = _files(utterances.as_written())
-    stamps = dict(zip(files, map_files(_stamp, files, "looking at audio"), strict=True))
+    stamps = _stamps(files)
     headers = dict(zip(files, map_files(_header, files, "checking audio"), strict=True))
     columns = utterances.columns
     seconds, voice_seconds = columns.seconds.copy(), columns.voice_seconds.copy()
@@ -74,7 +78,7 @@ def check_headers(utterances: Utterances) -> tuple[Utterances, list[Complaint]]:
 def changed_rows(utterances: Utterances) -> np.ndarray:
     """Rows whose audio files have another size or time of change than when their headers were read."""
     files = _files(utterances)
-    stamps = dict(zip(files, map_files(_stamp, files, "looking at audio"), strict=True))
+    stamps = _stamps(files)
     now = [_hash(*(stamps[file] for file in _files([utterance]))) for utterance in utterances]
     return utterances.rows[utterances.columns.stamps[utterances.rows] != np.array(now, np.uint64)]
 
@@ -132,10 +136,17 @@ def _sample(path: str) -> bytes:
         return hashlib.blake2b(b"%d " % size + first + file.read(_SAMPLE_BYTES), digest_size=8).digest()
 
 
+def _stamps(files: list[str]) -> dict[str, bytes]:
+    """Size and time of change by file; of one that is not there, nothing."""
+    # In batches: to look at a file takes less than to hand it to a thread.
+    batches = [files[start : start + _LOOKED_AT] for start in range(0, len(files), _LOOKED_AT)]
+    stamps = map_files(lambda batch: [_stamp(file) for file in batch], batches, "looking at audio")
+    return dict(zip(files, chain.from_iterable(stamps), strict=True))
+
+
 def _stamp(path: str) -> bytes:
-    """Size and time of change; of a file that is not there, nothing."""
     try:
-        stat = Path(path).stat()
+        stat = os.stat(path)  # noqa: PTH116 - a Path for each of a million files takes twice as long
     except OSError:
         return b""
     return b"%d %d" % (stat.st_size, stat.st_mtime_ns)
