@@ -105,12 +105,11 @@ def _unfit(manifest: Manifest, checks: Sequence[Check]) -> dict[str, list[Proble
 def _without(manifest: Manifest, unfit: Mapping[str, list[Problem]]) -> Manifest:
     if not unfit:
         return manifest
-    kept = [pair for pair in zip(manifest.utterances, manifest.places, strict=True) if pair[0].id not in unfit]
+    kept = [index for index, utterance in enumerate(manifest.utterances) if utterance.id not in unfit]
     problems = [problem for some in unfit.values() for problem in some]
     if not kept:
         raise InputError(f"{manifest.path}: no utterance can be used with this configuration", problems)
-    utterances, places = zip(*kept, strict=True)
-    return replace(manifest, utterances=utterances, places=places, skipped=(*manifest.skipped, *problems))
+    return replace(manifest.at(kept), skipped=(*manifest.skipped, *problems))
 
 
 def _room_check(family: LanguageModelFamily, new_tokens: int, max_model_len: int) -> Check:
@@ -131,7 +130,7 @@ def _room_check(family: LanguageModelFamily, new_tokens: int, max_model_len: int
     def spoken(utterance: Utterance) -> Iterator[tuple[str, str]]:
         assert isinstance(family, SpeechFamily)
         try:
-            layout = family.layout(utterance.text, utterance.prompt_text, ())  # its voice makes it only longer
+            layout = family.layout(utterance.instructed_text, utterance.prompt_text, ())  # a voice makes it longer
         except InputError as error:
             yield from ((problem.key or "text", problem.message) for problem in error.problems)
             return

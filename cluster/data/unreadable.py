@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from cluster.config import DataConfig
 from speech.audio import audio_seconds, segment_complaint
 from speech.errors import InputError
 from speech.manifests import Manifest, load_manifest
+from speech.manifests.store import stored
 from speech.records import Utterance
 
 
@@ -23,14 +26,16 @@ def with_unreadable(config: DataConfig, manifest: Manifest) -> Manifest:
     whole = load_manifest(
         manifest.path, format=manifest.format, on_bad="skip", limits=config.limits, check_audio="none"
     )
-    good = dict(zip(manifest.places, manifest.utterances, strict=True))
+    good = set(manifest.places)
     kept = [
-        (good.get(place, utterance), place)
-        for utterance, place in zip(whole.utterances, whole.places, strict=True)
+        index
+        for index, (utterance, place) in enumerate(zip(whole.utterances, whole.places, strict=True))
         if place in good or _unreadable(utterance)
     ]
-    utterances, places = zip(*kept, strict=True)
-    return replace(manifest, utterances=utterances, places=places)
+    # Of the manifest whose headers were opened: it knows lengths and sounds, of the unreadable ones as far as stated.
+    checked = stored(manifest.utterances)
+    rows = stored(whole.utterances).rows[np.asarray(kept, np.int64)]
+    return replace(manifest, utterances=checked.select(rows), places=tuple(whole.places[index] for index in kept))
 
 
 def _unreadable(utterance: Utterance) -> bool:

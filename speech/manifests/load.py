@@ -51,6 +51,15 @@ class Manifest:
         """Hexadecimal digest of what the lines say, their order included; the folders of audio files are left out."""
         return stored(self.utterances).fingerprint()
 
+    def at(self, indices: Sequence[int]) -> Manifest:
+        """The same with only the utterances at these indices, in this order."""
+        utterances = stored(self.utterances)
+        return replace(
+            self,
+            utterances=utterances.select(utterances.rows[np.asarray(indices, np.int64)]),
+            places=tuple(self.places[index] for index in indices),
+        )
+
 
 def load_manifest(
     path: str | Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -12,17 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from speech.audio import AudioLimits, audio_seconds, segment_complaint
+from speech.audio import SEGMENT_SLACK, AudioLimits, audio_seconds, segment_complaint
 from speech.errors import InputError
+from speech.manifests.channels import channel_counts, wrong_channel
 from speech.manifests.progress import map_files
 from speech.manifests.store import Utterances
 from speech.records import Utterance
 
+logger = logging.getLogger(__name__)
+
 _SAMPLE_BYTES = 4096
 """Of the beginning and the end of a file: they hold header and first sound, last sound and (in ogg) checksums."""
 
-
 _LOOKED_AT = 200
+"""Files that one thread looks at in a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +56,35 @@ def check_headers(utterances: Utterances) -> tuple[Utterances, list[Complaint]]:
     files = _files(utterances.as_written())
     stamps = _stamps(files)
     headers = dict(zip(files, map_files(_header, files, "checking audio"), strict=True))
+    channels = channel_counts(u.audio for u in utterances.as_written() if u.channel is not None)
     columns = utterances.columns
     seconds, voice_seconds = columns.seconds.copy(), columns.voice_seconds.copy()
     stamp, sound = columns.stamps.copy(), columns.sounds.copy()
     complaints: list[Complaint] = []
+    cut: list[str] = []
     for row, utterance in zip(utterances.rows.tolist(), utterances.as_written(), strict=True):
         found = [Complaint(row, key, message) for key, message in _complaints(utterance, headers)]
+        if (message := wrong_channel(utterance, channels)) is not None:
+            found.append(Complaint(row, "channel", message))
         complaints += found
         length = math.nan if utterance.duration is None else utterance.duration
         voice, stamp[row], sound[row] = math.nan, 0, 0
         if not found:
             own, other = headers.get(utterance.audio), headers.get(utterance.prompt_audio or "")
             if isinstance(own, Header):
+                left = own.seconds - utterance.start
+                if length > left + SEGMENT_SLACK:
+                    cut.append(f"{utterance.id} ends {length - left:.2f} s after {utterance.audio}")
                 # A duration that is not given is NaN, and the smaller one is that of the file.
-                length = min(own.seconds - utterance.start, length)
+                length = min(left, length)
             if isinstance(other, Header):
                 voice = other.seconds
             parts = [header.sound for header in (own, other) if isinstance(header, Header)]
             stamp[row], sound[row] = _hash(*(stamps[file] for file in _files([utterance]))), _hash(*parts)
         seconds[row], voice_seconds[row] = length, voice
+    if cut:
+        noun = "segment" if len(cut) == 1 else "segments"
+        logger.warning("%s cut at the end of the file, the first: %s", f"{len(cut):,} {noun}", cut[0])
     columns = replace(columns, seconds=seconds, voice_seconds=voice_seconds, stamps=stamp, sounds=sound)
     return Utterances(columns, utterances.folder, utterances.rows), complaints
 

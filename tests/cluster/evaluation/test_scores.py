@@ -20,6 +20,7 @@ from cluster.training import policy_run
 from cluster.training.policy_run import PolicyRun
 from speech.edits import TranscriptPair, corpus_rates
 from speech.errors import UserError
+from speech.manifests import Manifest
 from tests.cluster.evaluation.test_speech import report
 
 RATES = [
@@ -119,7 +120,7 @@ def test_a_damaged_evaluation_is_named(damage: str, tmp_path: Path) -> None:
 def test_an_evaluation_by_other_rules_of_text_is_not_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run: Any = SimpleNamespace(
         config=load_config("configs/asr_demo.yaml", []),
-        manifests={"test": SimpleNamespace(path="test.jsonl", utterances=())},
+        manifests={"test": Manifest((), (), "test.jsonl", "jsonl")},
     )
     path, kept = tmp_path / "evaluation-before.json", Evaluation(transcripts(), [])
     store_evaluation(path, kept, PolicyRun.conditions(run))

@@ -26,6 +26,7 @@ from cluster.data.rejections import Rejections
 from cluster.monitoring.phases import PhaseTimer
 from cluster.training import trainer as loop
 from cluster.training.batch import Step
+from cluster.training.publish import Proof
 from cluster.training.resume import load_state_dict, state_dict
 from cluster.training.rollouts import RolloutBatch, Rollouts
 from cluster.training.trainer import Trainer
@@ -146,9 +147,9 @@ class SimulatedSystem:
 
 @pytest.fixture(autouse=True)
 def simulated_publication(monkeypatch: pytest.MonkeyPatch) -> None:
-    def publish(version: int, learner: Any, fleet: SimulatedSystem, *_: Any) -> float:
+    def publish(version: int, learner: Any, fleet: SimulatedSystem, *_: Any) -> Proof:
         fleet.version = version
-        return 0.0
+        return Proof(gap=0.0, tolerance=1.0, probes=())
 
     monkeypatch.setattr(loop, "publish", publish)
 

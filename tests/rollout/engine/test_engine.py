@@ -119,7 +119,7 @@ def test_versions_text_and_layout_are_filled(driver: Driver) -> None:
 
 def test_a_prompt_without_room_for_its_response_is_refused_by_name(driver: Driver) -> None:
     prompts, audio = make_prompts(1, positions=230)
-    with pytest.raises(UserError, match=r"prompt 0/u0: 234 positions .*max_model_len=256$"):
+    with pytest.raises(UserError, match=r"prompt 0/u0 \(18.4 s of audio\): 234 positions .*max_model_len=256$"):
         driver.run(driver.engine.generate(prompts, audio, SAMPLING))
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from rollout.errors import PublicationError, StaleEngineError
+from rollout.leftovers import WEIGHTS
+from rollout.owned_folders import SHARED_MEMORY
 from rollout.weights.publication import compare
-from rollout.weights.staging import PREFIX, SHARED_MEMORY
 from speech.records import Group, Trajectory
 from speech.runtime.weights import Probe, WeightBucket
 from tests.rollout.engine_driver import Driver
@@ -35,7 +36,7 @@ def publish_badly(driver: Driver, buckets: list[WeightBucket], probe: Probe) -> 
         driver.run(driver.engine.generate(*make_prompts(1), SAMPLING))
     assert driver.run(driver.engine.health()).stale is not None
     assert not driver.run(driver.engine._live().is_paused())
-    assert not list(SHARED_MEMORY.glob(f"{PREFIX}*"))
+    assert not list(SHARED_MEMORY.glob(f"speechrl-{WEIGHTS}-*"))
     return str(caught.value)
 
 
@@ -116,7 +117,7 @@ def test_logprobs_follow_the_published_weights(driver: Driver) -> None:
     assert driver.run(driver.engine.health()).version == before + 2
     groups = driver.run(driver.engine.generate(*make_prompts(1), SAMPLING))
     assert {(t.version_first, t.version_last) for t in groups[0].trajectories} == {(before + 2, before + 2)}
-    assert not list(SHARED_MEMORY.glob(f"{PREFIX}*"))
+    assert not list(SHARED_MEMORY.glob(f"speechrl-{WEIGHTS}-*"))
 
 
 def test_a_flipped_bit_is_caught_and_named_and_leaves_the_old_weights(sound: Driver) -> None:
@@ -208,7 +209,7 @@ def test_a_sender_that_fails_is_named_as_the_cause(sound: Driver) -> None:
 
     with pytest.raises(PublicationError, match="the learner is gone"):
         sound.run(sound.engine.update_weights(sound.version + 1, lost(), probe_of(sound.model)))
-    assert not list(SHARED_MEMORY.glob(f"{PREFIX}*"))
+    assert not list(SHARED_MEMORY.glob(f"speechrl-{WEIGHTS}-*"))
 
 
 async def update_during_generation(driver: Driver, model: Any, *, in_flight: bool) -> list[Group]:

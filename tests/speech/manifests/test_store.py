@@ -76,7 +76,7 @@ def test_the_fingerprint_is_of_everything_but_the_folders() -> None:
         {"start": 0.0},
     ]
     changes += [{"duration": 1.0}, {"keywords": ("x",)}, {"prompt_audio": None}, {"prompt_text": "y"}]
-    changes += [{"attributes": {"gender": "f"}}]
+    changes += [{"attributes": {"gender": "f"}}, {"channel": 0}, {"instruction": "softly"}]
     assert {name for change in changes for name in change} == {field.name for field in fields(Utterance)}
     prints = [stored([replace(one, **change)]).fingerprint() for change in [{}, *changes]]
     assert len(set(prints)) == 1 + len(changes)
