@@ -69,6 +69,8 @@ class EnglishNumbers:
         if _DIGITS.fullmatch(word):
             if following in self._multipliers:
                 return not 0 < float(word) < 1000
+            if len(word) == 1 and following in grammar.ones:  # digits that are said one by one: 4 two
+                return False
             return following not in {"point", *grammar.following_prefixers, *grammar.suffixers}
         if _DIGITS.fullmatch(following) or following == "a":
             return True

@@ -84,6 +84,10 @@ ENGLISH = [
     ("don’t stop, it’s fine", "don't stop, it's fine", 0),
     ("donʼt stop, it＇s `fine´", "don't stop, “it's fine”", 0),
     ("don‘t", "dont", 2),
+    ("the number is one two five two", "the number is oneort4 two", 2),
+    ("in 2020 five people", "in 2020 5 people", 0),
+    # Control characters: nobody writes them, so that a model that samples one has made an error.
+    ("play jazz by paul please", "play jazz by paul\x12 please", 1),
 ]
 
 OTHERS = [
