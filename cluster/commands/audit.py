@@ -16,6 +16,7 @@ from cluster.runs.checkpoints import STATE_FILE, CheckpointFolder
 from cluster.runs.ledger import Audit, Ledger
 from speech.errors import UserError
 from speech.manifests import Manifest
+from speech.manifests.store import stored
 
 _SHOWN = 5
 
@@ -31,7 +32,7 @@ def run_audit(args: argparse.Namespace) -> int:
         raise UserError(f"{folder}: holds no ledger.jsonl; name the folder of a run, such as runs/asr_demo")
     config = load_config(folder / "config.yaml")
     manifest = with_unreadable(config.data, load_split(config.data, config.data.train))
-    ids = [utterance.id for utterance in manifest.utterances]
+    ids = (name.decode("utf-8", "surrogatepass") for name in stored(manifest.utterances).ids())
     ledger = Ledger(folder / "ledger.jsonl")
     audit = ledger.audit(ids, in_flight=_in_flight(folder, config, manifest))
     _report(audit, ledger.bad_utterances(), Console())

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import hashlib
+import inspect
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from cluster.config import RunConfig
-from cluster.data.targets import target_problems
+from cluster.data.passes import kept_pass
+from cluster.data.targets import recording_problems, target_problems
 from learner.token2text.model import Token2TextConfig
 from rewards.compose import RewardComposition
 from rewards.config import JudgeConfig
@@ -16,14 +25,42 @@ from speech.edits import scored_language
 from speech.errors import InputError, Problem
 from speech.families import LanguageModelFamily, ModelFamily, SpeechFamily
 from speech.manifests import Manifest
+from speech.manifests.store import Utterances, stored
 from speech.records import Utterance
 from speech.text import language_code
 
-Check = Callable[[Utterance], Iterator[tuple[str, str]]]
+Problems = Callable[[Utterance], Iterator[tuple[str, str]]]
 """(key, message) of all that is wrong with an utterance."""
+
+
+def _all(utterances: Utterances) -> np.ndarray:
+    return np.ones(len(utterances), bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Something that may be wrong with utterances.
+
+    Attributes:
+        problems: says it of one.
+        settings: JSON values that decide, with the utterance, what `problems` says.
+        suspects: bool (utterances,), False for those of which columns tell that nothing is wrong. The records of the
+            others are read.
+    """
+
+    problems: Problems
+    settings: Any
+    suspects: Callable[[Utterances], np.ndarray] = _all
+
+
+RECORDING_CHECK = Check(recording_problems, "recording")
+"""Utterances without a recording, for what listens to it."""
 
 MARGIN_S = 0.02
 """A recording may turn out so much shorter than the manifest says; what fits only then is left to the encoder."""
+
+_READ_UP_TO = 2**25
+"""Bytes of a file of a checkpoint; larger ones are weights."""
 
 
 def policy_checks(
@@ -35,7 +72,7 @@ def policy_checks(
         new_tokens: longest response.
         judges: that must read what is said.
     """
-    checks: list[Check] = [_room_check(family, new_tokens, config.engines.max_model_len)]
+    checks: list[Check] = [_room_check(config, family, new_tokens)]
     languages = [found for judge in judges if (found := _languages(judge)) is not None]
     if languages:
         checks.append(_language_check(frozenset.intersection(*languages)))
@@ -49,7 +86,7 @@ def training_judges(config: RunConfig) -> list[JudgeConfig]:
 
 def target_check(model: Token2TextConfig) -> Check:
     """Texts and classes that a Token2Text model does not know."""
-    return lambda utterance: target_problems(model, utterance)
+    return Check(lambda utterance: target_problems(model, utterance), ["targets", asdict(model)])
 
 
 def without_unfit(
@@ -81,51 +118,77 @@ def without_unfit(
     unread: dict[tuple[str, int | None], list[Problem]] = {}
     for problem in manifests["train"].skipped:
         unread.setdefault((problem.file, problem.line), []).append(problem)
-    for utterance, place in zip(manifests["train"].utterances, manifests["train"].places, strict=True):
-        if place in unread:
-            train[utterance.id] = unread[place]
+    train |= {index: unread[place] for index, place in enumerate(manifests["train"].places) if place in unread}
     if len(train) == total:
         raise InputError(f"{manifests['train'].path}: no utterance can be used", manifests["train"].skipped)
     kept = {
         split: manifest if split == "train" else _without(manifest, found[split])
         for split, manifest in manifests.items()
     }
-    return kept, {name: "; ".join(f"{p.key}: {p.message}" for p in some) for name, some in train.items()}
+    utterances = manifests["train"].utterances
+    return kept, {utterances[i].id: "; ".join(f"{p.key}: {p.message}" for p in some) for i, some in train.items()}
 
 
-def _unfit(manifest: Manifest, checks: Sequence[Check]) -> dict[str, list[Problem]]:
-    found: dict[str, list[Problem]] = {}
-    for utterance, (file, line) in zip(manifest.utterances, manifest.places, strict=True):
-        problems = [Problem(file, line, key, message) for check in checks for key, message in check(utterance)]
-        if problems:
-            found[utterance.id] = problems
+def _unfit(manifest: Manifest, checks: Sequence[Check]) -> dict[int, list[Problem]]:
+    """Problems by index of the utterances that have some."""
+    utterances = stored(manifest.utterances)
+    suspects = np.zeros(len(utterances), bool)
+    for check in checks:
+        suspects |= check.suspects(utterances)
+    indices = np.flatnonzero(suspects)
+
+    def find(some: Iterable[Utterance]) -> list[tuple[int, str, str]]:
+        pairs = zip(indices.tolist(), some, strict=True)
+        return [(i, key, message) for i, u in pairs for check in checks for key, message in check.problems(u)]
+
+    found: dict[int, list[Problem]] = {}
+    for index, key, message in kept_pass(manifest, [check.settings for check in checks], find, indices):
+        file, line = manifest.places[index]
+        found.setdefault(index, []).append(Problem(file, line, key, message))
     return found
 
 
-def _without(manifest: Manifest, unfit: Mapping[str, list[Problem]]) -> Manifest:
+def _without(manifest: Manifest, unfit: Mapping[int, list[Problem]]) -> Manifest:
     if not unfit:
         return manifest
-    kept = [index for index, utterance in enumerate(manifest.utterances) if utterance.id not in unfit]
+    kept = np.setdiff1d(np.arange(len(manifest.utterances)), list(unfit))
     problems = [problem for some in unfit.values() for problem in some]
-    if not kept:
+    if not len(kept):
         raise InputError(f"{manifest.path}: no utterance can be used with this configuration", problems)
     return replace(manifest.at(kept), skipped=(*manifest.skipped, *problems))
 
 
-def _room_check(family: LanguageModelFamily, new_tokens: int, max_model_len: int) -> Check:
+def _room_check(config: RunConfig, family: LanguageModelFamily, new_tokens: int) -> Check:
+    max_model_len = config.engines.max_model_len
     around: dict[str | None, int] = {}
+
+    def room(language_of: Utterance, samples: int) -> str | None:
+        assert isinstance(family, ModelFamily)
+        if language_of.language not in around:  # what stands around the audio depends on the language alone
+            around[language_of.language] = len(family.layout(language_of, 0).token_ids)
+        positions = around[language_of.language] + family.audio_length(family.frames(samples))
+        return room_complaint(positions, new_tokens, max_model_len)
 
     def heard(utterance: Utterance) -> Iterator[tuple[str, str]]:
         assert isinstance(family, ModelFamily)
         if utterance.duration is None:
             return
-        if utterance.language not in around:  # what stands around the audio depends on the language alone
-            around[utterance.language] = len(family.layout(utterance, 0).token_ids)
-        samples = round(max(0.0, utterance.duration - MARGIN_S) * family.sample_rate)
-        positions = around[utterance.language] + family.audio_length(family.frames(samples))
-        complaint = room_complaint(positions, new_tokens, max_model_len)
+        complaint = room(utterance, round(max(0.0, utterance.duration - MARGIN_S) * family.sample_rate))
         if complaint is not None:
             yield "duration", f"{utterance.duration:.1f} s: {complaint}"
+
+    def too_long(utterances: Utterances) -> np.ndarray:
+        """Positions grow with the duration: from some number of samples on, nothing fits."""
+        assert isinstance(family, ModelFamily)
+        seconds = utterances.columns.seconds[utterances.rows]
+        samples = np.round(np.maximum(0.0, seconds - MARGIN_S) * family.sample_rate)
+        found = np.zeros(len(utterances), bool)
+        for one, indices in utterances.by_language():
+            known = samples[indices][~np.isnan(samples[indices])]
+            lengths = range(int(known.max(initial=0)) + 1)
+            first = bisect_left(lengths, True, key=lambda length, one=one: room(one, length) is not None)  # type: ignore[misc]
+            found[indices] = samples[indices] >= first  # not where the length is unknown, a NaN
+        return found
 
     def spoken(utterance: Utterance) -> Iterator[tuple[str, str]]:
         assert isinstance(family, SpeechFamily)
@@ -138,16 +201,34 @@ def _room_check(family: LanguageModelFamily, new_tokens: int, max_model_len: int
         if complaint is not None:
             yield "text", f"without its voice: {complaint}"
 
-    return spoken if isinstance(family, SpeechFamily) else heard
+    settings = ["room", new_tokens, max_model_len, _reading(config, family)]
+    return Check(spoken, settings) if isinstance(family, SpeechFamily) else Check(heard, settings, too_long)
+
+
+def _reading(config: RunConfig, family: LanguageModelFamily) -> list[Any]:
+    """What decides how a family reads a text: its class and options, the libraries, the files of its checkpoint."""
+    files = sorted(file for file in family.path.iterdir() if file.is_file() and file.stat().st_size <= _READ_UP_TO)
+    digest = hashlib.blake2b(digest_size=16)
+    for file in (*files, Path(inspect.getfile(type(family)))):
+        digest.update(hashlib.blake2b(file.name.encode() + b"\0" + file.read_bytes()).digest())
+    versions = [version(library) for library in ("tokenizers", "transformers")]
+    return [type(family).__qualname__, dict(config.model.options or {}), versions, digest.hexdigest()]
 
 
 def _language_check(readable: frozenset[str]) -> Check:
-    def check(utterance: Utterance) -> Iterator[tuple[str, str]]:
+    def problems(utterance: Utterance) -> Iterator[tuple[str, str]]:
         language = scored_language(utterance.text, "", utterance.language)
         if language not in readable:
             yield "language", f"the judge does not read {language!r}, only {', '.join(sorted(readable))}"
 
-    return check
+    def suspects(utterances: Utterances) -> np.ndarray:
+        found = np.zeros(len(utterances), bool)
+        for one, indices in utterances.by_language():
+            # Without a language it is guessed from each text.
+            found[indices] = one.language is None or any(problems(one))
+        return found
+
+    return Check(problems, ["languages", sorted(readable)], suspects)
 
 
 def _languages(judge: JudgeConfig) -> frozenset[str] | None:

@@ -111,7 +111,10 @@ class PromptSource:
     def at(self, places: Iterable[tuple[int, int]]) -> list[Prompt]:
         """The prompts at given (epoch, position), which were dealt out before; the position stays where it is."""
         wanted = list(places)
-        orders = {epoch: self._epoch_order(epoch) for epoch in {epoch for epoch, _ in wanted}}
+        orders = {
+            epoch: self._orders[epoch].result() if epoch in self._orders else self._epoch_order(epoch)
+            for epoch in {epoch for epoch, _ in wanted}
+        }
         return [self._prompt(position, epoch, orders[epoch]) for epoch, position in wanted]
 
     def state(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.data.passes import kept_pass
 from learner.batches.grouping import Target
 from learner.token2text.model import Token2TextConfig
 from speech.errors import UserError
@@ -64,13 +65,21 @@ def new_model(shape: Token2TextModelConfig, speech_vocabulary: int, manifest: Ma
     Raises:
         UserError: the sizes make no sense, or an attribute has fewer than two classes in the manifest.
     """
-    utterances = manifest.utterances
-    characters = shape.characters
-    if characters is None:
-        characters = "".join(sorted({c for u in utterances for c in normalise(u.text, u.language)}))
+
+    def find(utterances: Iterable[Utterance]) -> tuple[list[str], dict[str, list[str]]]:
+        written: set[str] = set()
+        classes: dict[str, set[str]] = {name: set() for name in shape.attributes}
+        for utterance in utterances:
+            if shape.characters is None:
+                written.update(normalise(utterance.text, utterance.language))
+            for name, value in attribute_values(utterance, shape.attributes).items():
+                classes[name].add(value)
+        return sorted(written), {name: sorted(values) for name, values in classes.items()}
+
+    settings = ["characters and classes", shape.characters, list(shape.attributes)]
+    written, found_classes = kept_pass(manifest, settings, find)
     attributes: dict[str, tuple[str, ...]] = {}
-    for name in shape.attributes:
-        classes = sorted({value for u in utterances for value in attribute_values(u, [name]).values()})
+    for name, classes in found_classes.items():
         if len(classes) < 2:
             found = f"only {classes[0]!r}" if classes else "no utterance with it"
             raise UserError(f"token2text.attributes: {name!r} needs at least two classes; {manifest.path} has {found}")
@@ -78,7 +87,7 @@ def new_model(shape: Token2TextModelConfig, speech_vocabulary: int, manifest: Ma
     try:
         return Token2TextConfig(
             speech_vocabulary,
-            tuple(characters),
+            tuple(written if shape.characters is None else shape.characters),
             attributes,
             hidden=shape.hidden,
             layers=shape.layers,
@@ -102,7 +111,12 @@ def diffro_model(config: RunConfig, manifest: Manifest) -> Token2TextConfig:
     if settings.attributes > 0:
         if not model.attributes:
             raise UserError(f"learner.diffro.attributes: {settings.reward_model} judges no attributes, only text")
-        if not any(attribute_values(utterance, model.attributes) for utterance in manifest.utterances):
+        names = list(model.attributes)
+
+        def find(utterances: Iterable[Utterance]) -> bool:
+            return any(attribute_values(utterance, names) for utterance in utterances)
+
+        if not kept_pass(manifest, ["any attribute", names], find):
             raise UserError(
                 f"learner.diffro.attributes: no utterance of {manifest.path} says which "
                 f"{' or '.join(model.attributes)} it should have"

@@ -26,16 +26,13 @@ def with_unreadable(config: DataConfig, manifest: Manifest) -> Manifest:
     whole = load_manifest(
         manifest.path, format=manifest.format, on_bad="skip", limits=config.limits, check_audio="none"
     )
-    good = set(manifest.places)
-    kept = [
-        index
-        for index, (utterance, place) in enumerate(zip(whole.utterances, whole.places, strict=True))
-        if place in good or _unreadable(utterance)
-    ]
     # Of the manifest whose headers were opened: it knows lengths and sounds, of the unreadable ones as far as stated.
-    checked = stored(manifest.utterances)
-    rows = stored(whole.utterances).rows[np.asarray(kept, np.int64)]
-    return replace(manifest, utterances=checked.select(rows), places=tuple(whole.places[index] for index in kept))
+    checked, rows = stored(manifest.utterances), stored(whole.utterances).rows
+    kept = np.isin(rows, checked.rows)
+    for index in np.flatnonzero(~kept).tolist():
+        kept[index] = _unreadable(whole.utterances[index])
+    places = whole.places.at(np.flatnonzero(kept))
+    return replace(manifest, utterances=checked.select(rows[kept]), places=places)
 
 
 def _unreadable(utterance: Utterance) -> bool:

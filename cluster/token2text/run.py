@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.data.fitness import target_check, without_unfit
+from cluster.data.fitness import RECORDING_CHECK, target_check, without_unfit
 from cluster.data.intake import Intake, PromptBatch
 from cluster.data.prompts import PromptSource
 from cluster.data.rejections import Rejections
-from cluster.data.targets import new_model, recording_problems, targets_of
+from cluster.data.targets import new_model, targets_of
 from cluster.evaluation.result import CHUNK, FINGERPRINT, Evaluation
 from cluster.evaluation.sampling import bad_input
 from cluster.monitoring.head_watch import HeadWatch
@@ -49,7 +49,7 @@ def train_token2text(config: RunConfig, manifests: Mapping[str, Manifest]) -> st
     start = None if config.model.path == NEW else str(Path(config.model.path).resolve())
     # Only the actor that loads the codec knows its size, and bad texts should not have to wait for that.
     model = new_model(config.token2text, 1, manifests["train"]) if start is None else Token2TextConfig.load(start)
-    checks = [recording_problems, target_check(model)]
+    checks = [RECORDING_CHECK, target_check(model)]
     manifests, unfit = without_unfit(config, manifests, dict.fromkeys(manifests, checks))
     with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
         resume_from = folder.open(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -27,6 +27,39 @@ STAMPS_AT_START = 100_000
 network file system."""
 
 
+class Places(Sequence[tuple[str, int]]):
+    """File and 1-based line of each utterance. `lines`: int array (utterances,)."""
+
+    def __init__(self, file: str, lines: np.ndarray) -> None:
+        self._file, self._lines = file, lines
+
+    def at(self, indices: np.ndarray) -> Places:
+        """Those of the utterances at these indices."""
+        return Places(self._file, self._lines[indices])
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, int]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[str, int]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[str, int] | Sequence[tuple[str, int]]:
+        if isinstance(index, slice):
+            return Places(self._file, self._lines[index])
+        return self._file, int(self._lines[index])
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return ((self._file, line) for line in self._lines.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == tuple(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """A validated manifest.
@@ -44,21 +77,17 @@ class Manifest:
     skipped: tuple[Problem, ...]
     path: str
     format: str
-    places: Sequence[tuple[str, int]] = ()
+    places: Places = field(default_factory=lambda: Places("", np.zeros(0, np.int32)))
     unchecked: int = 0
 
     def fingerprint(self) -> str:
         """Hexadecimal digest of what the lines say, their order included; the folders of audio files are left out."""
         return stored(self.utterances).fingerprint()
 
-    def at(self, indices: Sequence[int]) -> Manifest:
+    def at(self, indices: Sequence[int] | np.ndarray) -> Manifest:
         """The same with only the utterances at these indices, in this order."""
-        utterances = stored(self.utterances)
-        return replace(
-            self,
-            utterances=utterances.select(utterances.rows[np.asarray(indices, np.int64)]),
-            places=tuple(self.places[index] for index in indices),
-        )
+        utterances, chosen = stored(self.utterances), np.asarray(indices, np.int64)
+        return replace(self, utterances=utterances.select(utterances.rows[chosen]), places=self.places.at(chosen))
 
 
 def load_manifest(
@@ -126,36 +155,7 @@ def load_manifest(
     if not good:
         raise InputError(f"{path}: no usable utterance", problems)
     unchecked = int(np.count_nonzero(good.columns.stamps[good.rows] == 0))
-    return Manifest(good, tuple(problems), str(path), format, _Places(file, lines[good.rows]), unchecked)
-
-
-class _Places(Sequence[tuple[str, int]]):
-    """File and line of each utterance, of which only the lines are kept."""
-
-    def __init__(self, file: str, lines: np.ndarray) -> None:
-        self._file, self._lines = file, lines
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    @overload
-    def __getitem__(self, index: int) -> tuple[str, int]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[tuple[str, int]]: ...
-
-    def __getitem__(self, index: int | slice) -> tuple[str, int] | Sequence[tuple[str, int]]:
-        if isinstance(index, slice):
-            return _Places(self._file, self._lines[index])
-        return self._file, int(self._lines[index])
-
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        return ((self._file, line) for line in self._lines.tolist())
-
-    def __eq__(self, other: object) -> bool:
-        return tuple(self) == tuple(other) if isinstance(other, Sequence) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
+    return Manifest(good, tuple(problems), str(path), format, Places(file, lines[good.rows]), unchecked)
 
 
 def _without_duplicates(found: Scan, path: Path) -> tuple[np.ndarray, list[Problem]]:

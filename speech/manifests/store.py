@@ -58,6 +58,7 @@ class Columns:
         contents: uint64 per row, a hash of the record. The folders of the audio files are left out: data may move.
         lines: int32 per row, 1-based line of the manifest.
         seconds: float64 per row, length of the utterance; NaN where it is not known.
+        languages: int32 per row, the earliest row of the same language, or another early one.
         voice_seconds: float64 per row, length of the file of the prompt voice; NaN where it is not known.
         stamps: uint64 per row, a hash of size and time of change of the audio files when their headers were read; 0
             where they were not.
@@ -72,6 +73,7 @@ class Columns:
     contents: np.ndarray
     lines: np.ndarray
     seconds: np.ndarray
+    languages: np.ndarray
     voice_seconds: np.ndarray
     stamps: np.ndarray
     sounds: np.ndarray
@@ -122,6 +124,16 @@ class Utterances(Sequence[Utterance]):
     def as_written(self) -> Iterator[Utterance]:
         """The utterances with the `duration` that the manifest gives, whatever headers said."""
         return (self._utterance(row, measured=False) for row in self.rows.tolist())
+
+    def by_language(self) -> list[tuple[Utterance, np.ndarray]]:
+        """An utterance of each language, and the indices of all that are of it; without a language, too.
+
+        Only one record of each is read.
+        """
+        representatives, places = np.unique(self.columns.languages[self.rows], return_inverse=True)
+        order = np.argsort(places, kind="stable")
+        groups = np.split(order, np.cumsum(np.bincount(places)))[:-1]
+        return [(self._utterance(row), group) for row, group in zip(representatives.tolist(), groups, strict=True)]
 
     def ids(self) -> Iterator[bytes]:
         """The ids in UTF-8, without reading a record."""
@@ -219,7 +231,8 @@ class StoreWriter:
         self._pending: list[str] = []
         self._records, self._ids, self._contents = bytearray(), bytearray(), bytearray()
         self._block_ends, self._block_rows, self._id_ends = array("q"), array("q"), array("q")
-        self._lines, self._seconds = array("i"), array("d")
+        self._lines, self._seconds, self._languages = array("i"), array("d"), array("i")
+        self._first: dict[str | None, int] = {}
 
     def add(self, utterance: Utterance, line: int) -> None:
         """One more row, the file of which has not been looked at."""
@@ -229,6 +242,7 @@ class StoreWriter:
         self._id_ends.append(len(self._ids))
         self._lines.append(line)
         self._seconds.append(math.nan if utterance.duration is None else utterance.duration)
+        self._languages.append(self._first.setdefault(utterance.language, len(self._languages)))
         self._pending.append(f"{said}\t{places}")
         if len(self._pending) == BLOCK:
             self._flush()
@@ -246,6 +260,7 @@ class StoreWriter:
             contents=np.frombuffer(self._contents, np.uint64),
             lines=np.array(self._lines, np.int32),
             seconds=np.array(self._seconds, np.float64),
+            languages=np.array(self._languages, np.int32),
             voice_seconds=np.full(rows, np.nan),
             stamps=np.zeros(rows, np.uint64),
             sounds=np.zeros(rows, np.uint64),
@@ -290,11 +305,12 @@ def joined(parts: Iterable[Utterances], folder: str) -> Utterances:
         return np.concatenate([getattr(column, name) for column in columns])
 
     def moved(name: str, lengths: Sequence[int]) -> np.ndarray:
-        """Ends within each part, as ends within the whole."""
+        """Ends or rows within each part, as those within the whole."""
         before = np.cumsum([0, *lengths[:-1]])
         return np.concatenate([getattr(c, name) + start for c, start in zip(columns, before, strict=True)])
 
     whole = {field.name: end_to_end(field.name) for field in fields(Columns)}
+    whole["languages"] = moved("languages", [len(c.id_ends) for c in columns]).astype(np.int32)
     whole["block_ends"] = moved("block_ends", [len(c.records) for c in columns])
     whole["block_rows"] = moved("block_rows", [len(c.id_ends) for c in columns])
     whole["id_ends"] = moved("id_ends", [len(c.ids) for c in columns])

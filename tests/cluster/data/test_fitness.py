@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cluster.config import RunConfig, load_config
 from cluster.data.fitness import Check, policy_checks, training_judges, without_unfit
 from cluster.data.prompts import PromptSource, load_manifests
 from cluster.data.rejections import Rejections
 from rewards.config import JudgeConfig
-from speech.errors import InputError, UserError
+from speech.errors import InputError, Problem, UserError
 from speech.families import ModelFamily, load_family
 from speech.manifests import Manifest
+from speech.manifests.load import Places
 from speech.records import BadUtterance, Utterance
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
@@ -30,7 +33,7 @@ def configuration(*overrides: str) -> RunConfig:
 
 
 def manifest(*utterances: Utterance, path: str = "m.jsonl") -> Manifest:
-    places = tuple((path, line + 1) for line in range(len(utterances)))
+    places = Places(path, np.arange(1, len(utterances) + 1))
     return Manifest(tuple(utterances), (), path, "jsonl", places)
 
 
@@ -52,6 +55,94 @@ def test_a_family_knows_the_positions_of_a_duration(write: object, tmp_path: Pat
     encoder = family.load_encoder()
     for samples in (1, 399, 401, 8000, 8159, 8160, 16_000, 33_333, 48_001):
         assert family.frames(samples) == len(encoder.features(np.zeros(samples, np.float32))), samples
+
+
+@pytest.mark.parametrize("write", [write_demo_checkpoint, write_checkpoint])
+def test_a_longer_recording_has_no_fewer_positions(write: object, tmp_path: Path) -> None:
+    family = load_family(write(tmp_path / "m"))  # type: ignore[operator]
+    assert isinstance(family, ModelFamily)
+    positions = [family.audio_length(family.frames(samples)) for samples in range(0, 960_000, 40)]
+    assert positions == sorted(positions)
+
+
+@given(
+    lines=st.lists(
+        st.tuples(
+            st.sampled_from(["turn on", "打开", "д", ""]),
+            st.sampled_from([None, "en", "zh"]),
+            st.none() | st.floats(0.001, 40),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    max_model_len=st.integers(12, 160),
+    chosen=st.sets(st.integers(0, 11)),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_columns_tell_what_a_loop_over_all_records_finds(
+    demo: ModelFamily,
+    lines: list[tuple[str, str | None, float | None]],
+    max_model_len: int,
+    chosen: set[int],
+) -> None:
+    config = configuration(f"engines.max_model_len={max_model_len}")
+    checks = policy_checks(config, demo, 10, [JudgeConfig(kind="demo", path="j", languages=["en"])])
+    whole = manifest(*(replace(spoken(str(i), s, lang), text=text) for i, (text, lang, s) in enumerate(lines)))
+    some = whole.at([i for i in range(len(lines)) if i not in chosen])
+    if not len(some.utterances):
+        return
+    expected = [
+        Problem(file, line, key, message)
+        for utterance, (file, line) in zip(some.utterances, some.places, strict=True)
+        for check in checks
+        for key, message in check.problems(utterance)
+    ]
+    found: tuple[Problem, ...] = ()
+    try:
+        without_unfit(config, {"train": some}, {"train": checks})
+    except InputError as error:
+        found = error.problems
+    assert list(found) == expected
+
+
+def test_what_takes_each_record_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the same lines and settings; anything else is looked at anew."""
+    monkeypatch.setattr("cluster.data.passes.INDEXED_FROM", 3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, path = write_demo_tts(tmp_path / "tts"), str(tmp_path / "m.jsonl")
+    read: list[str] = []
+
+    def found(*texts: str, new_tokens: int = 10, **overrides: str) -> tuple[int, list[str]]:
+        """How many texts the model's family was asked about, and the lines with problems."""
+        family = load_family(folder)
+        layout = family.layout  # type: ignore[attr-defined]
+        monkeypatch.setattr(family, "layout", lambda text, *rest: read.append(text) or layout(text, *rest))
+        config = configuration(*(f"engines.{key}={value}" for key, value in overrides.items()))
+        said = [Utterance(id=str(i), audio="", text=text, prompt_audio="/v.wav") for i, text in enumerate(texts)]
+        read.clear()
+        with pytest.raises(InputError) as caught:
+            without_unfit(
+                config, {"train": manifest(*said, path=path)}, {"train": policy_checks(config, family, new_tokens, [])}
+            )
+        return len(read), [f"{p.line} {p.message}" for p in caught.value.problems]
+
+    first = found("hello", "д", "you")
+    assert first[0] == 3 and len(first[1]) == 1 and "2 " in first[1][0]
+    assert found("hello", "д", "you") == (0, first[1])
+    assert found("hello", "д", "д")[0] == 3, "another text"
+    assert found("hello", "д", "you")[0] == 3, "one result for one manifest"
+    assert found("hello", "д", "you", max_model_len="12")[0] == 3, "another setting"
+    assert found("hello", "д", "you", new_tokens=11)[0] == 3
+    assert found("hello", "д", "you") == (0, first[1]), "each setting has its own"
+    assert found("hello", "д")[0] == 2 and found("hello", "д")[0] == 2, "a short manifest is read each time"
+    for file in tmp_path.glob(".m.jsonl.*.checks"):
+        file.write_bytes(file.read_bytes()[:-1] + b" ")
+    assert found("hello", "д", "you") == (3, first[1]), "damaged"
+    with (folder / "tokenizer_config.json").open("a", encoding="utf-8") as file:
+        file.write(" ")
+    assert found("hello", "д", "you") == (3, first[1]), "another model"
+    monkeypatch.setattr("cluster.data.passes.code_digest", lambda *patterns: "another release")
+    assert found("hello", "д", "you") == (3, first[1])
 
 
 def test_lengths_that_cannot_fit_are_named_in_all_splits_at_once(demo: ModelFamily) -> None:
@@ -86,14 +177,14 @@ def test_the_check_agrees_with_what_the_encoder_makes(demo: ModelFamily) -> None
         return len(demo.layout(spoken("a", seconds), demo.audio_length(demo.frames(round(seconds * 16_000)))).token_ids)
 
     fits = max(s / 10 for s in range(1, 600) if positions(s / 10) + 10 <= 160)
-    assert list(check(spoken("a", fits))) == [] and list(check(spoken("a", fits + 0.5))) != []
+    assert list(check.problems(spoken("a", fits))) == [] and list(check.problems(spoken("a", fits + 0.5))) != []
 
 
 def test_languages_that_the_judges_do_not_read(demo: ModelFamily) -> None:
     english, several = JudgeConfig(kind="demo", path="j"), JudgeConfig(kind="demo", path="k", languages=["en", "zh"])
 
     def found(check: Check, language: str) -> list[tuple[str, str]]:
-        return list(check(spoken("a", 1.0, language)))
+        return list(check.problems(spoken("a", 1.0, language)))
 
     _, check = policy_checks(configuration(), demo, 10, [several, english])
     assert found(check, "en") == []
@@ -109,10 +200,10 @@ def test_texts_that_a_speech_model_cannot_read_or_fit(tmp_path: Path) -> None:
     family = load_family(write_demo_tts(tmp_path / "tts"))
     (check,) = policy_checks(configuration("engines.max_model_len=40"), family, 10, [])
     say = Utterance(id="a", audio="", text="turn on the light", prompt_audio="/v.wav")
-    assert list(check(say)) == []
-    ((key, message),) = check(replace(say, text="д"))
+    assert list(check.problems(say)) == []
+    ((key, message),) = check.problems(replace(say, text="д"))
     assert key == "text" and "cannot be read by the model: 'д'" in message
-    ((key, message),) = check(replace(say, text="turn on the light " * 10))
+    ((key, message),) = check.problems(replace(say, text="turn on the light " * 10))
     assert key == "text" and "without its voice: " in message
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.config import RunConfig, load_config
-from cluster.data.fitness import target_check, without_unfit
-from cluster.data.targets import diffro_model, new_model, recording_problems, target_problems, targets_of
+from cluster.data.fitness import RECORDING_CHECK, target_check, without_unfit
+from cluster.data.targets import diffro_model, new_model, target_problems, targets_of
 from cluster.token2text.evaluation import score_predictions
 from learner.config import Token2TextModelConfig
 from learner.token2text.model import UNKNOWN, Token2Text, Token2TextConfig
 from learner.token2text.plan import Prediction, SpeechText
 from speech.errors import InputError, UserError
 from speech.manifests import Manifest
+from speech.manifests.load import Places
 from speech.records import Utterance
 
 MODEL = Token2TextConfig(9, tuple(" abc"), {"gender": ("f", "m"), "speaker": ("x", "y")}, hidden=8, layers=1, heads=2)
@@ -26,7 +28,7 @@ def manifest(*lines: tuple[str, str | None, Mapping[str, str]], audio: str = "/a
         Utterance(id=str(i), audio=audio, text=text, language="en", speaker=speaker, attributes=attributes)
         for i, (text, speaker, attributes) in enumerate(lines)
     )
-    return Manifest(utterances, (), "m.jsonl", "jsonl", tuple(("m.jsonl", i + 1) for i in range(len(lines))))
+    return Manifest(utterances, (), "m.jsonl", "jsonl", Places("m.jsonl", np.arange(1, len(lines) + 1)))
 
 
 def test_targets_come_from_the_line_and_its_attributes() -> None:
@@ -39,7 +41,7 @@ def test_targets_come_from_the_line_and_its_attributes() -> None:
 def test_every_unknown_text_and_class_is_named_with_its_line() -> None:
     bad = manifest(("a", "x", {"gender": "f"}), ("bed", "z", {"gender": "n"}), ("!", None, {}))
     settings = load_config(None, ["name=n", "model.path=new", "model.codec=c", "data.train=t", "objective=token2text"])
-    checks = {"train": [recording_problems, target_check(MODEL)]}
+    checks = {"train": [RECORDING_CHECK, target_check(MODEL)]}
     with pytest.raises(InputError) as caught:
         without_unfit(settings, {"train": bad}, checks)
     found = [(p.line, p.key) for p in caught.value.problems]

@@ -23,7 +23,7 @@ UTTERANCES = st.builds(
     id=st.text(min_size=1, max_size=8),
     audio=PATHS | st.just(""),
     text=TEXTS,
-    language=st.sampled_from([None, "en"]),
+    language=st.sampled_from([None, "en", "yue"]),
     speaker=st.none() | TEXTS,
     start=st.floats(0, 1e4),
     duration=st.none() | st.floats(0, 1e4),
@@ -58,6 +58,9 @@ def test_what_is_stored_is_read_back(utterances: list[Utterance], folder: str, c
     assert whole.fingerprint() == parts.fingerprint() == again.fingerprint()
     assert list(reversed(again)) == utterances[::-1] and again[-1] == utterances[-1]
     assert again[1:] == tuple(utterances[1:])
+    some = again.select(again.rows[cut:])
+    groups = [(one.language, index) for one, indices in some.by_language() for index in indices.tolist()]
+    assert sorted(groups, key=lambda pair: pair[1]) == [(u.language, i) for i, u in enumerate(utterances[cut:])]
     backwards = again.select(again.rows[::-1])
     assert backwards == utterances[::-1]
     assert read_store(io.BytesIO(backwards.to_bytes({})), folder)[0] == utterances[::-1]
