@@ -7,7 +7,7 @@
 
 Data, model and run folders are made in a temporary folder (`TMPDIR`), which is removed. Each start is a process of its
 own that does what `speechrl train` does before it starts Ray: it reads the manifest, imports torch and Ray, finds what
-cannot be used, compares the data with the run's and deals out the first batch. It gives wall and CPU seconds and the peak
+cannot be used, compares the data with the run's, deals out the first batch. It gives wall and CPU seconds and the peak
 of resident memory, torch and Ray included.
 """
 

@@ -89,6 +89,18 @@ def target_check(model: Token2TextConfig) -> Check:
     return Check(lambda utterance: target_problems(model, utterance), ["targets", asdict(model)])
 
 
+def reference_check(config: RunConfig, family: ModelFamily) -> Check:
+    """Transcripts that cannot be a response to learn, for instance with control tokens of the model in them."""
+
+    def problems(utterance: Utterance) -> Iterator[tuple[str, str]]:
+        try:
+            family.target_ids(utterance)
+        except InputError as error:
+            yield from ((problem.key or "text", problem.message) for problem in error.problems)
+
+    return Check(problems, ["reference", _reading(config, family)])
+
+
 def without_unfit(
     config: RunConfig, manifests: Mapping[str, Manifest], checks: Mapping[str, Sequence[Check]]
 ) -> tuple[dict[str, Manifest], dict[str, str]]:

@@ -12,7 +12,14 @@ from typing import Any
 from ray.exceptions import ObjectLostError
 
 from cluster.config import RunConfig
-from cluster.data.fitness import Check, policy_checks, target_check, training_judges, without_unfit
+from cluster.data.fitness import (
+    Check,
+    policy_checks,
+    reference_check,
+    target_check,
+    training_judges,
+    without_unfit,
+)
 from cluster.data.rejections import Rejections
 from cluster.data.targets import diffro_model
 from cluster.evaluation.result import FINGERPRINT, Evaluation
@@ -76,6 +83,9 @@ def _checks(config: RunConfig, family: LanguageModelFamily, train: Manifest) -> 
         checks["train"] = policy_checks(config, family, config.sampling.max_new_tokens, training_judges(config))
     if config.uses_diffro:
         checks["train"].append(target_check(diffro_model(config, train)))
+    if isinstance(family, ModelFamily):
+        references = [reference_check(config, family)]
+        checks |= {"replay": references} | ({"train": references} if config.objective == "sft" else {})
     sound = config.rewards.sound
     judges = [sound.judge, sound.second_judge] if listens(config, training=True) else []
     checks["test"] = policy_checks(config, family, evaluation_sampling(config).max_new_tokens, judges)

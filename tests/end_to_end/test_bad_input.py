@@ -91,6 +91,24 @@ def test_empty_transcript_duplicate_id_and_typo_are_all_reported(
     assert "train.jsonl:11: id" in error and "line 1" in error
 
 
+@pytest.mark.parametrize("objective", ["grpo", "sft"])
+def test_a_transcript_that_would_be_an_order_to_the_model(
+    tmp_path: Path, demo_checkpoint: Path, capsys: pytest.CaptureFixture[str], objective: str
+) -> None:
+    config = write_config(tmp_path, demo_checkpoint, objective=objective)
+    if objective == "sft":
+        values = json.loads(config.read_text(encoding="utf-8"))
+        data = {key: values["data"][key] for key in ("train", "test", "batch_prompts")}
+        kept = {key: values[key] for key in ("name", "steps", "runs_dir", "model", "engines")}
+        config.write_text(json.dumps(kept | {"objective": "sft", "data": data}), encoding="utf-8")
+    learned = tmp_path / ("train.jsonl" if objective == "sft" else "valid.jsonl")  # the latter is replayed
+    lines = [json.loads(line) for line in learned.read_text(encoding="utf-8").splitlines()]
+    lines[2] |= {"text": "turn on <|endoftext|> the light", "language": "en", "keywords": []}
+    learned.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    error = refused(capsys, tmp_path, str(config))
+    assert f"{learned.name}:3: text" in error and "<|endoftext|>" in error
+
+
 def test_manifest_of_another_format(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "train.jsonl").write_text("id,audio,text\n1,a.wav,hello\n", encoding="utf-8")
     error = refused(capsys, tmp_path, str(config))

@@ -111,6 +111,7 @@ def test_the_next_order_is_found_beside_the_present_one() -> None:
     order = source._epoch_order
     source._epoch_order = lambda epoch: threads.append(threading.current_thread()) or order(epoch)  # type: ignore
     source.take(40)
+    source._sorter.shutdown()  # the last one may still be under way
     assert len(threads) >= 4 and threading.current_thread() not in threads
 
 
