@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from rollout.errors import PublicationError, StaleEngineError
-from rollout.leftovers import WEIGHTS
-from rollout.owned_folders import SHARED_MEMORY
+from rollout.weights import staging
 from rollout.weights.publication import compare
 from speech.records import Group, Trajectory
 from speech.runtime.weights import Probe, WeightBucket
@@ -19,6 +19,15 @@ from tests.rollout.engine_driver import Driver
 from tests.rollout.tiny_lm import SAMPLING, buckets_of, make_prompts, probe_of, reference_logprobs, tiny_model
 
 LONG = replace(SAMPLING, max_new_tokens=150, min_new_tokens=150)
+
+
+@pytest.fixture(autouse=True)
+def staged(tmp_path: Path) -> Iterator[Path]:
+    """Where weights are staged: in no folder that others use."""
+    # Not by the fixture `monkeypatch`, which would then undo what a test patches only after `sound` has published.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(staging, "SHARED_MEMORY", tmp_path)
+        yield tmp_path
 
 
 @pytest.fixture
@@ -36,7 +45,7 @@ def publish_badly(driver: Driver, buckets: list[WeightBucket], probe: Probe) -> 
         driver.run(driver.engine.generate(*make_prompts(1), SAMPLING))
     assert driver.run(driver.engine.health()).stale is not None
     assert not driver.run(driver.engine._live().is_paused())
-    assert not list(SHARED_MEMORY.glob(f"speechrl-{WEIGHTS}-*"))
+    assert not list(staging.SHARED_MEMORY.iterdir())
     return str(caught.value)
 
 
@@ -109,7 +118,7 @@ def with_norms(seed: int) -> Any:
     return model
 
 
-def test_logprobs_follow_the_published_weights(driver: Driver) -> None:
+def test_logprobs_follow_the_published_weights(driver: Driver, staged: Path) -> None:
     before = driver.version
     for seed in (3, 4):
         assert driver.publish(tiny_model(seed, tied=True)) <= 1e-4
@@ -117,7 +126,7 @@ def test_logprobs_follow_the_published_weights(driver: Driver) -> None:
     assert driver.run(driver.engine.health()).version == before + 2
     groups = driver.run(driver.engine.generate(*make_prompts(1), SAMPLING))
     assert {(t.version_first, t.version_last) for t in groups[0].trajectories} == {(before + 2, before + 2)}
-    assert not list(SHARED_MEMORY.glob(f"speechrl-{WEIGHTS}-*"))
+    assert not list(staged.iterdir())
 
 
 def test_a_flipped_bit_is_caught_and_named_and_leaves_the_old_weights(sound: Driver) -> None:
@@ -202,14 +211,14 @@ def test_a_nan_in_the_weights_is_caught(sound: Driver) -> None:
     assert "nan nats" in publish_badly(sound, buckets_of(model), probe_of(tiny_model(7, tied=True)))
 
 
-def test_a_sender_that_fails_is_named_as_the_cause(sound: Driver) -> None:
+def test_a_sender_that_fails_is_named_as_the_cause(sound: Driver, staged: Path) -> None:
     def lost() -> Iterator[WeightBucket]:
         yield buckets_of(sound.model)[0]
         raise OSError("the learner is gone")
 
     with pytest.raises(PublicationError, match="the learner is gone"):
         sound.run(sound.engine.update_weights(sound.version + 1, lost(), probe_of(sound.model)))
-    assert not list(SHARED_MEMORY.glob(f"speechrl-{WEIGHTS}-*"))
+    assert not list(staged.iterdir())
 
 
 async def update_during_generation(driver: Driver, model: Any, *, in_flight: bool) -> list[Group]:
