@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from cluster.actors.model import ModelRef
 from cluster.fleet import replica as engine_member
@@ -35,6 +37,14 @@ def tick_until(supervisor: Supervisor, now: float, condition: Callable[[], bool]
         assert time.monotonic() < end
         supervisor.tick(now)
         time.sleep(0.02)
+
+
+def kill(actor: Any) -> None:
+    """Kill an actor, and return once it is dead: a heartbeat that it still answers would be the last on this clock."""
+    ray.kill(actor)
+    with pytest.raises(RayActorError):
+        while True:
+            ray.get(actor.health.remote())
 
 
 def test_restarts_of_one_engine_wait_longer_and_longer_but_the_first_does_not(
@@ -74,7 +84,7 @@ def test_an_engine_is_given_up_beside_one_that_still_loads_weights(
     supervisor = Supervisor(ModelRef(str(tmp_path), None), EngineConfig(count=2, min=fewest, max_failures=1))
     tick_until(supervisor, 0.0, lambda: [m.health.state for m in supervisor.replicas] == [State.STALE] * 2)
     first, second = supervisor.replicas
-    ray.kill(first.actor)
+    kill(first.actor)
     tick_until(supervisor, 10.0, lambda: first.health.state is State.RETIRED or supervisor.fatal is not None)
     if fewest == 1:
         assert supervisor.replicas == [second] and supervisor.wanted == 1 and supervisor.fatal is None
@@ -91,7 +101,7 @@ def test_the_engine_that_has_not_started_goes_first(tmp_path: Path) -> None:
     tick_until(supervisor, 0.0, lambda: [m.health.serves for m in supervisor.replicas] == [True] * 3)
     first, second, third = supervisor.replicas
     (tmp_path / "gpu-held").touch()
-    ray.kill(first.actor)
+    kill(first.actor)
     tick_until(supervisor, 10.0, lambda: first.health.failures == 2)
     assert first.health.state is State.DEAD, "it waits for its next start"
     supervisor.wanted = 2
@@ -114,17 +124,17 @@ def test_somebody_looks_at_each_node_that_a_dead_engine_leaves(tmp_path: Path, m
     tick_until(supervisor, 0.0, lambda: [m.health.serves for m in supervisor.replicas] == [True] * 2)
     first, second = supervisor.replicas
     here = first.node
-    ray.kill(first.actor)
+    kill(first.actor)
     tick_until(supervisor, 10.0, lambda: first.health.failures == 1)
     tick_until(supervisor, 10.0, lambda: first.health.serves)
     assert not asked and supervisor.nodes == {here}
     second.node = "another"
-    ray.kill(second.actor)
+    kill(second.actor)
     tick_until(supervisor, 20.0, lambda: second.health.failures == 1)
     tick_until(supervisor, 20.0, lambda: second.health.serves)
     assert asked == [{"another"}]
     supervisor.wanted = 1
-    ray.kill(second.actor)
+    kill(second.actor)
     second.fail("it is dead", 30.0)
     tick_until(supervisor, 30.0, lambda: supervisor.replicas == [first])
     assert asked == [{"another"}, {here}]
