@@ -49,7 +49,7 @@ class UtterancePool(ActorPool[Utterance, Result | BadUtterance]):
         """Recordings that went through a model since the start; not those of answers that were lost with an actor."""
         return self._encoded
 
-    def _exhausted(self, items: list[Utterance], reason: str) -> Sequence[Result | BadUtterance]:
+    def _exhausted(self, items: list[Utterance], reason: str, error: Exception) -> Sequence[Result | BadUtterance]:
         self._lost_in_a_row += 1
         if self._lost_in_a_row >= SYSTEMIC:
             raise RuntimeError(f"{self.what}: {SYSTEMIC} utterances in a row cost {ATTEMPTS} actors each: {reason}")

@@ -64,7 +64,7 @@ class Listener(ActorPool[Group, list[SampleReport]]):
         try:
             reports = self._run(groups, ask, timeout)
         except StartError as error:
-            reports = self._exhausted(list(groups), str(error).removeprefix(f"{self.what}: "))
+            reports = self._exhausted(list(groups), str(error).removeprefix(f"{self.what}: "), error)
         return [report for group in reports for report in group]
 
     def _spawn(self, place: int) -> Any:
@@ -74,7 +74,7 @@ class Listener(ActorPool[Group, list[SampleReport]]):
             self._config, self._codec
         )
 
-    def _exhausted(self, items: list[Group], reason: str) -> list[list[SampleReport]]:
+    def _exhausted(self, items: list[Group], reason: str, error: Exception) -> list[list[SampleReport]]:
         samples = sum(len(group.trajectories) for group in items)
         logger.error("%s: %d actors were lost on %d samples: %s", self.what, self.attempts, samples, reason)
         return [

@@ -74,7 +74,7 @@ class ActorPool(ABC, Generic[Item, Result]):
         """The handle of a new actor."""
 
     @abstractmethod
-    def _exhausted(self, items: list[Item], reason: str) -> Sequence[Result]:
+    def _exhausted(self, items: list[Item], reason: str, error: Exception) -> Sequence[Result]:
         """Results of items at which all attempts have failed, or an error."""
 
     def _split(self, count: int, actors: int) -> list[Sequence[int]]:
@@ -276,7 +276,7 @@ class ActorPool(ABC, Generic[Item, Result]):
             with self._lock:
                 self.retried += len(places)
             return
-        results = self._exhausted([run.items[place] for place in places], reason)
+        results = self._exhausted([run.items[place] for place in places], reason, error)
         run.results.update(zip(places, results, strict=True))
 
     def _lose(self, actor: PoolActor, reason: str) -> None:

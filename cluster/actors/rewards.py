@@ -119,8 +119,8 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
         kind = "died" if isinstance(error, RayActorError) else "failed"
         return f"reward actor: {kind}: {last_line(error)}"
 
-    def _exhausted(self, items: list[Group], reason: str) -> list[tuple[Reward, ...]]:
-        if self.attempts > 1 and not reason.startswith("reward actor: failed"):  # it dies or hangs, and alone
+    def _exhausted(self, items: list[Group], reason: str, error: Exception) -> list[tuple[Reward, ...]]:
+        if self.attempts > 1 and isinstance(error, TimeoutError | RayActorError):  # it hangs or dies, and alone
             self.lethal |= {group.prompt.utterance.id: reason for group in items}
         lost = Reward(total=None, invalid=f"{reason} (attempt {self.attempts})")
         return [(lost,) * len(group.trajectories) for group in items]

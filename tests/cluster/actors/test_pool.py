@@ -92,7 +92,7 @@ class StrictPool(ActorPool[str, str]):
     def _spawn(self, place: int) -> Any:
         return StandIn.options(num_cpus=self.cpus).remote(self.folder, place)  # type: ignore[attr-defined]
 
-    def _exhausted(self, items: list[str], reason: str) -> Sequence[str]:
+    def _exhausted(self, items: list[str], reason: str, error: Exception) -> Sequence[str]:
         raise RuntimeError(f"{self.what}: {self.attempts} actors failed on {items[0]!r}: {reason}")
 
 
@@ -108,7 +108,7 @@ class LenientPool(StrictPool):
     def _split(self, count: int, actors: int) -> list[Sequence[int]]:
         return [range(count)[start : start + 2] for start in range(0, count, 2)]
 
-    def _exhausted(self, items: list[str], reason: str) -> Sequence[str]:
+    def _exhausted(self, items: list[str], reason: str, error: Exception) -> Sequence[str]:
         return [f"{item} failed: {reason}" for item in items]
 
 
