@@ -63,7 +63,6 @@ MAY_CHANGE = (
     "checkpoint",
     "publish",
     "watchdog_minutes",
-    "data.on_bad",
     "engines.min",
     "engines.max",
     "engines.heartbeat_s",
@@ -249,7 +248,7 @@ class RunFolder:
         except yaml.YAMLError as error:
             raise UserError(f"{file}: not valid YAML: {error}") from error
         changed = changed_keys(_with_defaults(old, defaults(RunConfig)), to_plain(config))
-        refused = {key: values for key, values in changed.items() if not _is_of(key, MAY_CHANGE)}
+        refused = {key: values for key, values in changed.items() if not _may_change(key)}
         self.changed = [
             f"{key}: {was!r} → {now!r}" + (", which may change results by rounding" * _is_of(key, WITHIN_ROUNDING))
             for key, (was, now) in changed.items()
@@ -288,10 +287,13 @@ def _with_defaults(values: Any, default: Any) -> Any:
     return default | {key: _with_defaults(value, default.get(key)) for key, value in values.items()}
 
 
+def _may_change(key: str) -> bool:
+    return key.endswith("timeout_s") or _is_of(key, MAY_CHANGE)
+
+
 def _is_of(key: str, names: Sequence[str]) -> bool:
-    """Whether a key is one of those that may change, or in a section that may."""
-    is_timeout = names is MAY_CHANGE and key.endswith("timeout_s")
-    return is_timeout or any(key == name or key.startswith(f"{name}.") for name in names)
+    """Whether a key is one of these, or in a section that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(value: Any, path: str) -> dict[str, Any]:
