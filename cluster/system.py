@@ -20,7 +20,7 @@ from cluster.actors.rewards import RewardPool
 from cluster.actors.room import check_room
 from cluster.actors.roster import StartError
 from cluster.actors.scaling import PoolScaler, waiting_shares
-from cluster.actors.start import start_ray
+from cluster.actors.start import not_started, start_ray
 from cluster.config import RunConfig
 from cluster.fleet.fleet import EngineFleet
 from cluster.fleet.rollout_future import FleetError
@@ -102,9 +102,7 @@ class System:
             standing = self._standing()
             logger.info("the run does not start", exc_info=error)
             self.close()
-            limit = f"engines.startup_timeout_s={timeout:g}"
-            raise UserError(f"the run does not start: {'; '.join(filter(None, (last_line(error), standing, limit)))}; "
-                            "the logs of the actors say more") from error  # fmt: skip
+            raise not_started(error, standing, timeout) from error
         except BaseException:
             self.close()
             raise

@@ -14,10 +14,21 @@ import ray
 from cluster.config import RunConfig
 from cluster.preflight import surrounding_cluster
 from rollout.leftovers import free_leftovers
-from speech.errors import UserError
+from speech.errors import UserError, last_line
 from speech.runtime.importing import worker_setup
 
 logger = logging.getLogger(__name__)
+
+
+def not_started(error: Exception, standing: str, timeout: float) -> UserError:
+    """The end of a run whose actors do not start.
+
+    Args:
+        standing: what Ray knows of them; may be empty.
+        timeout: `engines.startup_timeout_s`.
+    """
+    parts = filter(None, (last_line(error), standing, f"engines.startup_timeout_s={timeout:g}"))
+    return UserError(f"the run does not start: {'; '.join(parts)}; the logs of the actors say more")
 
 
 def ensure_token() -> None:

@@ -10,7 +10,7 @@ import ray
 from cluster.actors.encoders import CodecPool
 from cluster.actors.remote import get, standing
 from cluster.actors.room import check_room
-from cluster.actors.start import start_ray
+from cluster.actors.start import not_started, start_ray
 from cluster.config import RunConfig
 from cluster.preflight import gpus_wanted
 from learner.gang import LearnerLostError, Token2TextGroup
@@ -72,8 +72,7 @@ class Token2TextSystem:
             get(self._learner.start(timeout), "learner start", timeout)
         except (LearnerLostError, PhaseTimeoutError) as error:
             ranks = {f"learner {rank}": actor for rank, actor in enumerate(self._learner.actors)}
-            message = f"the run does not start: {error}; {standing(ranks)}; engines.startup_timeout_s={timeout:g}"
-            raise UserError(message) from error
+            raise not_started(error, standing(ranks), timeout) from error
 
     @property
     def learner(self) -> Token2TextGroup:
