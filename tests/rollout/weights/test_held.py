@@ -5,37 +5,26 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedModel
 
 from rollout.weights.held import check_held
+from tests.learner.batches.packed_cases import MODELS
 
 pytestmark = pytest.mark.slow
-KINDS: dict[str, Callable[..., PreTrainedModel]] = {
-    "llama": lambda **form: LlamaForCausalLM(LlamaConfig(**form)),
-    "qwen2": lambda **form: Qwen2ForCausalLM(Qwen2Config(**form)),
-    "qwen3": lambda **form: Qwen3ForCausalLM(Qwen3Config(**form)),
-}
 CASES = (("qwen2", False, "bfloat16"), ("llama", True, "float32"), ("qwen3", True, "bfloat16"))
 NORM, KEY, HEAD = "model.norm.weight", "model.layers.1.self_attn.k_proj", "lm_head.weight"
 
 
 def small(kind: str, tied: bool) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = KINDS[kind](
+    configuration, causal_lm = MODELS[kind]
+    form = configuration(
         hidden_size=160,  # more columns than are compared of a packed matrix
         intermediate_size=320,
         num_hidden_layers=2,
@@ -46,6 +35,7 @@ def small(kind: str, tied: bool) -> PreTrainedModel:
         max_position_embeddings=512,
         tie_word_embeddings=tied,
     )
+    model: PreTrainedModel = causal_lm(form)
     for parameter in model.parameters():
         if parameter.ndim == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
