@@ -6,6 +6,7 @@ import difflib
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 
@@ -82,6 +83,12 @@ class PhaseTimeoutError(TimeoutError):
     def __reduce__(self) -> tuple[type[PhaseTimeoutError], tuple[str, float, str], dict[str, Any]]:
         # Exceptions pickle by their message alone; the state keeps the notes.
         return type(self), (self.phase, self.seconds, self.detail), self.__dict__
+
+
+def first_of(names: Iterable[str], most: int) -> str:
+    """The first of some names for a message, with a mark where there are more."""
+    shown = list(islice(names, most + 1))
+    return ", ".join(shown[:most]) + (", …" if len(shown) > most else "")
 
 
 def last_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from cluster.data.prompts import PromptSource, load_split
 from cluster.data.unreadable import with_unreadable
 from cluster.runs.checkpoints import STATE_FILE, CheckpointFolder
 from cluster.runs.ledger import Audit, Ledger
-from speech.errors import UserError
+from speech.errors import UserError, first_of
 from speech.manifests import Manifest
 from speech.manifests.store import stored
 
@@ -65,7 +65,6 @@ def _report(audit: Audit, bad: Sequence[tuple[str, str]], console: Console) -> N
         console.print(f"    {prompt}: {reason}", markup=False, highlight=False)
     for name, prompts in (("twice", audit.duplicates), ("missing", audit.missing), ("not in the data", audit.unknown)):
         if prompts:
-            more = ", …" if len(prompts) > _SHOWN else ""
-            console.print(f"  {name}: {len(prompts):,}: {', '.join(prompts[:_SHOWN])}{more}")
+            console.print(f"  {name}: {len(prompts):,}: {first_of(prompts, _SHOWN)}")
     verdict = "every prompt of every full epoch is there exactly once" if audit.exact else "the account is not exact"
     console.print(verdict)

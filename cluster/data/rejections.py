@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cluster.config import DataConfig
 from speech.errors import InputError, Problem, UserError
@@ -37,6 +38,14 @@ class Rejections:
         self._window: deque[bool] = deque(maxlen=WINDOW)
         self._reasons: deque[str] = deque(maxlen=SHOWN)
         self._lock = threading.Lock()
+
+    def state_dict(self) -> dict[str, str]:
+        """The quarantine, as JSON values, for a checkpoint."""
+        return dict(self.quarantined)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Add the quarantine of a checkpoint."""
+        self.quarantined |= {str(name): str(reason) for name, reason in state.items()}
 
     def known(self, utterance_id: str) -> BadUtterance | None:
         """What is known against an utterance before anybody looks at it."""

@@ -53,8 +53,10 @@ def load_evaluation(path: Path, conditions: Mapping[str, Any], kind: type[AnySco
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        # Files of earlier releases do not say it.
-        if {FINGERPRINT: conditions.get(FINGERPRINT), **content["conditions"]} != {FINGERPRINT: None, **conditions}:
+        made_under, asked = content["conditions"], dict(conditions)
+        if FINGERPRINT not in made_under:  # files of earlier releases do not say it
+            asked.pop(FINGERPRINT, None)
+        if made_under != asked:
             return None
         bad = tuple(BadUtterance(name, reason) for name, reason in content.get("rejected", {}).items())
         return Evaluation(kind.from_json(content["summary"]), content["hypotheses"], bad)

@@ -34,6 +34,11 @@ class LedgerEntry:
         if (self.outcome == "rejected") != (self.reason is not None):
             raise ValueError(f"{self.prompt_id}: a reason belongs to a rejected prompt, and to no other")
 
+    @classmethod
+    def bad_utterance(cls, prompt_id: str, reason: str) -> LedgerEntry:
+        """A prompt that was rejected because its utterance cannot be used, and why it cannot."""
+        return cls(prompt_id, "rejected", BAD_UTTERANCE + reason)
+
 
 @dataclass(frozen=True, slots=True)
 class Audit:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from cluster.runs.durable import writing
-from speech.errors import UserError
+from speech.errors import UserError, first_of
 from speech.manifests import Manifest
 from speech.manifests.entries import KEYS
 from speech.manifests.store import DamagedStoreError, Utterances, read_store, stored
@@ -72,13 +71,13 @@ def differences(before: Utterances, now: Utterances) -> list[str]:
     lines = []
     if changed.any():
         said = (f"{one.id} ({_fields(one, other)})" for one, other in pairs)
-        lines.append(f"{np.count_nonzero(changed):,} changed: {_list(said)}")
+        lines.append(f"{np.count_nonzero(changed):,} changed: {first_of(said, _SHOWN)}")
     same = before.select(old_rows[~changed]), now.select(new_rows[~changed])
     lines += _sounding(*same)
     for text, ours, others in (("gone", old, new), ("new", new, old)):
         names = [name.decode("utf-8", "replace") for name in ours if name not in others]
         if names:
-            lines.append(f"{len(names):,} {text}: {_list(names)}")
+            lines.append(f"{len(names):,} {text}: {first_of(names, _SHOWN)}")
     return lines or ["the lines are in another order"]
 
 
@@ -86,8 +85,10 @@ def _sounding(before: Utterances, now: Utterances) -> list[str]:
     """The utterances, the same in both, whose files have another content."""
     one, other = _sounds(before), _sounds(now)
     changed = (one != other) & (one != 0) & (other != 0)
-    names = now.select(now.rows[changed])
-    return [f"{len(names):,} with another audio file: {_list(u.id for u in names)}"] if len(names) else []
+    found = now.select(now.rows[changed])
+    if not found:
+        return []
+    return [f"{len(found):,} with another audio file: {first_of((u.id for u in found), _SHOWN)}"]
 
 
 def _sounds(utterances: Utterances) -> np.ndarray:
@@ -98,11 +99,6 @@ def _fields(one: Utterance, other: Utterance) -> str:
     """The keys that differ, with both values."""
     pairs = ((key, getattr(one, key), getattr(other, key)) for key in KEYS)
     return ", ".join(f"{key}: {old!r} → {new!r}" for key, old, new in pairs if old != new)
-
-
-def _list(names: Iterable[str]) -> str:
-    shown = list(islice(names, _SHOWN + 1))
-    return ", ".join(shown[:_SHOWN]) + (", …" if len(shown) > _SHOWN else "")
 
 
 def _read(file: Path, folder: str) -> Utterances | None:

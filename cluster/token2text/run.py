@@ -24,7 +24,7 @@ from cluster.monitoring.memory import PeakMemory
 from cluster.monitoring.progress import TrainingDisplay
 from cluster.runs.checkpoints import SCORE
 from cluster.runs.folder import RunFolder
-from cluster.runs.ledger import BAD_UTTERANCE, LedgerEntry
+from cluster.runs.ledger import LedgerEntry
 from cluster.runs.snapshot import check_data
 from cluster.token2text.evaluation import Token2TextScores, score_predictions
 from cluster.token2text.system import Token2TextSystem
@@ -137,7 +137,7 @@ class Token2TextRun(Run):
         metrics |= self.timer.finish_step()
         metrics["time/tokens_per_second"] = tokens / max(metrics["time/step"], 1e-9)
         entries = [LedgerEntry(prompt.id, "trained") for prompt in batch.prompts]
-        entries += [LedgerEntry(p.id, "rejected", BAD_UTTERANCE + reason) for p, reason in batch.rejected]
+        entries += [LedgerEntry.bad_utterance(prompt.id, reason) for prompt, reason in batch.rejected]
         self.folder.ledger.append(self.step, entries)
         self.folder.metrics(self.step, metrics)
         self.display.update(self.step, metrics)
@@ -198,11 +198,11 @@ class Token2TextRun(Run):
             self.saver.save(self.step, {SCORE: score, **self._state_dict(), **self.clocks()})
 
     def _state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "source": self.source.state(), "quarantined": dict(self.rejections.quarantined)}
+        return {"step": self.step, "source": self.source.state(), "quarantined": self.rejections.state_dict()}
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.source.restore(state["source"])
-        self.rejections.quarantined |= {str(name): str(why) for name, why in state.get("quarantined", {}).items()}
+        self.rejections.load_state_dict(state.get("quarantined", {}))
         self.trained = int(state["step"])
 
     def _restore(self, step: int) -> None:

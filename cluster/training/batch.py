@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import ray
 
-from cluster.runs.ledger import BAD_UTTERANCE, LedgerEntry
+from cluster.runs.ledger import LedgerEntry
 from learner.batches.batch import TrainGroup
 from learner.batches.grouping import Selection
 from rollout.actors import EncodedRef
@@ -49,10 +49,8 @@ class Step:
     @property
     def ledger(self) -> list[LedgerEntry]:
         selection = self.batch.selection
-        return [LedgerEntry(prompt, "trained") for prompt in selection.trained] + [
-            LedgerEntry(prompt, "rejected", reason)
-            for prompt, reason in [
-                *selection.rejected,
-                *((prompt, BAD_UTTERANCE + reason) for prompt, reason in self.batch.bad),
-            ]
+        return [
+            *(LedgerEntry(prompt, "trained") for prompt in selection.trained),
+            *(LedgerEntry(prompt, "rejected", reason) for prompt, reason in selection.rejected),
+            *(LedgerEntry.bad_utterance(prompt, reason) for prompt, reason in self.batch.bad),
         ]

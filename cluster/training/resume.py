@@ -43,7 +43,7 @@ def state_dict(trainer: Trainer) -> dict[str, Any]:
         "replay": None if trainer.replay_source is None else trainer.replay_source.state(),
         "in_flight": [[[p.epoch, p.position] for p in batch.prompts] for batch in in_flight],
         "rejected_in_flight": [[[p.epoch, p.position, why] for p, why in batch.rejected] for batch in in_flight],
-        "quarantined": dict(trainer.rejections.quarantined),
+        "quarantined": trainer.rejections.state_dict(),
         "lengths": trainer.history.state_dict(),
     }
 
@@ -63,7 +63,7 @@ def load_state_dict(trainer: Trainer, state: Mapping[str, Any]) -> None:
         batch = PromptBatch[EncodedRef](trainer.config.data.batch_prompts, trainer.source.at(places))
         batch.rejected = list(zip(prompts, reasons, strict=True))
         trainer.waiting.append(batch)
-    trainer.rejections.quarantined |= {str(name): str(why) for name, why in state.get("quarantined", {}).items()}
+    trainer.rejections.load_state_dict(state.get("quarantined", {}))
     if trainer.replay_source is not None:
         trainer.replay_source.restore(state["replay"])
     trainer.history.load_state_dict(state["lengths"])

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.exceptions import RayError
@@ -26,7 +26,7 @@ from cluster.runs.job_state import JobState, announce
 from cluster.runs.saver import CheckpointSaver, StateWriter
 from cluster.training.metrics import summarise
 from learner.gang import LearnerLostError
-from speech.errors import UserError
+from speech.errors import UserError, first_of
 from speech.manifests import Manifest
 
 logger = logging.getLogger(__name__)
@@ -76,9 +76,8 @@ class Run(ABC):
     def tell_unfit(self, unfit: Mapping[str, str]) -> None:
         """Show which utterances of the training split will be rejected: reason by id."""
         if unfit:
-            first = ", ".join(f"{name} ({reason})" for name, reason in list(unfit.items())[:UNFIT_SHOWN])
-            more = ", …" if len(unfit) > UNFIT_SHOWN else ""
-            self.display.message(f"train: {len(unfit):,} utterances cannot be used and are rejected: {first}{more}")
+            first = first_of((f"{name} ({reason})" for name, reason in unfit.items()), UNFIT_SHOWN)
+            self.display.message(f"train: {len(unfit):,} utterances cannot be used and are rejected: {first}")
 
     @property
     @abstractmethod
@@ -97,7 +96,7 @@ class Run(ABC):
     def conditions(self) -> dict[str, Any]:
         """What must be the same for an evaluation of an earlier execution to count."""
 
-    def summary(self, status: str) -> dict[str, Any]:
+    def summary(self, status: str, rejected: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """What `summary.json` holds."""
         before, after = self._scores()
         return summarise(
@@ -108,7 +107,7 @@ class Run(ABC):
             after=after,
             peak_bytes=max(self.peak_before, self.memory.peak_bytes),
             skipped={split: len(manifest.skipped) for split, manifest in self.manifests.items()},
-            rejected=self.folder.ledger.bad_utterances(),
+            rejected=rejected,
         )
 
     def print_result(self, status: str) -> None:
@@ -171,13 +170,11 @@ class Run(ABC):
         self.memory.sample()
         rejected = self.folder.ledger.bad_utterances()
         if rejected:
-            first = ", ".join(prompt for prompt, _ in rejected[:UNFIT_SHOWN]) + (
-                ", …" if rejected[UNFIT_SHOWN:] else ""
-            )
+            first = first_of((prompt for prompt, _ in rejected), UNFIT_SHOWN)
             self.display.message(
                 f"{len(rejected):,} prompts were rejected for their utterances: {first}; see ledger.jsonl"
             )
-        self.folder.summary(self.summary(status))
+        self.folder.summary(self.summary(status, rejected))
         return status
 
     def _compare_like_with_like(self) -> None:

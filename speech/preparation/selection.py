@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from statistics import fmean
 
-from speech.errors import UserError
+from speech.errors import UserError, first_of
 from speech.records import Utterance
 from speech.text import units
 
@@ -49,8 +49,8 @@ def measure_difficulty(
     for number, system in enumerate(systems, start=1):
         missing = [utterance.id for utterance in utterances if utterance.id not in system]
         if missing:
-            shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-            raise UserError(f"system {number} has no hypothesis for {len(missing):,} utterances: {shown}")
+            count, shown = len(missing), first_of(missing, 5)
+            raise UserError(f"system {number} has no hypothesis for {count:,} utterances: {shown}")
     measured = []
     for utterance in utterances:
         texts = [system[utterance.id] for system in systems]
