@@ -5,7 +5,6 @@ from __future__ import annotations
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from rollout.vllm_process.holdings import note_holdings
-from rollout.vllm_process.idle import wait_asleep
 from rollout.vllm_process.orphans import end_with_parent
 from rollout.weights.transfer import BACKEND, ObjectStoreTransferEngine
 
@@ -15,6 +14,5 @@ def register() -> None:
     # These here because this is the only code of ours that runs in each of vLLM's processes.
     note_holdings()
     end_with_parent()
-    wait_asleep()
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreTransferEngine)

@@ -9,6 +9,7 @@ from vllm.config import WeightTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from rollout.config import EngineConfig
+from rollout.engine.one_process import OneProcessExecutor
 from rollout.weights.transfer import BACKEND
 from speech.errors import UserError
 
@@ -47,6 +48,7 @@ def engine_args(folder: Path, config: EngineConfig, sleeps: bool = False) -> Asy
             # vLLM 0.32 rewinds the generator of a seeded request whose prompt it computed only in part, which
             # CPU generators refuse; the engine dies of it.
             "enable_chunked_prefill": False,
+            "distributed_executor_backend": OneProcessExecutor,
         }
     return AsyncEngineArgs(
         model=str(folder),
