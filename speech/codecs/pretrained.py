@@ -19,11 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import soxr
 import torch
-from transformers import PreTrainedModel, SeamlessM4TFeatureExtractor
-from transformers.models.dac import DacModel
-from transformers.models.mimi import MimiModel
-from transformers.models.neucodec import NeuCodecModel
-from transformers.models.xcodec2 import Xcodec2Model
+import transformers
 
 from speech.codecs.base import Codec
 from speech.codecs.checks import check_tokens, check_waves, read_json
@@ -36,7 +32,9 @@ class PretrainedCodec(Codec):
     Waveforms are coded one by one: most of these networks look at padding, and a result may not depend on neighbours.
     """
 
-    model_class: ClassVar[type[PreTrainedModel]]
+    model_class: ClassVar[str]
+    """Of transformers, which imports it when it is asked for: its models take seconds, and who looks for a codec looks
+    at all of them."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -45,7 +43,8 @@ class PretrainedCodec(Codec):
         if model_type not in self.model_types:
             raise UserError(f"{config_path}: model_type is {model_type!r}, not {self.model_types[0]!r}")
         try:
-            model, report = self.model_class.from_pretrained(path, output_loading_info=True)
+            model_class = getattr(transformers, self.model_class)
+            model, report = model_class.from_pretrained(path, output_loading_info=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{path}: {self.name} checkpoint cannot be loaded: {error}") from error
         if report["missing_keys"]:
@@ -116,7 +115,7 @@ class MimiCodec(PretrainedCodec):
     """Kyutai's Mimi (Défossez et al. 2024): 24 kHz, 12.5 frames a second; codebook 0 is semantic."""
 
     name = "mimi"
-    model_class = MimiModel
+    model_class = "MimiModel"
     model_types = ("mimi",)
 
     def _describe(self, config: Any) -> tuple[int, int, int, int]:
@@ -130,7 +129,7 @@ class DacCodec(PretrainedCodec):
     """Descript's DAC (Kumar et al. 2023) at 16, 24 or 44.1 kHz: a residual stack of codebooks for any sound."""
 
     name = "dac"
-    model_class = DacModel
+    model_class = "DacModel"
     model_types = ("dac",)
 
     def _describe(self, config: Any) -> tuple[int, int, int, int]:
@@ -151,7 +150,7 @@ class _SemanticCodec(PretrainedCodec):
 
     def _semantic(self, wave: np.ndarray) -> torch.Tensor:
         """Samples at 16 kHz → features (1, frames of 20 ms, 160), normalised per utterance."""
-        extractor = SeamlessM4TFeatureExtractor()
+        extractor = transformers.SeamlessM4TFeatureExtractor()
         batch = extractor(wave, sampling_rate=self.feature_rate, return_tensors="pt")
         return batch["input_features"].to(self.model.device)
 
@@ -160,7 +159,7 @@ class Xcodec2Codec(_SemanticCodec):
     """XCodec2 (Ye et al. 2025), the codec of Llasa: 16 kHz, 50 tokens a second, 65,536 ids."""
 
     name = "xcodec2"
-    model_class = Xcodec2Model
+    model_class = "Xcodec2Model"
     model_types = ("xcodec2",)
 
     def _describe(self, config: Any) -> tuple[int, int, int, int]:
@@ -176,7 +175,7 @@ class NeuCodec(_SemanticCodec):
     """Neuphonic's NeuCodec (Julian et al. 2025): hears 16 kHz, speaks 24 kHz, 50 tokens a second, 65,536 ids."""
 
     name = "neucodec"
-    model_class = NeuCodecModel
+    model_class = "NeuCodecModel"
     model_types = ("neucodec",)
 
     def _describe(self, config: Any) -> tuple[int, int, int, int]:
