@@ -1,5 +1,5 @@
 # make demo   train the embedded demo and print WER before and after
-# make test   the fast tests; make test-slow for the others; make test-gpu on a machine that has one, with .[gpu,dev]
+# make test   the fast tests, JOBS=2 at a time; make test-slow for the others; make test-gpu on a machine that has one, with .[gpu,dev]
 # make chaos  real runs under faults (45 minutes); benchmarks/chaos.py for random ones
 # make paper-table  every row of the paper's tables, three seeds, and the stability plot (6 hours)
 # make check  ruff and mypy
@@ -31,7 +31,7 @@ demo: setup
 	$(BIN)/speechrl train configs/asr_demo.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -18,17 +18,31 @@ settings.register_profile("speechrl", deadline=None, suppress_health_check=[Heal
 settings.load_profile("speechrl")
 
 
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    """A local Ray with logical CPUs enough for every actor of a test.
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, the tests of a file share one, and so do those of the session's engine."""
+    for item in items:
+        shared = "driver" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("engine" if shared else str(item.path)))
 
-    Per module and not per session: a process has one Ray at a time, and tests/rollout needs one of its own, whose
-    workers know the tests' model family.
-    """
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """Address of a Ray with logical CPUs and GPUs enough for every actor of a test; the GPUs are in its books only."""
+    from ray.cluster_utils import Cluster
+
+    resources = {"num_cpus": 8, "num_gpus": 2, "object_store_memory": 200 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**resources, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_session(ray_cluster: str) -> Iterator[None]:
+    """A job of this file's: its actors end with it."""
     import ray
 
-    # `local`: never join a cluster that somebody else has on this machine.
-    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init(ray_cluster, log_to_driver=False)
     yield
     ray.shutdown()
 
