@@ -15,8 +15,9 @@ import ray
 from ray import ObjectRef
 
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
+from rollout.errors import WeightsLostError
 from rollout.vllm_process.root_cause import causes_named
-from speech.errors import UserError
+from speech.errors import UserError, last_line
 from speech.records import BadUtterance, Group, Prompt, PromptLayout, Utterance
 from speech.runtime.importing import ours_first
 from speech.runtime.spans import Span, SpanRecorder
@@ -272,7 +273,7 @@ class EngineActor:
         self, version: int, buckets: Sequence[ObjectRef], probe: Probe, in_flight: bool = False
     ) -> float:
         """As `RolloutEngine.update_weights`; fetches one bucket at a time, in the thread that stages them."""
-        fetched = (ray.get(bucket) for bucket in buckets)
+        fetched = (_fetched(bucket) for bucket in buckets)
         with self._spans.span("update"):
             return await self._engine.update_weights(version, fetched, probe, in_flight=in_flight)
 
@@ -299,6 +300,14 @@ class EngineActor:
 
     async def shutdown(self) -> None:
         self._engine.shutdown()
+
+
+def _fetched(bucket: ObjectRef) -> WeightBucket:
+    try:
+        weights: WeightBucket = ray.get(bucket)
+    except ray.exceptions.ObjectLostError as error:
+        raise WeightsLostError(f"weights were on a node that is gone: {last_line(error)}") from error
+    return weights
 
 
 def _node() -> str:

@@ -17,6 +17,11 @@ class PublicationError(Exception):
     """New weights did not arrive, or could not be proved to have arrived. The engine is stale afterwards."""
 
 
+class WeightsLostError(Exception):
+    """New weights are nowhere any more, since the node that held them is gone. No engine is at fault, and none can have
+    them: the learner must send them again."""
+
+
 class StaleEngineError(Exception):
     """The engine holds weights that nobody vouches for, so it refuses to sample until a good publication."""
 

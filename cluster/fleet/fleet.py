@@ -176,6 +176,7 @@ class EngineFleet:
         Raises:
             PublicationError: two engines, of which one may be the other's successor, refused the weights and none
                 took them.
+            WeightsLostError: they are gone, with their node, before an engine took them.
             FleetError: engines fail again and again.
         """
         with self._lock:
@@ -331,6 +332,8 @@ class EngineFleet:
                     return
                 if self._engines.fatal is not None:
                     raise self._engines.fatal
+                if self._engines.weights_lost is not None:
+                    raise self._engines.weights_lost
                 calls = [call.ref for replica in self._engines.replicas for call in replica.calls]
                 state = "; ".join(
                     f"{m} is {m.health.state}" + (f" ({m.health.reason})" if m.health.reason else "")
@@ -357,7 +360,8 @@ class EngineFleet:
 
     def _published(self, publication: Publication) -> bool:
         states = [m.health.state for m in self._engines.replicas]
-        return bool(publication.gaps) and State.STALE not in states and State.HEALTHY in states
+        waiting = State.STALE in states and not publication.lost
+        return bool(publication.gaps) and not waiting and State.HEALTHY in states
 
     def _rescale(self) -> None:
         """Once per publication, which is once per step: what does the last step say about the fleet's size?"""

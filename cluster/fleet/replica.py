@@ -16,6 +16,7 @@ from cluster.fleet.health import LIVING, Health, HealthLimits, State
 from rollout.actors import EngineActor
 from rollout.config import EngineConfig
 from rollout.environment import engine_options
+from rollout.errors import WeightsLostError
 from speech.runtime.weights import Probe
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Publication:
         timeout: of one engine's update, in seconds.
         gaps: mean |Δ log-prob| of each engine that verified it.
         refusals: engines that could not verify it.
+        lost: why no engine can have it any more.
     """
 
     number: int
@@ -49,6 +51,7 @@ class Publication:
     in_flight: bool
     gaps: list[float] = field(default_factory=list)
     refusals: int = 0
+    lost: WeightsLostError | None = None
 
     @property
     def probe(self) -> Probe:
@@ -152,7 +155,7 @@ class EngineReplica:
     def heartbeat(self, now: float) -> None:
         """Ask for a sign of life, unless the last one is not answered, or other time-outs are in force."""
         due = now - self.last_heartbeat >= self._config.heartbeat_s
-        busy = any(self.pending(kind) for kind in ("heartbeat", "publishing", "sleeping", "waking"))
+        busy = any(self.pending(kind) for kind in ("heartbeat", "publishing", "sleeping", "waking", "shutdown"))
         if due and self.living and not self.asleep and not busy:
             self.calls.append(Call("heartbeat", self.actor.health.remote(), None, 0.0))
             self.last_heartbeat = now
@@ -172,6 +175,9 @@ class EngineReplica:
         ray.cancel(call.ref)
 
     def shutdown(self, now: float) -> None:
+        """Let it end in order; to what it was asked before it now answers with errors."""
+        self.health.suspend_heartbeat()
+        self.calls.clear()
         self._ask("shutdown", self.actor.shutdown.remote(), now, 60.0)
 
     def overdue(self, now: float) -> Call | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError, RpcError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, RpcError
 
 from cluster.actors.leftovers import free_leftovers_on
 from cluster.actors.model import ModelRef
@@ -19,7 +19,7 @@ from cluster.fleet.replica import Call, EngineReplica, Publication
 from cluster.fleet.rollout_future import FleetError, RolloutFuture
 from rollout.config import EngineConfig
 from rollout.engine.stats import EngineStats
-from rollout.errors import EngineLostError, PublicationError, StaleEngineError
+from rollout.errors import EngineLostError, PublicationError, StaleEngineError, WeightsLostError
 from speech.errors import PhaseTimeoutError, UserError, last_line
 from speech.records import BadUtterance
 
@@ -97,6 +97,13 @@ class Supervisor:
                 if call.subject.number in numbers:
                     replica.cancel(call)
 
+    @property
+    def weights_lost(self) -> WeightsLostError | None:
+        """Why no engine can serve until weights are published again, if that is so."""
+        if self.publication is None or any(m.health.serves or m.pending("publishing") for m in self.replicas):
+            return None
+        return self.publication.lost
+
     def stats(self) -> EngineStats:
         """Totals over all engines since the start, as far as they were told."""
         return _sum(list(self.told.values()))
@@ -158,12 +165,20 @@ class Supervisor:
     def _raised(self, replica: EngineReplica, call: Call, error: BaseException, now: float) -> None:
         if call.kind == "starting" and isinstance(error, UserError):
             self.fatal = self.fatal or error
+        if call.kind == "publishing" and isinstance(error, WeightsLostError):
+            logger.warning("%s: %s", replica, error)
+            call.subject.lost = error
+            return
         if call.kind == "publishing" and isinstance(error, PublicationError):
             call.subject.refusals += 1
             if call.subject.refusals >= REFUSALS and not call.subject.gaps:
                 self.fatal = self.fatal or error
         if call.kind == "generating" and not isinstance(error, ENGINE_FAULTS):
-            if call.subject.number in self.futures:
+            if call.subject.number not in self.futures:
+                return
+            if isinstance(error, ObjectLostError):  # of what was encoded for it: the prompts are not at fault
+                self.settle(self.futures[call.subject.number], error)
+            else:
                 self._suspect(call.subject, error, lethal=False)
             return
         self._fail(replica, f"{call.kind} failed: {last_line(error)}", now)
@@ -239,7 +254,7 @@ class Supervisor:
                 replica.health.retire()
                 if replica.node is not None:
                     self._untidy.add(replica.node)
-            elif not replica.pending("generating") and not replica.pending("shutdown"):
+            elif not any(replica.pending(kind) for kind in ("generating", "publishing", "shutdown")):
                 replica.shutdown(now)
         for replica in [m for m in self.replicas if m.health.state is State.RETIRED]:
             self.replicas.remove(replica)
@@ -298,7 +313,7 @@ class Supervisor:
         if self.away:
             if not replica.asleep and not replica.pending("publishing"):
                 replica.sleep(self.away == "kept", now)
-        elif replica.health.state is State.STALE and current is not None:
+        elif replica.health.state is State.STALE and current is not None and current.lost is None:
             if not any(call.subject is current for call in replica.pending("publishing")):
                 replica.publish(current, now)
         elif replica.asleep:

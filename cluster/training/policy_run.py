@@ -46,6 +46,7 @@ from cluster.training.resume import load_state_dict, new_trainer, state_dict
 from cluster.training.run import Run, compared
 from learner.config import SAMPLED_OBJECTIVES
 from learner.gang import LearnerLostError
+from rollout.errors import WeightsLostError
 from speech.audio import load_audio
 from speech.families import LanguageModelFamily, ModelFamily
 from speech.manifests import Manifest
@@ -151,7 +152,7 @@ class PolicyRun(Run):
                 self.trainer.run(self._after_step)
                 self.save_last(self._save)
                 return
-            except (LearnerLostError, ObjectLostError) as error:
+            except (LearnerLostError, ObjectLostError, WeightsLostError) as error:
                 if not self.budget.lost(self.trainer.step):
                     raise
                 lost = error

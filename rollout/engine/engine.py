@@ -23,7 +23,7 @@ from rollout.engine.args import check, engine_args
 from rollout.engine.prefix_cache import CounterFactory
 from rollout.engine.sleep_mode import SleepMode
 from rollout.engine.stats import EngineHealth, EngineStats
-from rollout.errors import EngineLostError, PublicationError, StaleEngineError, within
+from rollout.errors import EngineLostError, PublicationError, StaleEngineError, WeightsLostError, within
 from rollout.leftovers import MODEL, EngineHome, free_leftovers
 from rollout.owned_folders import OwnedFolder
 from rollout.weights.publication import compare, load
@@ -222,6 +222,7 @@ class RolloutEngine:
         Raises:
             PublicationError: naming the phase, the tensors or the Δ. The engine is stale then, and samples in flight
                 are lost; sampling resumes with the next publication that succeeds.
+            WeightsLostError: raised by `buckets`; stale as well.
             EngineLostError: the engine's processes are gone.
         """
         started = time.monotonic()
@@ -233,7 +234,7 @@ class RolloutEngine:
                 self._stale = f"publication of version {version} failed: {error}"
                 if self._engine is not None:
                     await self._engine.abort(self._in_flight, internal=True)
-                if isinstance(error, EngineLostError) or not isinstance(error, Exception):
+                if isinstance(error, (EngineLostError, WeightsLostError)) or not isinstance(error, Exception):
                     raise
                 raise PublicationError(self._stale) from error
             self._stale = None

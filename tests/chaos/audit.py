@@ -23,9 +23,10 @@ from tests.end_to_end.runs import records
 LOGPROB_GAP = 1e-2
 """Nats between learner and engine beyond which they hold different weights; in float32 the same ones differ by 1e-4."""
 PROBE_GAP = 1e-4
-KEPT = ("ray", "torchinductor_")
+KEPT = ("ray", "torchinductor_", "pymp-")
 """How the folders among the temporary files begin that stay after every run, disturbed or not: Ray's logs and sockets,
-and the cache of compiled kernels, which all runs of a user share."""
+the cache of compiled kernels, which all runs of a user share, and the folder of a Ray dashboard's fork server, where
+the head was killed. Those of engines are in their homes."""
 
 
 @dataclass

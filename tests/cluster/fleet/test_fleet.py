@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ObjectLostError
 
 from cluster.actors.model import ModelRef
 from cluster.fleet import replica as engine_member
@@ -23,7 +24,7 @@ from cluster.fleet.rollout_future import FleetError, WithdrawnError
 from rollout.actors import EncodedRef
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine.stats import EngineStats
-from rollout.errors import PublicationError, StaleEngineError
+from rollout.errors import PublicationError, StaleEngineError, WeightsLostError
 from speech.errors import PhaseTimeoutError, UserError
 from speech.records import BadUtterance, Prompt, PromptLayout, Utterance
 from speech.runtime.weights import Probe
@@ -43,7 +44,7 @@ class StandIn:
         if config.dtype == "bfloat16":
             raise UserError("no bfloat16 here")
         self.folder, self.version, self.generated = Path(folder), None, 0
-        self.asleep = False
+        self.asleep = self.was_shut_down = False
 
     def first(self, name: str) -> bool:
         marker = self.folder / name
@@ -59,8 +60,12 @@ class StandIn:
 
     async def update_weights(self, version: int, buckets: Sequence[Any], probe: Probe, in_flight: bool) -> float:
         (word,) = await asyncio.gather(*buckets)
-        if word == "corrupt" or (word == "corrupt once" and self.first(f"refused-{version}")):
+        while word == "slow-to-publish" and (self.folder / word).exists():
+            await asyncio.sleep(0.02)
+        if self.was_shut_down or word == "corrupt" or (word == "corrupt once" and self.first(f"refused-{version}")):
             raise PublicationError("a digest differs")
+        if word == "gone" or (word == "gone for one" and self.first(f"gone-{version}")):
+            raise WeightsLostError("weights were on a node that is gone")
         if word == "unlucky" and probe.sequences[0][0] == 1:
             raise PublicationError("the log-probs differ")
         if word == "slow" or (word == "hanging once" and self.first(f"hung-{version}")):
@@ -72,6 +77,8 @@ class StandIn:
         if self.version is None or self.asleep:
             raise StaleEngineError("it awaits a publication")
         ids = [prompt.id for prompt in prompts]
+        if "lost" in ids:
+            raise ObjectLostError("ab", None, "encode")
         if "long" in ids:
             raise UserError("too long")
         if "late" in ids and self.first("late"):
@@ -95,7 +102,8 @@ class StandIn:
         self.asleep = False
 
     async def health(self) -> None:
-        pass
+        if self.was_shut_down:
+            raise StaleEngineError("the engine was shut down")
 
     async def stats(self) -> EngineStats:
         while self.generated == 1 and (self.folder / "slow-to-tell").exists():
@@ -104,7 +112,7 @@ class StandIn:
         return EngineStats(prompts=self.generated)
 
     async def shutdown(self) -> None:
-        pass
+        self.was_shut_down = True
 
 
 Start = Callable[..., EngineFleet]
@@ -145,7 +153,7 @@ def publish(fleet: EngineFleet, version: int, word: str = "sound") -> float:
 
 def test_an_engine_without_a_place_is_not_asked_for_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three time-outs and the waits between them were ten minutes for nothing."""
-    monkeypatch.setattr(engine_member, "engine_options", lambda config: {"num_cpus": 0, "num_gpus": 1})
+    monkeypatch.setattr(engine_member, "engine_options", lambda config: {"num_cpus": 0, "num_gpus": 99})
     with pytest.raises(FleetError, match="engine 0 found no place within 1 s"):
         start(startup_timeout_s=1.0)
 
@@ -383,3 +391,33 @@ def test_an_engine_on_a_node_that_will_go_drains_first(start: Start, monkeypatch
     assert slow.result(30.0) == ["slow@1", "b@1"] and fleet.counts().reissued == 0
     publish(fleet, 2)
     assert generate(fleet, "a", "b") == ["a@2", "b@2"]
+
+
+def test_weights_that_are_gone_are_no_fault_of_the_engines(start: Start) -> None:
+    """Their node took the learner with it. Each engine was restarted for it until the run ended."""
+    fleet = start(count=2, max_failures=2)
+    publish(fleet, 1)
+    with pytest.raises(WeightsLostError, match="node that is gone"):
+        publish(fleet, 2, "gone")
+    with pytest.raises(WeightsLostError, match="node that is gone"):
+        generate(fleet, "a", timeout=None)
+    fleet.abandon()
+    publish(fleet, 2)
+    assert generate(fleet, "a", "b") == ["a@2", "b@2"] and fleet.counts().restarts == 0
+
+
+def test_who_got_the_weights_before_they_were_gone_serves_alone(start: Start) -> None:
+    fleet = start(count=2)
+    publish(fleet, 1, "gone for one")
+    assert generate(fleet, "a", "b", "c") == ["a@1", "b@1", "c@1"] and fleet.counts().healthy == 1
+    publish(fleet, 2)
+    until(lambda: fleet.counts().healthy == 2)
+    assert fleet.counts().restarts == 0
+
+
+def test_what_was_encoded_and_is_gone_makes_no_prompt_bad(start: Start) -> None:
+    fleet = start()
+    publish(fleet, 1)
+    with pytest.raises(ObjectLostError):
+        generate(fleet, "a", "lost")
+    assert generate(fleet, "a") == ["a@1"] and fleet.counts().restarts == 0

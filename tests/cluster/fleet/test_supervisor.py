@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.actors.model import ModelRef
 from cluster.fleet import replica as engine_member
 from cluster.fleet import supervisor as engine_supervisor
 from cluster.fleet.health import BACKOFF_S, State
+from cluster.fleet.replica import Publication
 from cluster.fleet.rollout_future import FleetError
 from cluster.fleet.supervisor import Supervisor
 from rollout.config import EngineConfig
-from tests.cluster.fleet.test_fleet import StandIn
+from tests.cluster.fleet.test_fleet import PROBES, StandIn
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -138,4 +139,45 @@ def test_somebody_looks_at_each_node_that_a_dead_engine_leaves(tmp_path: Path, m
     second.fail("it is dead", 30.0)
     tick_until(supervisor, 30.0, lambda: supervisor.replicas == [first])
     assert asked == [{"another"}, {here}]
+    first.end()
+
+
+def test_an_engine_that_leaves_is_not_asked_how_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It answered the heartbeat with an error, once it had been shut down, and the run ended of that."""
+    config = EngineConfig(count=2, heartbeat_s=1.0)
+    supervisor = Supervisor(ModelRef(str(tmp_path), None), config)
+    supervisor.own_version = 0
+    tick_until(supervisor, 0.0, lambda: [m.health.serves for m in supervisor.replicas] == [True] * 2)
+    first, second = supervisor.replicas
+    supervisor.wanted = 1
+    supervisor.tick(2.0)
+    assert second.leaving and second.pending("heartbeat"), "asked before it leaves"
+    supervisor.tick(4.0)
+    assert second.pending("shutdown") and not second.pending("heartbeat")
+    with pytest.raises(RayTaskError, match="was shut down"):
+        ray.get([second.actor.health.remote() for _ in range(3)])
+    tick_until(supervisor, 6.0, lambda: supervisor.replicas == [first])
+    assert second.health.failures == 0 and "engine 1" not in caplog.text
+    first.end()
+
+
+def test_an_engine_that_leaves_ends_its_publication_first(tmp_path: Path) -> None:
+    """Shut down in the middle it would refuse the weights, and two that do are a fatal error of the run."""
+    (tmp_path / "slow-to-publish").touch()
+    supervisor = Supervisor(ModelRef(str(tmp_path), None), EngineConfig(count=2))
+    supervisor.own_version = 0
+    tick_until(supervisor, 0.0, lambda: [m.health.serves for m in supervisor.replicas] == [True] * 2)
+    first, second = supervisor.replicas
+    supervisor.publication = Publication(1, 1, [ray.put("slow-to-publish")], PROBES, 60.0, in_flight=False)
+    for replica in supervisor.replicas:
+        replica.health.expect(1)
+    supervisor.tick(1.0)
+    supervisor.wanted = 1
+    for _ in range(5):
+        supervisor.tick(1.0)
+        time.sleep(0.02)
+    assert second.leaving and second.pending("publishing") and not second.pending("shutdown")
+    (tmp_path / "slow-to-publish").unlink()
+    tick_until(supervisor, 1.0, lambda: supervisor.replicas == [first] and first.health.serves)
+    assert supervisor.publication.refusals == 0 and supervisor.fatal is None
     first.end()
