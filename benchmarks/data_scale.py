@@ -110,10 +110,10 @@ def start(manifest: Path, model: Path, run: Path) -> dict[str, float]:
     checked = time.monotonic()
     check_data(run, manifests, resumed=state.exists())
     compared = time.monotonic()
-    source = PromptSource(manifests["train"].utterances, seed=1, batch_prompts=32)
+    source = PromptSource(manifests["train"].utterances, seed=1)
     if state.exists():
         source.restore(json.loads(state.read_text()))
-    batch = source.next_batch()
+    batch = source.take(32)
     source.at([(prompt.epoch, prompt.position) for prompt in batch])
     state.write_text(json.dumps(source.state()))
     ended = time.monotonic()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,10 +24,8 @@ from speech.runtime.schema import Problems
 CONNECT_S = 3.0
 """A head that does not take a connection in this time is taken for absent."""
 HTTP_S = 1.0
-SOCKET_PATH = 107
-"""Bytes that the path of a Unix socket may have."""
-RAY_SOCKET = len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
-VLLM_SOCKET = len("/00000000-0000-0000-0000-000000000000")
+LONGEST_RAY_ROOT = 107 - len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
+"""Bytes of the folder for temporary files: the path of a Unix socket may have 107."""
 
 
 def surrounding_cluster() -> str | None:
@@ -181,21 +178,19 @@ def _gpus(config: RunConfig, training: bool) -> Problems:
 
 
 def _temporary_folder() -> Problems:
-    """Ray and vLLM open Unix sockets below it, whose paths the kernel limits."""
-    ray = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    """Ray opens Unix sockets below it, whose paths the kernel limits. vLLM's are in its engine's home, which moves."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     key = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-    found = []
-    # Of one key the last message counts, and Ray leaves less room.
-    for name, folder, below in (("TMPDIR", tempfile.gettempdir(), VLLM_SOCKET), (key, ray, RAY_SOCKET)):
-        length = len(os.fsencode(folder))
-        if length + below > SOCKET_PATH:
-            most = SOCKET_PATH - below
-            found.append((name, f"{folder} has {length} bytes; sockets below it leave room for {most}. Set a shorter "
-                                f"folder, such as {name}=/tmp"))  # fmt: skip
-    there = next(path for path in (Path(ray, "ray"), Path(ray), *Path(ray).absolute().parents) if path.exists())
-    if not found and not os.access(there, os.W_OK | os.X_OK):
-        found.append((key, f"{there} cannot be written, where Ray keeps its session; set {key} to another folder"))
-    return list(dict(found).items())
+    length = len(os.fsencode(folder))
+    if length > LONGEST_RAY_ROOT:
+        return [(key, f"{folder} has {length} bytes; sockets below it leave room for {LONGEST_RAY_ROOT}. Set a shorter "
+                      f"folder, such as {key}=/tmp")]  # fmt: skip
+    there = next(
+        path for path in (Path(folder, "ray"), Path(folder), *Path(folder).absolute().parents) if path.exists()
+    )
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [(key, f"{there} cannot be written, where Ray keeps its session; set {key} to another folder")]
+    return []
 
 
 def _address(address: str) -> Problems:

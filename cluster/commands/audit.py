@@ -50,7 +50,7 @@ def _in_flight(folder: Path, config: RunConfig, manifest: Manifest) -> list[str]
         state = json.loads(file.read_text(encoding="utf-8"))
         batches = [*state.get("in_flight", []), *state.get("rejected_in_flight", [])]
         places = [(int(epoch), int(position)) for batch in batches for epoch, position, *_ in batch]
-        source = PromptSource(manifest.utterances, config.seed, config.data.batch_prompts, config.data.shuffle)
+        source = PromptSource(manifest.utterances, config.seed, config.data.shuffle)
         return [prompt.id for prompt in source.at(places)]
     except (json.JSONDecodeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{file}: damaged ({error})") from error

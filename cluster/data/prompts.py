@@ -59,26 +59,25 @@ def derived_seed(*parts: int | str) -> int:
 class PromptSource:
     """Deals out every utterance exactly once per epoch, in an order that depends only on (seed, epoch).
 
-    The epochs are one endless stream that is cut into batches of equal size, so a batch may hold the end of one epoch
-    and the beginning of the next; nothing is dropped and no batch is short. With fewer utterances than prompts per
-    batch, an utterance can be in a batch twice, as prompts of different epochs.
+    The epochs are one endless stream, so a batch may hold the end of one epoch and the beginning of the next; nothing
+    is dropped and no batch is short. With fewer utterances than prompts in a batch, an utterance can be in it twice, as
+    prompts of different epochs.
 
     The order of the next epoch is found by a thread beside the present one: for a million utterances it takes a second.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], seed: int, batch_prompts: int, shuffle: bool = True) -> None:
+    def __init__(self, utterances: Sequence[Utterance], seed: int, shuffle: bool = True) -> None:
         """Start at the first prompt of epoch 0.
 
         Raises:
-            ValueError: there are no utterances, an id occurs twice, or the batch is empty.
+            ValueError: there are no utterances, or an id occurs twice.
         """
-        if not utterances or batch_prompts < 1:
-            raise ValueError("need at least one utterance and one prompt per batch")
+        if not utterances:
+            raise ValueError("need at least one utterance")
         self._utterances = stored(utterances)
         if self._utterances.repeated():
             raise ValueError("utterance ids are not unique")
         self._seed = seed
-        self._batch_prompts = batch_prompts
         self._shuffle = shuffle
         self._sorter = ThreadPoolExecutor(1, thread_name_prefix="order")
         self._orders: dict[int, Future[np.ndarray]] = {}
@@ -93,12 +92,8 @@ class PromptSource:
         """Epochs whose prompts have all been dealt out."""
         return self._epoch
 
-    def next_batch(self) -> list[Prompt]:
-        """The next `batch_prompts` prompts."""
-        return self.take(self._batch_prompts)
-
     def take(self, count: int) -> list[Prompt]:
-        """The next `count` prompts, for instance to stand in for groups without variance."""
+        """The next `count` prompts: a batch, or what stands in for groups without variance."""
         prompts = []
         for _ in range(count):
             prompts.append(self._prompt(self._position, self._epoch, self._orders[self._epoch].result()))

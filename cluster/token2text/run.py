@@ -84,9 +84,7 @@ class Token2TextRun(Run):
         """`unfit`: see `Rejections`."""
         super().__init__(config, manifests, folder, display, memory, system.learner)
         self.system, self.model = system, model
-        self.source = PromptSource(
-            manifests["train"].utterances, config.seed, config.data.batch_prompts, config.data.shuffle
-        )
+        self.source = PromptSource(manifests["train"].utterances, config.seed, config.data.shuffle)
         self.trained = 0
         self.rejections = Rejections(config.data, unfit)
         self.tell_unfit(unfit)

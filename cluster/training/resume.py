@@ -24,11 +24,11 @@ def new_trainer(
     rejections: Rejections,
 ) -> Trainer:
     """A trainer at the beginning of the run."""
-    source = PromptSource(manifests["train"].utterances, config.seed, config.data.batch_prompts, config.data.shuffle)
+    source = PromptSource(manifests["train"].utterances, config.seed, config.data.shuffle)
     replay = None
     if "replay" in manifests:
         seed = derived_seed("replay", config.seed)
-        replay = PromptSource(manifests["replay"].utterances, seed, config.data.replay_batch)
+        replay = PromptSource(manifests["replay"].utterances, seed)
     return Trainer(config, system, source, replay, timer, rejections)
 
 

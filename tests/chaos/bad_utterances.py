@@ -80,7 +80,7 @@ def _late_id(lines: list[dict[str, Any]]) -> str:
     for number in range(1000):
         name = f"bad-gone-{number}"
         utterances = [Utterance(id=line, audio="", text="") for line in [*(line["id"] for line in lines), name]]
-        order = [prompt.utterance.id for prompt in PromptSource(utterances, 3, 1).take(len(utterances))]
+        order = [prompt.utterance.id for prompt in PromptSource(utterances, 3).take(len(utterances))]
         if order.index(name) >= SPARE + len(KINDS):
             return name
     raise AssertionError("no such name")

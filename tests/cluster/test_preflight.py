@@ -207,8 +207,6 @@ def test_temporary_folders(tmp_path: Path, model: Path, data: str, monkeypatch: 
     ((key, text),) = problems_here(config(model, data))
     assert key == "TMPDIR" and "has 51 bytes" in text and "room for 39" in text
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
-    assert keys(config(model, data)) == [], "vLLM has room, and Ray a folder of its own"
-    monkeypatch.setattr(preflight.tempfile, "gettempdir", lambda: "/" + "t" * 80)
-    ((key, text),) = problems_here(config(model, data))
-    assert key == "TMPDIR" and "room for 70" in text
+    assert keys(config(model, data)) == [], "Ray has a folder of its own, and vLLM's sockets find room by themselves"
+    monkeypatch.delenv("RAY_TMPDIR")
     assert keys(config(model, data, "ray.address=auto")) == [], "the nodes have folders of their own"

@@ -221,12 +221,12 @@ def test_a_recording_that_vanishes_leaves_the_data_what_it_was(tmp_path: Path) -
     before = load_manifests(config)
     assert [u.id for u in before["train"].utterances] == ["a", "b", "c"]
     assert without_unfit(config, before, {}) == (before, {})
-    state = PromptSource(before["train"].utterances, 0, 2).state()
+    state = PromptSource(before["train"].utterances, 0).state()
 
     (tmp_path / "b.wav").unlink()
     after = load_manifests(config)
     assert [u.id for u in after["train"].utterances] == ["a", "b", "c"] and len(after["train"].skipped) == 3
-    PromptSource(after["train"].utterances, 0, 2).restore(state)
+    PromptSource(after["train"].utterances, 0).restore(state)
     _, unfit = without_unfit(config, after, {})
     assert list(unfit) == ["b"] and "no such file" in unfit["b"]
     rejections = Rejections(config.data, unfit)

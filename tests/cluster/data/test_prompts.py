@@ -31,10 +31,10 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 @given(size=SIZES, batch=BATCHES, seed=SEEDS, shuffle=st.booleans())
 def test_every_prompt_is_dealt_exactly_once_per_epoch(size: int, batch: int, seed: int, shuffle: bool) -> None:
-    source = PromptSource(utterances(size), seed, batch, shuffle)
+    source = PromptSource(utterances(size), seed, shuffle)
     prompts = []
     while source.complete_epochs < 3:
-        dealt = source.next_batch()
+        dealt = source.take(batch)
         assert len(dealt) == batch
         prompts += dealt
     assert len({p.id for p in prompts}) == len(prompts)
@@ -47,18 +47,16 @@ def test_every_prompt_is_dealt_exactly_once_per_epoch(size: int, batch: int, see
 
 @given(size=SIZES, batch=BATCHES, seed=SEEDS, before=st.integers(0, 12), extra=st.integers(0, 5))
 def test_restore_continues_the_same(size: int, batch: int, seed: int, before: int, extra: int) -> None:
-    source = PromptSource(utterances(size), seed, batch)
-    for _ in range(before):
-        source.next_batch()
-    source.take(extra)
+    source = PromptSource(utterances(size), seed)
+    source.take(before * batch + extra)
     state = json.loads(json.dumps(source.state()))
-    again = PromptSource(utterances(size), seed, batch)
+    again = PromptSource(utterances(size), seed)
     again.restore(state)
-    assert [again.next_batch() for _ in range(6)] == [source.next_batch() for _ in range(6)]
+    assert again.take(6 * batch) == source.take(6 * batch)
 
 
 def test_prompts_that_were_dealt_are_found_again_by_their_places() -> None:
-    source = PromptSource(utterances(5), 3, 4)
+    source = PromptSource(utterances(5), 3)
     dealt = source.take(13)
     state = source.state()
     places = [(p.epoch, p.position) for p in dealt]
@@ -70,26 +68,26 @@ def test_prompts_that_were_dealt_are_found_again_by_their_places() -> None:
 
 
 def test_epochs_and_seeds_have_their_own_orders() -> None:
-    first = PromptSource(utterances(50), 1, 50)
-    other = PromptSource(utterances(50), 2, 50)
-    orders = [[p.utterance.id for p in batch] for batch in (first.next_batch(), first.next_batch(), other.next_batch())]
+    first = PromptSource(utterances(50), 1)
+    other = PromptSource(utterances(50), 2)
+    orders = [[p.utterance.id for p in batch] for batch in (first.take(50), first.take(50), other.take(50))]
     assert orders[0] != orders[1] != orders[2] != orders[0]
-    plain = PromptSource(utterances(5), 1, 5, shuffle=False)
-    assert [p.utterance.id for p in plain.next_batch()] == [u.id for u in utterances(5)]
+    plain = PromptSource(utterances(5), 1, shuffle=False)
+    assert [p.utterance.id for p in plain.take(5)] == [u.id for u in utterances(5)]
 
 
 def test_prompt_seeds_differ_and_do_not_depend_on_the_batch() -> None:
-    small = PromptSource(utterances(30), 3, 4)
-    large = PromptSource(utterances(30), 3, 60)
-    seeds = {p.id: p.seed for p in large.next_batch()}
+    small = PromptSource(utterances(30), 3)
+    large = PromptSource(utterances(30), 3)
+    seeds = {p.id: p.seed for p in large.take(60)}
     assert len(set(seeds.values())) == 60
     assert all(seeds[p.id] == p.seed for p in small.take(60))
 
 
 def test_order_is_pinned() -> None:
     """A change here makes every checkpoint in the world continue elsewhere."""
-    source = PromptSource(utterances(6), 0, 6)
-    assert [(p.utterance.id, p.seed) for p in source.next_batch()] == PINNED
+    source = PromptSource(utterances(6), 0)
+    assert [(p.utterance.id, p.seed) for p in source.take(6)] == PINNED
 
 
 def framed(*parts: object) -> bytes:
@@ -99,14 +97,14 @@ def framed(*parts: object) -> bytes:
 
 @given(ids=st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=60, unique=True), seed=SEEDS)
 def test_the_order_is_the_sort_by_a_hash(ids: list[str], seed: int) -> None:
-    source = PromptSource([Utterance(id=name, audio="", text="x") for name in ids], seed, len(ids))
+    source = PromptSource([Utterance(id=name, audio="", text="x") for name in ids], seed)
     for epoch in range(3):
         expected = sorted(ids, key=lambda name: framed("order", seed, epoch, name))
-        assert [prompt.utterance.id for prompt in source.next_batch()] == expected
+        assert [prompt.utterance.id for prompt in source.take(len(ids))] == expected
 
 
 def test_the_next_order_is_found_beside_the_present_one() -> None:
-    source = PromptSource(utterances(9), 0, 2)
+    source = PromptSource(utterances(9), 0)
     threads = []
     order = source._epoch_order
     source._epoch_order = lambda epoch: threads.append(threading.current_thread()) or order(epoch)  # type: ignore
@@ -116,32 +114,32 @@ def test_the_next_order_is_found_beside_the_present_one() -> None:
 
 
 def test_restore_refuses_other_data() -> None:
-    state = PromptSource(utterances(5), 0, 2).state()
+    state = PromptSource(utterances(5), 0).state()
     other = [*utterances(4), replace(utterances(5)[4], text="another transcript")]
     for changed in (utterances(6), utterances(5)[::-1], other):
         with pytest.raises(UserError, match="training utterances have changed"):
-            PromptSource(changed, 0, 2).restore(state)
+            PromptSource(changed, 0).restore(state)
     moved = [replace(u, audio=f"/moved{u.audio}") for u in utterances(5)]
-    PromptSource(moved, 0, 2).restore(state)
+    PromptSource(moved, 0).restore(state)
     with pytest.raises(UserError, match="made with seed 0"):
-        PromptSource(utterances(5), 1, 2).restore(state)
+        PromptSource(utterances(5), 1).restore(state)
 
 
 def test_checkpoints_of_earlier_releases_know_the_ids() -> None:
     state = {"epoch": 1, "position": 2, "seed": 0, "data": framed(*(u.id for u in utterances(5))).hex()}
-    source, expected = PromptSource(utterances(5), 0, 2), PromptSource(utterances(5), 0, 2)
+    source, expected = PromptSource(utterances(5), 0), PromptSource(utterances(5), 0)
     source.restore(state)
     expected.take(7)
     assert source.take(9) == expected.take(9)
     with pytest.raises(UserError, match="training utterances have changed"):
-        PromptSource(utterances(6), 0, 2).restore(state)
+        PromptSource(utterances(6), 0).restore(state)
 
 
 def test_refuses_what_cannot_be_dealt() -> None:
     with pytest.raises(ValueError, match="at least one utterance"):
-        PromptSource([], 0, 2)
+        PromptSource([], 0)
     with pytest.raises(ValueError, match="not unique"):
-        PromptSource(utterances(2) * 2, 0, 2)
+        PromptSource(utterances(2) * 2, 0)
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -154,14 +152,14 @@ def test_killed_runs_account_for_every_prompt(
     ledger, last = Ledger(path), 0
     saved: tuple[int, dict[str, Any] | None] = (0, None)
     for steps in [*kills, 10]:
-        source = PromptSource(utterances(size), 0, batch)
+        source = PromptSource(utterances(size), 0)
         step, state = saved
         if state is not None:
             source.restore(state)
         ledger.rewind(step)
         for _ in range(steps):
             step += 1
-            prompts = source.next_batch()
+            prompts = source.take(batch)
             ledger.append(
                 step,
                 [

@@ -156,7 +156,7 @@ def simulated_publication(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trainer(config: RunConfig, system: SimulatedSystem, utterances: int = 7) -> Trainer:
     data = [Utterance(id=f"u{i}", audio=f"/u{i}.wav", text="x") for i in range(utterances)]
-    source, rejections = PromptSource(data, 0, config.data.batch_prompts), Rejections(config.data)
+    source, rejections = PromptSource(data, 0), Rejections(config.data)
     return Trainer(config, system, source, None, PhaseTimer(), rejections)  # type: ignore[arg-type]
 
 
@@ -193,7 +193,7 @@ def test_every_prompt_is_trained_once_in_order_and_within_the_bound(
         run.run(after_step)
         assert len(run.in_flight()) == min(staleness, steps - run.step)
         saved = json.loads(json.dumps(state_dict(run)))
-    undisturbed = PromptSource([Utterance(id=f"u{i}", audio="", text="") for i in range(7)], 0, 3).take(3 * steps)
+    undisturbed = PromptSource([Utterance(id=f"u{i}", audio="", text="") for i in range(7)], 0).take(3 * steps)
     assert trained == [prompt.id for prompt in undisturbed], "each once, in the data's order, short or long"
     expected: Counter[int] = Counter()
     for prompt in undisturbed:
@@ -328,7 +328,7 @@ def test_bad_utterances_leave_the_batches_of_the_cleaned_data(
     """Whoever is faster, and across a kill: the same prompts in the same batches as over data without them."""
     config = configuration(staleness, 12, "data.on_bad=skip", "data.max_rejected=1")
     clean = trainer(config, SimulatedSystem())
-    clean.source = PromptSource([Utterance(id=name, audio=f"/{name}.wav", text="x") for name in GOOD], 0, 3)
+    clean.source = PromptSource([Utterance(id=name, audio=f"/{name}.wav", text="x") for name in GOOD], 0)
     clean.intake._source = clean.source
     expected, nothing = trained_by(clean, 12)
     assert nothing == []
@@ -347,7 +347,7 @@ def test_bad_utterances_leave_the_batches_of_the_cleaned_data(
     rest, more = trained_by(resumed, 12)
     assert first + rest == expected, "the same prompts in the same batches"
     found = [name for name, _ in rejected + more]
-    stream = PromptSource([Utterance(id=f"u{i}", audio="", text="") for i in range(7)], 0, 3)
+    stream = PromptSource([Utterance(id=f"u{i}", audio="", text="") for i in range(7)], 0)
     dealt = [prompt.id for prompt in stream.take(len(found) + 36)]
     assert sorted(found + [name for step in expected for name in step]) == sorted(dealt), "each exactly once"
     assert {reason for _, reason in rejected + more} == {"bad utterance: cannot be decoded"}
@@ -425,7 +425,7 @@ def test_supervised_batches_do_without_bad_recordings_and_texts() -> None:
     run.reference = refuses  # type: ignore[method-assign]
     trained, rejected = trained_by(run, 4)
     assert [len(names) for names in trained] == [3, 3, 3, 3]
-    expected = PromptSource([Utterance(id=name, audio="", text="") for name in GOOD], 0, 3).take(12)
+    expected = PromptSource([Utterance(id=name, audio="", text="") for name in GOOD], 0).take(12)
     assert [name for names in trained for name in names] == [prompt.id for prompt in expected]
     assert dict(rejected)["0/u4"] == "bad utterance: text: ValueError: half of a pair"
     assert dict(rejected)["0/u1"] == "bad utterance: cannot be decoded"
