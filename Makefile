@@ -2,14 +2,16 @@
 # make test   the fast tests, JOBS=2 at a time; make test-slow for the others; make test-gpu on a machine that has one, with .[gpu,dev]
 # make chaos  real runs under faults (45 minutes); benchmarks/chaos.py for random ones
 # make paper-table  every row of the paper's tables, three seeds, and the stability plot (6 hours)
+# make bench-peer  side by side with TRL (an hour)
 # make check  ruff and mypy
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
+PEER := .venv-peer
 JOBS ?= 2
 
-.PHONY: setup demo test test-slow test-gpu chaos paper-table check format assets assets-asr assets-tts docs lock clean
+.PHONY: setup demo test test-slow test-gpu chaos paper-table bench-peer check format assets assets-asr assets-tts docs lock clean
 
 setup: $(DONE)
 
@@ -49,6 +51,13 @@ paper-table: setup
 	$(BIN)/python benchmarks/paper_table.py tts --jobs $(JOBS)
 	$(BIN)/python benchmarks/paper_table.py asr --jobs $(JOBS)
 	$(BIN)/python benchmarks/paper_table.py stability --jobs $(JOBS)
+
+# Trajectories per second beside TRL's (about an hour). Its environment sees torch and transformers of ours.
+bench-peer: setup
+	$(PYTHON) -m venv $(PEER)
+	realpath $(BIN)/../lib/python*/site-packages > $$(echo $(PEER)/lib/python*/site-packages)/speechrl.pth
+	$(PEER)/bin/pip install --quiet --no-deps -r requirements/peer.txt
+	$(BIN)/python -m benchmarks.peer.bench --peer $(PEER)/bin/python
 
 check: setup
 	$(BIN)/ruff check .
