@@ -66,7 +66,9 @@ def test_ray_tells_which_nodes_are_about_to_go(cluster: Cluster) -> None:
     assert ray.get(occupant.node.remote()) == node, "what runs there goes on until the node goes"
 
 
-def test_a_node_is_lost_and_another_comes(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["one", "all"])
+def test_nodes_are_lost_and_others_come(cluster: Cluster, tmp_path: Path, lost: str) -> None:
+    """With all of them go the weights that were published, which no engine can have from then on."""
     model = write_demo_checkpoint(tmp_path / "tiny", scale=1.5)
     nodes = [add_node(cluster, 1), add_node(cluster, 4)]  # two engines, learner, encoder, rewards
     evaluation = {"before": False, "after": False}
@@ -76,8 +78,11 @@ def test_a_node_is_lost_and_another_comes(cluster: Cluster, tmp_path: Path) -> N
     with training(config, os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}) as process:
         wait_for_steps(process, folder / "metrics.jsonl", 2)
         # Ray decides who runs where: the smaller node may carry the encoder alone.
-        cluster.remove_node(next(node for node in nodes if carries_an_engine(node)), allow_graceful=False)
-        add_node(cluster, 4)
+        going = nodes if lost == "all" else [next(node for node in nodes if carries_an_engine(node))]
+        for node in going:
+            cluster.remove_node(node, allow_graceful=False)
+        for _ in going:
+            add_node(cluster, 4)
         code = process.wait(600)
     text = (tmp_path / "output.txt").read_text(encoding="utf-8")
     assert code == 0, text
