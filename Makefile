@@ -36,7 +36,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(JOBS)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n $(JOBS)
 
 # In the active environment, not in .venv: setup installs a torch that knows no GPU, and every test would be skipped.
 test-gpu:

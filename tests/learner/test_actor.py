@@ -37,7 +37,7 @@ def test_a_gang_learns_and_saves_what_one_rank_does(sharp_checkpoint: Path, tmp_
     groups = make_groups()
     groups[0] = replace(groups[0], text_ids=(1, 2, 3, 4) * 3)
     groups[1] = replace(groups[1], text_ids=(1, 2, 3, 4) * 9)
-    settings = {"shared_prefix": False, "filter": "none", "micro_batch_tokens": 30}
+    settings = {"filter": "none", "micro_batch_tokens": 30}
     spec = spec_for(sharp_checkpoint, tmp_path / "judge", **settings)
     alone = LearnerRank(spec, 0, 1, f"file://{tmp_path / 'meet'}")
     expected = alone.update(1, plan_updates(groups, [], 1, 1, "none", labels_per_token=2)[0], {}).metrics

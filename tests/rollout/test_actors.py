@@ -156,17 +156,15 @@ def test_calls_that_overlap_do_not_mix(system: System) -> None:
 
 
 def test_a_lost_engine_says_so_and_leaves_nothing(system: System) -> None:
-    """Last: it kills vLLM's engine process, which then cannot remove its shared memory."""
+    """Last: it kills vLLM's engine process, which then cannot remove its semaphore, sockets and files."""
     # Of this engine alone: the session's engine may run in the same process tree.
     actor = psutil.Process(ray.get(system.engine.__ray_call__.remote(lambda _: os.getpid())))
     (core,) = [p for p in actor.children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
-    (worker,) = core.children()
-    held = held_by(core.pid) | held_by(worker.pid)
+    held = held_by(core.pid)
     files = [file for file in SHARED_MEMORY.iterdir() if (file.stat().st_dev, file.stat().st_ino) in held]
-    assert {file.name[:4] for file in files} == {"psm_", "sem."}
+    assert {file.name[:4] for file in files} == {"sem."}
     home = Path(core.environ()[VARIABLE])
-    assert len(list(home.iterdir())) > 5, "sockets, and the notes"
-    worker.suspend()  # nor does it end by itself
+    assert len(list(home.iterdir())) > 3, "sockets, and the notes"
     core.kill()
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -179,4 +177,3 @@ def test_a_lost_engine_says_so_and_leaves_nothing(system: System) -> None:
         system.generate()
     ray.get(system.engine.shutdown.remote())
     assert not any(file.exists() for file in [home, *files])
-    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
