@@ -2,7 +2,7 @@
 # make test   the fast tests, JOBS=2 at a time; make test-slow for the others; make test-gpu on a machine that has one, with .[gpu,dev]
 # make chaos  real runs under faults (45 minutes); benchmarks/chaos.py for random ones
 # make paper-table  every row of the paper's tables, three seeds, and the stability plot (6 hours)
-# make bench-peer  side by side with TRL (an hour)
+# make bench-peer  side by side with TRL (about an hour)
 # make check  ruff and mypy
 PYTHON ?= python3.11
 VENV := .venv

@@ -22,9 +22,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -93,42 +94,63 @@ def main() -> None:
 def run(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> Result:
     staleness, threads = (int(part) for part in variant.split(":"))
     name = f"s{staleness}-t{threads}-{seed}"
-    settings = {
+    settings = training_settings(folder, name, seed, args.steps, staleness, threads)
+    settings["evaluation.after"] = str(args.wer).lower()
+    command, environment = training(args.config, settings)
+    command += args.override
+    metrics = folder / name / "metrics.jsonl"
+    cores = busy_cores(command, environment, metrics, args.warm_up, args.steps)
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = lines[args.warm_up :]
+    after = json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))["after"]
+    used = ("staleness/mean", *(f"time/idle_fraction/{part}" for part in PARTS))
+    columns = {key: [line[key] for line in lines] for key in used}
+    return Result(
+        trajectories_per_second=trajectories_per_second(lines),
+        cores=cores,
+        phases=phase_medians(lines),
+        staleness=statistics.fmean(columns["staleness/mean"]),
+        idle={part: statistics.fmean(columns[f"time/idle_fraction/{part}"]) for part in PARTS},
+        wer=None if after is None else after["wer"],
+    )
+
+
+def training_settings(folder: Path, name: str, seed: int, steps: int, staleness: int, threads: int) -> dict[str, Any]:
+    """Of a training that is timed and not evaluated."""
+    return {
         "name": name,
         "runs_dir": folder,
         "seed": seed,
-        "steps": args.steps,
+        "steps": steps,
         "staleness": staleness,
         "engines.threads": threads,
         "learner.threads": threads,
         "encoder.threads": threads,
         "learner.loss.importance_cap": 2,
         "evaluation.before": "false",
-        "evaluation.after": str(args.wer).lower(),
-        "checkpoint.every": args.steps,
+        "evaluation.after": "false",
+        "checkpoint.every": steps,
     }
-    command = [sys.executable, "-m", "cluster.cli", "train", args.config]
-    command += [f"{key}={value}" for key, value in settings.items()] + args.override
+
+
+def training(config: str | Path, settings: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a training with this code."""
+    command = [sys.executable, "-m", "cluster.cli", "train", str(config)]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    metrics = folder / name / "metrics.jsonl"
-    cores = busy_cores(command, environment, metrics, args.warm_up, args.steps)
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    lines = lines[args.warm_up :]
-    after = json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))["after"]
-    used = ("rollout/trajectories", "time/step", "staleness/mean", *(f"time/idle_fraction/{part}" for part in PARTS))
-    columns = {key: [line[key] for line in lines] for key in used}
-    return Result(
-        trajectories_per_second=sum(columns["rollout/trajectories"]) / sum(columns["time/step"]),
-        cores=cores,
-        # With overlap, a step of the learner need not see a phase of the engines end.
-        phases={
-            phase: statistics.median(line[f"time/{phase}"] for line in lines if f"time/{phase}" in line)
-            for phase in PHASES
-        },
-        staleness=statistics.fmean(columns["staleness/mean"]),
-        idle={part: statistics.fmean(columns[f"time/idle_fraction/{part}"]) for part in PARTS},
-        wer=None if after is None else after["wer"],
-    )
+    return command + [f"{key}={value}" for key, value in settings.items()], environment
+
+
+def trajectories_per_second(lines: Sequence[Mapping[str, float]]) -> float:
+    """Of some lines of `metrics.jsonl`."""
+    return sum(line["rollout/trajectories"] for line in lines) / sum(line["time/step"] for line in lines)
+
+
+def phase_medians(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Seconds of each phase, of the lines that have it: with overlap, a step of the learner need not see a phase of the
+    engines end."""
+    return {
+        phase: statistics.median(line[f"time/{phase}"] for line in lines if f"time/{phase}" in line) for phase in PHASES
+    }
 
 
 def busy_cores(command: Sequence[str], environment: dict[str, str], metrics: Path, first: int, last: int) -> float:

@@ -1,6 +1,6 @@
 """Ours against TRL's GRPO with Hugging Face `generate`, in turn on this machine: trajectories per second, as a table.
 
-    make bench-peer                                            # both jobs, 5 times each: 50 minutes on two cores
+    make bench-peer                                            # both jobs, 5 times each: about an hour on two cores
     python -m benchmarks.peer.bench --peer PYTHON --jobs tts --repeats 1 --steps 5
 
 The same weights, the same number of prompts, samples and updates, exactly the same lengths, two cores for each. The
@@ -30,11 +30,10 @@ import numpy as np
 import soundfile
 import torch
 
+from benchmarks.overlap import PHASES, ROOT, phase_medians, training, training_settings, trajectories_per_second
 from speech.families import load_family
 
-ROOT = Path(__file__).parents[2]
 PROMPTS, GROUP = 16, 8
-PHASES = ("encode", "generate", "reward", "learn", "publish")
 VARIANTS = ("TRL", "ours, S=0", "ours, S=1")
 
 
@@ -43,21 +42,21 @@ class Job:
     """One of the two shapes.
 
     Attributes:
+        model: folder in `assets`, and configuration of this name.
         prompt: positions of a prompt; of the TTS demo the mean.
         response: tokens of each sample, exactly.
         settings: of our run besides those that all share.
     """
 
     model: str
-    config: str
     prompt: int
     response: int
     settings: dict[str, Any]
 
 
 JOBS = {
-    "tts": Job("tts_demo", "tts_demo", 61, 150, {"objective": "grpo", "engines.max_model_len": 448}),
-    "asr": Job("asr_demo", "asr_demo", 400, 40, {"engines.max_model_len": 512, "engines.max_num_seqs": 128}),
+    "tts": Job("tts_demo", 61, 150, {"objective": "grpo", "engines.max_model_len": 448}),
+    "asr": Job("asr_demo", 400, 40, {"engines.max_model_len": 512, "engines.max_num_seqs": 128}),
 }
 
 
@@ -106,7 +105,8 @@ def compare(name: str, args: argparse.Namespace, folder: Path, product: float) -
         results[VARIANTS[0]].append(trl(job, args, folder, micro_batch, seed))
         results[VARIANTS[1]].append(ours(job, args, folder, data, 0, args.cores, seed))
         results[VARIANTS[2]].append(ours(job, args, folder, data, 1, max(1, args.cores // 2), seed))
-        print(f"{name}, seed {seed}: { ({variant: runs[-1] for variant, runs in results.items()}) }", file=sys.stderr)
+        for variant, runs in results.items():
+            print(f"{name}, seed {seed}, {variant}: {runs[-1]}", file=sys.stderr, flush=True)
     report(name, job, results, arithmetic(parameters, job), product, args.cores)
 
 
@@ -202,12 +202,8 @@ def ours(
     job: Job, args: argparse.Namespace, folder: Path, data: Path, staleness: int, threads: int, seed: int
 ) -> Result:
     name = f"s{staleness}-{seed}"
-    settings = {
-        "name": name,
-        "runs_dir": folder,
-        "seed": seed,
-        "steps": args.steps,
-        "staleness": staleness,
+    settings = training_settings(folder, name, seed, args.steps, staleness, threads)
+    settings |= {
         "data.train": data,
         "data.valid": "null",
         "data.test": "null",
@@ -217,30 +213,14 @@ def ours(
         "sampling.max_new_tokens": job.response,
         "rewards.items": '[{"name": "benchmarks.peer.reward:nothing"}]',
         "rewards.count": 1,
-        "engines.threads": threads,
-        "learner.threads": threads,
-        "encoder.threads": threads,
         "learner.train": "[language_model]",
-        "evaluation.before": "false",
-        "evaluation.after": "false",
-        "checkpoint.every": args.steps,
-        **job.settings,
     }
-    if staleness:
-        settings["learner.loss.importance_cap"] = 2
-    command = [sys.executable, "-m", "cluster.cli", "train", ROOT / "configs" / f"{job.config}.yaml"]
-    command += [f"{key}={value}" for key, value in settings.items()]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    _run(command, environment, folder)
+    _run(*training(ROOT / "configs" / f"{job.model}.yaml", settings | job.settings), folder)
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = lines[args.warm_up :]
     assert all(line["rollout/trajectories"] == PROMPTS * GROUP for line in lines), "a group was replaced"
     summary = json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))
-    return Result(
-        rate=len(lines) * PROMPTS * GROUP / sum(line["time/step"] for line in lines),
-        peak_gb=summary["peak_memory_gb"],
-        phases={p: statistics.median(line.get(f"time/{p}", 0.0) for line in lines) for p in PHASES},
-    )
+    return Result(trajectories_per_second(lines), summary["peak_memory_gb"], phase_medians(lines))
 
 
 def _run(command: list[Any], environment: dict[str, str], folder: Path) -> None:
