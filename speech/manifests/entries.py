@@ -90,26 +90,20 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
         if INSTRUCTION_END in said:
             problems.append(entry.problem("text", f"holds {INSTRUCTION_END} more than once"))
 
-    def take(key: str, check: Callable[[Any], str | None], required: bool = False, default: Any = None) -> Any:
-        """The value of a key; a failed check is noted and gives the default."""
+    # A text to be spoken names a voice, and need not have been recorded.
+    required = ("id", "text" if require_text else "", "audio" if values.get("prompt_audio") is None else "")
+    good: dict[str, Any] = {}
+    for key, check in (_CHECKS_WITH_TEXT if require_text else _CHECKS).items():
         value = values.get(key)
         if value is None:
-            if required:
+            if key in required:
                 problems.append(entry.problem(key, "missing"))
-            return default
-        complaint = check(value)
-        if complaint is not None:
+        elif (complaint := check(value)) is not None:
             problems.append(entry.problem(key, complaint))
-            return default
-        return value
+        else:
+            good[key] = value
 
-    name = take("id", _filled_text, required=True)
-    # A text to be spoken names a voice, and need not have been recorded.
-    audio = take("audio", _path, required=values.get("prompt_audio") is None)
-    prompt_audio = take("prompt_audio", _path)
-    prompt_text = take("prompt_text", _any_text, default="")
-    text = take("text", _filled_text if require_text else _any_text, required=require_text, default="")
-    language = take("language", _language)
+    language, text, audio = good.get("language"), good.get("text", ""), good.get("audio")
     if claimed is not None:
         complaint = _language(claimed)
         if complaint is None and language is not None and code_of(language) != claimed:
@@ -117,36 +111,32 @@ def check_entry(entry: Entry, require_text: bool) -> Utterance | list[Problem]:
         if complaint is not None:
             problems.append(entry.problem("text", complaint))
         language = claimed
-    speaker = take("speaker", _filled_text)
-    start = take("start", _not_negative, default=0.0)
-    duration = take("duration", _positive)
-    channel = take("channel", _place)
-    keywords = take("keywords", _words, default=())
-    attributes = take("attributes", _classes, default={})
     if audio is None:
         for key in ("start", "duration", "channel"):
             if values.get(key) is not None:
                 problems.append(entry.problem(key, "is given, but there is no audio"))
-    if text.strip():
-        for keyword in keywords:
+    text = text.strip()
+    if text:
+        for keyword in good.get("keywords", ()):
             if not _occurs(keyword, text):
                 problems.append(entry.problem("keywords", f"{keyword!r} does not occur in the transcript"))
     if problems:
         return problems
+    duration, prompt_audio = good.get("duration"), good.get("prompt_audio")
     return Utterance(
-        id=name,
+        id=good["id"],
         audio="" if audio is None else _absolute(entry.folder, audio),
-        text=text.strip(),
+        text=text,
         language=None if language is None else language_code(language),
-        speaker=speaker,
-        start=float(start),
+        speaker=good.get("speaker"),
+        start=float(good.get("start", 0.0)),
         duration=None if duration is None else float(duration),
-        channel=channel,
-        keywords=tuple(keywords),
+        channel=good.get("channel"),
+        keywords=tuple(good.get("keywords", ())),
         prompt_audio=None if prompt_audio is None else _absolute(entry.folder, prompt_audio),
-        prompt_text=prompt_text.strip(),
+        prompt_text=good.get("prompt_text", "").strip(),
         instruction=instruction.strip(),
-        attributes=dict(attributes),
+        attributes=dict(good.get("attributes", {})),
     )
 
 
@@ -233,7 +223,7 @@ def _classes(value: Any) -> str | None:
 
 def _occurs(keyword: str, text: str) -> bool:
     """Whether a keyword is in the transcript, up to case, spacing and punctuation, which scoring ignores too."""
-    return _letters(keyword) in _letters(text)
+    return keyword in text or _letters(keyword) in _letters(text)
 
 
 def _letters(text: str) -> str:
@@ -243,3 +233,20 @@ def _letters(text: str) -> str:
 def _kind(value: Any) -> str:
     names = {bool: "true/false", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
+
+
+_CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "id": _filled_text,
+    "audio": _path,
+    "prompt_audio": _path,
+    "prompt_text": _any_text,
+    "text": _any_text,
+    "language": _language,
+    "speaker": _filled_text,
+    "start": _not_negative,
+    "duration": _positive,
+    "channel": _place,
+    "keywords": _words,
+    "attributes": _classes,
+}
+_CHECKS_WITH_TEXT = _CHECKS | {"text": _filled_text}

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -53,10 +53,15 @@ def check_headers(utterances: Utterances) -> tuple[Utterances, list[Complaint]]:
         The same utterances with `seconds`, `voice_seconds`, `stamps` and `sounds` of those that are as they should be
         (the others are as if they had not been looked at), and what is wrong with the others.
     """
-    files = _files(utterances.as_written())
-    stamps = _stamps(files)
-    headers = dict(zip(files, map_files(_header, files, "checking audio"), strict=True))
-    channels = channel_counts(u.audio for u in utterances.as_written() if u.channel is not None)
+    files: dict[str, bool] = {}  # whether an utterance names a channel of it
+    for utterance in utterances.as_written():  # to read all records takes a while: once for both
+        if utterance.audio:
+            files[utterance.audio] = files.get(utterance.audio, False) or utterance.channel is not None
+        if utterance.prompt_audio:
+            files.setdefault(utterance.prompt_audio, False)
+    stamps = _stamps(list(files))
+    headers = dict(zip(files, map_files(_header, list(files), "checking audio"), strict=True))
+    channels = channel_counts(file for file, named in files.items() if named)
     columns = utterances.columns
     seconds, voice_seconds = columns.seconds.copy(), columns.voice_seconds.copy()
     stamp, sound = columns.stamps.copy(), columns.sounds.copy()
@@ -80,7 +85,7 @@ def check_headers(utterances: Utterances) -> tuple[Utterances, list[Complaint]]:
             if isinstance(other, Header):
                 voice = other.seconds
             parts = [header.sound for header in (own, other) if isinstance(header, Header)]
-            stamp[row], sound[row] = _hash(*(stamps[file] for file in _files([utterance]))), _hash(*parts)
+            stamp[row], sound[row] = _stamp_of(utterance, stamps), _hash(*parts)
         seconds[row], voice_seconds[row] = length, voice
     if cut:
         noun = "segment" if len(cut) == 1 else "segments"
@@ -91,9 +96,8 @@ def check_headers(utterances: Utterances) -> tuple[Utterances, list[Complaint]]:
 
 def changed_rows(utterances: Utterances) -> np.ndarray:
     """Rows whose audio files have another size or time of change than when their headers were read."""
-    files = _files(utterances)
-    stamps = _stamps(files)
-    now = [_hash(*(stamps[file] for file in _files([utterance]))) for utterance in utterances]
+    stamps = _stamps(list(dict.fromkeys(file for u in utterances for file in (u.audio, u.prompt_audio) if file)))
+    now = [_stamp_of(utterance, stamps) for utterance in utterances]
     return utterances.rows[utterances.columns.stamps[utterances.rows] != np.array(now, np.uint64)]
 
 
@@ -112,9 +116,9 @@ def length_complaints(utterances: Utterances, limits: AudioLimits) -> list[Compl
     return complaints
 
 
-def _files(utterances: Iterable[Utterance]) -> list[str]:
-    """Every audio file, once."""
-    return list(dict.fromkeys(file for u in utterances for file in (u.audio, u.prompt_audio) if file))
+def _stamp_of(utterance: Utterance, stamps: Mapping[str, bytes]) -> int:
+    """Of all files of an utterance, each once."""
+    return _hash(*(stamps[file] for file in dict.fromkeys((utterance.audio, utterance.prompt_audio)) if file))
 
 
 def _complaints(utterance: Utterance, headers: Mapping[str, Header | str]) -> list[tuple[str, str]]:

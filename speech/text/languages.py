@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from speech.text.iso639 import CODES, TO_TWO_LETTERS
@@ -64,6 +65,7 @@ ARABIC_SCRIPT: Final = frozenset({"ar", "fa", "ur", "ps", "sd", "ug", "ckb"})
 _UNSPACED: Final = CHINESE | {"ja", "th", "lo", "km", "my", "bo", "dz"}
 
 
+@lru_cache(maxsize=1024)  # manifests ask for each of a million lines
 def language_code(language: str) -> str:
     """The short code of a language given as code, tag or English name: `en-US`, `eng`, `English` → `en`.
 
