@@ -112,9 +112,11 @@ def shared_prefix_attention(
         if kwargs.get(name) is not None:
             raise ValueError(f"attention {NAME!r} does not support {name} ({type(module).__name__})")
 
+    # The gradient of one split is one concatenation; that of many slices adds as many rows of zeros.
+    lengths = [block.length for block in blocks]
+    rows = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     outputs = []
-    for block, fold in zip(blocks, _plan(blocks, query.device), strict=True):
-        q, k, v = (x[:, :, block.start : block.start + block.length] for x in (query, key, value))
+    for block, fold, (q, k, v) in zip(blocks, _plan(blocks, query.device), rows, strict=True):
         if fold is None:
             outputs.append(_attend(q, k, v, None, scaling, dropout))
         else:
@@ -131,16 +133,18 @@ def _attend_group(
     scaling: float | None,
     dropout: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    prompt, group = block.prompt, len(block.responses)
+    group = len(block.responses)
 
     def batched(x: torch.Tensor) -> torch.Tensor:
-        return x[0, :, prompt:].index_select(1, fold.pad).unflatten(1, (group, -1)).transpose(0, 1)
+        return x[0].index_select(1, fold.pad).unflatten(1, (group, -1)).transpose(0, 1)
 
-    def with_prompt(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x[:, :, :prompt].expand(group, -1, -1, -1), batched(x)], dim=2)
+    def with_prompt(prompt: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        return torch.cat([prompt.expand(group, -1, -1, -1), batched(own)], dim=2)
 
-    prompts = _attend(q[:, :, :prompt], k[:, :, :prompt], v[:, :, :prompt], None, scaling, dropout)
-    responses = _attend(batched(q), with_prompt(k), with_prompt(v), fold.mask, scaling, dropout)
+    parts = [block.prompt, block.length - block.prompt]
+    (q, own_q), (k, own_k), (v, own_v) = (x.split(parts, dim=2) for x in (q, k, v))
+    prompts = _attend(q, k, v, None, scaling, dropout)
+    responses = _attend(batched(own_q), with_prompt(k, own_k), with_prompt(v, own_v), fold.mask, scaling, dropout)
     return prompts, responses.transpose(0, 1).flatten(1, 2).index_select(1, fold.unpad)[None]
 
 
