@@ -7,10 +7,16 @@ keyword arguments down to the attention interface (Qwen2, Qwen3, Llama, …) the
 
 One forward pass serves prompt and responses, so FSDP2's hooks and activation checkpointing see an ordinary layer.
 No mask over the whole row is built: transformers skips it for an attention without a registered mask function.
+
+There are two forms of the same function. Block by block, with kernels that any device has: a CPU loses nothing by it.
+And in two kernel calls (`segments.py`), where a GPU would otherwise wait for launches; it is compared with the first
+form before it is used.
 """
 
 from __future__ import annotations
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -20,6 +26,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from learner.batches.batch import Block
+from learner.model import segments
+from learner.model.segments import FlashKernels, Kernels
+
+logger = logging.getLogger(__name__)
 
 NAME = "shared_prefix"
 
@@ -57,6 +67,7 @@ def _plan(blocks: tuple[Block, ...], device: torch.device) -> tuple[_Fold | None
 def forget_plans() -> None:
     """Let go of plans, which hold memory on their device."""
     _plan.cache_clear()
+    segments.plan.cache_clear()
 
 
 def _fold(block: Block, device: torch.device) -> _Fold:
@@ -82,9 +93,9 @@ def shared_prefix_attention(
 ) -> tuple[torch.Tensor, None]:
     """Exact attention of a packed row: causal in each prompt, and from each response to its prompt and itself.
 
-    The prompt of a block is one causal attention. Its responses are batched to (G, longest): the G queries attend to
-    the prompt's keys (shared, never recomputed) followed by their own. Cost is G·R·(P + R), against (Σ R)·(P + Σ R)
-    for one masked attention over the block. A block with a single response is plain causal attention.
+    Block by block the prompt is one causal attention. Its responses are batched to (G, longest): the G queries attend
+    to the prompt's keys (shared, never recomputed) followed by their own. Cost is G·R·(P + R), against
+    (Σ R)·(P + Σ R) for one masked attention over the block. A block with a single response is plain causal attention.
 
     Args:
         module: the attention layer, unused.
@@ -112,6 +123,72 @@ def shared_prefix_attention(
         if kwargs.get(name) is not None:
             raise ValueError(f"attention {NAME!r} does not support {name} ({type(module).__name__})")
 
+    kernels = None if dropout else _segment_kernels(query.device, query.dtype, query.shape[1], *key.shape[1::2])
+    if kernels is not None:
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+        return segments.attend(q, k, v, segments.plan(blocks, query.device), scaling, kernels)[None], None
+    return _by_block(query, key, value, blocks, scaling, dropout).transpose(1, 2), None
+
+
+@lru_cache
+def _segment_kernels(
+    device: torch.device, dtype: torch.dtype, heads: int, key_value_heads: int, head_dim: int
+) -> Kernels | None:
+    """The kernels for such tensors, or None where there are none that agree with the form by blocks."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    # In a thread of its own: activation checkpointing would note the tensors of this comparison as the layer's.
+    with ThreadPoolExecutor(1) as thread:
+        fault = thread.submit(disagreement, FlashKernels(), device, dtype, heads, key_value_heads, head_dim).result()
+    if fault is None:
+        return FlashKernels()
+    logger.warning("attention over packed rows goes block by block, which is slower on a GPU: %s", fault)
+    return None
+
+
+def disagreement(
+    kernels: Kernels, device: torch.device, dtype: torch.dtype, heads: int, key_value_heads: int, head_dim: int
+) -> str | None:
+    """How the two forms differ on a small row, in the output or a gradient, by more than rounding; None if not."""
+    blocks = (Block(0, 19, (7, 1, 12)), Block(39, 5, (9,)), Block(53, 1, (2, 2)))
+    rows = sum(block.length for block in blocks)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> torch.Tensor:
+        drawn = torch.randn(1, count, rows, head_dim, generator=generator)
+        return drawn.to(device, dtype).requires_grad_()
+
+    inputs, weights = (draw(heads), draw(key_value_heads), draw(key_value_heads)), draw(heads).detach()
+    found = []
+    try:
+        for by_block in (True, False):
+            if by_block:
+                output = _by_block(*inputs, blocks, None, 0.0)
+            else:
+                q, k, v = (x.squeeze(0).transpose(0, 1) for x in inputs)
+                output = segments.attend(q, k, v, segments.plan(blocks, device), None, kernels).transpose(0, 1)[None]
+            found.append([output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)])
+    except Exception as error:  # noqa: BLE001 - whatever a kernel raises that does not know this device or shape
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    # Two roundings of a sum whose terms are rounded themselves.
+    bound = 8 * torch.finfo(dtype).eps
+    for name, a, b in zip(
+        ("output", "gradient of queries", "gradient of keys", "gradient of values"), *found, strict=True
+    ):
+        gap = float((a - b).abs().max() / a.abs().max())
+        if not gap <= bound:
+            return f"the {name} of the fused form differs by {gap:.2g} of its largest value, more than {bound:.2g}"
+    return None
+
+
+def _by_block(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    blocks: tuple[Block, ...],
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
     # The gradient of one split is one concatenation; that of many slices adds as many rows of zeros.
     lengths = [block.length for block in blocks]
     rows = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
@@ -121,7 +198,7 @@ def shared_prefix_attention(
             outputs.append(_attend(q, k, v, None, scaling, dropout))
         else:
             outputs += _attend_group(q, k, v, block, fold, scaling, dropout)
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2)
 
 
 def _attend_group(

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from learner.batches.packing import pack
 from learner.batches.plan import plan_updates
-from learner.model import attention
+from learner.model import attention, segments
 from learner.model.sampler import SamplerSettings
 from learner.rank import LearnerRank
 from speech.families import load_family
@@ -34,7 +34,7 @@ def updates(model: Path, meeting: Path, leaves: bool) -> tuple[dict[str, torch.T
                 rank.offloader.offload()
                 rank.offloader.offload()
                 freed.append(held - torch.cuda.memory_allocated())
-                assert attention._plan.cache_info().currsize == 0
+                assert attention._plan.cache_info().currsize == segments.plan.cache_info().currsize == 0
                 rank.offloader.onload()
         (bucket,) = rank.weight_buckets(torch.float32, 2**30)
         return bucket.tensors, freed
