@@ -43,7 +43,7 @@ from rollout.weights.publication import compare, load
 from rollout.weights.staging import staged
 from speech.families import load_family
 from speech.records import PromptLayout
-from speech.runtime.weights import Probe, WeightBucket, tensor_digest
+from speech.runtime.weights import Probe, WeightBucket
 
 Tensors = Mapping[str, torch.Tensor]
 HEAD, NORM = "lm_head.weight", "model.norm.weight"
@@ -165,7 +165,7 @@ class Engine(RolloutEngine):
             for change in (mend, fault, prepare):
                 if change is not None:
                     await self._live().collective_rpc(change)  # type: ignore[arg-type]
-            bucket = WeightBucket(tensors, {name: tensor_digest(tensor) for name, tensor in tensors.items()})
+            bucket = WeightBucket.of(tensors)
             async with staged([bucket], self._shapes, 600.0) as weights:
                 await self._live().pause_generation(mode="wait", clear_cache=False)
                 try:

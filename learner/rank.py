@@ -19,6 +19,7 @@ from learner.components.optimiser import (
     adamw,
     apply_update,
     full_tensor,
+    local_tensor,
     scheduled_rate,
     sharded_parameters,
 )
@@ -39,7 +40,7 @@ from learner.model.twin import PolicyTwin
 from learner.spec import RankSpec, StepResult
 from speech.families import load_family
 from speech.records import EncodedAudio, PromptLayout
-from speech.runtime.weights import WeightBucket, tensor_digest
+from speech.runtime.weights import WeightBucket
 
 
 class LearnerRank:
@@ -156,13 +157,14 @@ class LearnerRank:
             if self.rank != 0:
                 continue
             # A copy even when nothing was gathered or cast: the optimiser changes the original in place.
-            tensors[self.family.engine_name(name)] = tensor.to("cpu", copy=True).contiguous()
+            uncopied = tensor.is_cpu and tensor.data_ptr() == local_tensor(parameter).data_ptr()
+            tensors[self.family.engine_name(name)] = tensor.to("cpu", copy=uncopied).contiguous()
             size += tensor.numel() * tensor.element_size()
             if size >= bucket_bytes:
-                yield WeightBucket(tensors, {n: tensor_digest(t) for n, t in tensors.items()})
+                yield WeightBucket.of(tensors)
                 tensors, size = {}, 0
         if tensors:
-            yield WeightBucket(tensors, {n: tensor_digest(t) for n, t in tensors.items()})
+            yield WeightBucket.of(tensors)
 
     def frontend_weights(self) -> dict[str, WeightBucket]:
         """Full weights of the parts before the language model that learn, for the encoder actors; often empty."""
@@ -170,7 +172,7 @@ class LearnerRank:
         for part in ("adaptor", "encoder"):
             if part in self.spec.config.train:
                 tensors = {name: full_tensor(p.detach()).cpu().clone() for name, p in self._parameters(part)}
-                found[part] = WeightBucket(tensors, {name: tensor_digest(t) for name, t in tensors.items()})
+                found[part] = WeightBucket.of(tensors)
         return found
 
     def _parameters(self, part: str) -> list[tuple[str, torch.nn.Parameter]]:

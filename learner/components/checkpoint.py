@@ -31,7 +31,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from learner.components.optimiser import full_tensor
+from learner.components.optimiser import full_tensor, local_tensor
 from speech.errors import UserError
 
 Export = Callable[[Path, dict[str, torch.Tensor]], None]
@@ -172,7 +172,7 @@ class Writer:
             return [self._copied(item, copies) for item in value]
         if not isinstance(value, torch.Tensor):
             return value
-        local = value.to_local() if isinstance(value, DTensor) else value
+        local = local_tensor(value)
         key = (local.data_ptr(), local.shape)
         if key not in copies:
             copies[key] = local.to("cpu", copy=True)
@@ -186,8 +186,7 @@ class Writer:
         found = {}
         for name in names:
             tensor = tensors[name]
-            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            whole = full_tensor(self._like(tensor, local.cpu()))
+            whole = full_tensor(self._like(tensor, local_tensor(tensor).cpu()))
             if dist.get_rank(self._group) == 0:
                 found[name] = whole
         return found

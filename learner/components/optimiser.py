@@ -145,3 +145,8 @@ def apply_update(module: nn.Module, optimiser: torch.optim.Optimizer, config: Le
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor gathered from all ranks (a collective); any other as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor; any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

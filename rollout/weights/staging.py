@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import threading
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
-from safetensors.torch import save_file
+import torch
 
 from rollout.errors import PublicationError, within
 from rollout.leftovers import WEIGHTS
 from rollout.owned_folders import SHARED_MEMORY, OwnedFolder
-from speech.runtime.weights import WeightBucket
+from speech.runtime.weights import WeightBucket, bytes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class _Stage:
         folder = OwnedFolder(WEIGHTS, _room_for(size))
         self._folders.append(folder)
         self.files.append(folder.path / "weights.safetensors")
-        save_file(dict(bucket.tensors), self.files[-1])
+        _write(self.files[-1], bucket.tensors)
         self.digests.update(bucket.digests)
         self.shapes.update({name: tuple(tensor.shape) for name, tensor in bucket.tensors.items()})
 
@@ -89,6 +90,24 @@ class _Stage:
             self._closed = True
             for folder in self._folders:
                 folder.remove()
+
+
+_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""As safetensors calls them."""
+
+
+def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A safetensors file, from the memory in which the tensors are. The library's own writer copies them before."""
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            out.write(bytes_of(tensor).data)
 
 
 def _room_for(size: int) -> Path | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from blake3 import blake3
 
@@ -14,23 +17,51 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
     In as many threads as torch may use here.
     """
-    flat = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
     digest = blake3(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), max_threads=torch.get_num_threads())
-    digest.update(flat.numpy().data)
+    digest.update(bytes_of(tensor).data)
     return digest.hexdigest()
+
+
+def bytes_of(tensor: torch.Tensor) -> np.ndarray:
+    """uint8 (bytes,), the tensor's own memory where it is on the CPU and contiguous."""
+    flat: np.ndarray = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
+    return flat
 
 
 @dataclass(frozen=True, slots=True)
 class WeightBucket:
     """Some of the policy's tensors under the engine's names, with the sender's digests.
 
+    Pickled, tensors are numpy arrays: Ray copies those into its object store once, and whoever gets them reads them
+    there. It would copy a tensor three times.
+
     Attributes:
-        tensors: full CPU tensors in the engine's dtype.
+        tensors: full CPU tensors in the engine's dtype. Nobody may write to those that came through the object store.
         digests: `tensor_digest` of each, computed by the sender before serialisation.
     """
 
     tensors: Mapping[str, torch.Tensor]
     digests: Mapping[str, str]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> WeightBucket:
+        """With the digests of these tensors."""
+        return cls(tensors, {name: tensor_digest(tensor) for name, tensor in tensors.items()})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = {name: (bytes_of(t), t.dtype, tuple(t.shape)) for name, t in self.tensors.items()}
+        return _bucket, (parts, dict(self.digests))
+
+
+def _bucket(
+    parts: Mapping[str, tuple[np.ndarray, torch.dtype, tuple[int, ...]]], digests: Mapping[str, str]
+) -> WeightBucket:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensors = {
+            name: torch.from_numpy(data).view(dtype).reshape(shape) for name, (data, dtype, shape) in parts.items()
+        }
+    return WeightBucket(tensors, digests)
 
 
 @dataclass(frozen=True, slots=True)

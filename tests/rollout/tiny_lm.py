@@ -14,7 +14,7 @@ from rollout.config import EngineConfig, SamplingConfig
 from speech.families import FAMILIES
 from speech.families.base import AudioEncoder, ModelFamily
 from speech.records import EncodedAudio, Prompt, PromptLayout, Trajectory, Utterance
-from speech.runtime.weights import Probe, WeightBucket, tensor_digest
+from speech.runtime.weights import Probe, WeightBucket
 
 HIDDEN, VOCAB, STOP_IDS, OWN_EOS = 64, 512, (3, 7), 11
 SAMPLE_RATE, FRAME = 16000, 160
@@ -114,9 +114,7 @@ def buckets_of(model: nn.Module) -> list[WeightBucket]:
     tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     names = list(tensors)
     halves = (names[: len(names) // 2 + 1], names[len(names) // 2 + 1 :])
-    return [
-        WeightBucket({n: tensors[n] for n in half}, {n: tensor_digest(tensors[n]) for n in half}) for half in halves
-    ]
+    return [WeightBucket.of({n: tensors[n] for n in half}) for half in halves]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from rollout.errors import PublicationError
 from speech.errors import InputError, Problem
 from speech.families import ModelFamily, load_family
 from speech.records import BadUtterance, EncodedAudio, Utterance
-from speech.runtime.weights import WeightBucket, tensor_digest
+from speech.runtime.weights import WeightBucket
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.rollout.tiny_lm import FRAME, SAMPLE_RATE, TinyFamily
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
@@ -43,7 +43,7 @@ def make(tmp_path: Path, batch_seconds: float, dtype: Dtype = "float32") -> Utte
 
 
 def bucket(state: Mapping[str, torch.Tensor]) -> WeightBucket:
-    return WeightBucket(dict(state), {name: tensor_digest(tensor) for name, tensor in state.items()})
+    return WeightBucket.of(dict(state))
 
 
 def embeddings(item: EncodedAudio | BadUtterance) -> torch.Tensor:

@@ -17,7 +17,7 @@ from speech.runtime.weights import WeightBucket, tensor_digest
 
 
 def bucket(**tensors: torch.Tensor) -> WeightBucket:
-    return WeightBucket(tensors, {name: tensor_digest(tensor) for name, tensor in tensors.items()})
+    return WeightBucket.of(tensors)
 
 
 @pytest.fixture

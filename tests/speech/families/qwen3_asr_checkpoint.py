@@ -1,8 +1,10 @@
-"""A tiny Qwen3-ASR checkpoint in transformers' native form, with random weights and a byte-level tokenizer."""
+"""A Qwen3-ASR checkpoint in transformers' native form, with random weights and a byte-level tokenizer; a tiny one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
@@ -32,8 +34,21 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_checkpoint(folder: Path, *, tied: bool = True, dtype: torch.dtype = torch.float32) -> Path:
-    """Write model, processor and generation settings; weights are scaled up so that logits are far from uniform."""
+def write_checkpoint(
+    folder: Path,
+    *,
+    tied: bool = True,
+    dtype: torch.dtype = torch.float32,
+    text: Mapping[str, Any] = {},
+    audio: Mapping[str, Any] = {},
+    scale: float = 3.0,
+) -> Path:
+    """Write model, processor and generation settings.
+
+    Args:
+        text, audio: other sizes of the language model and of the encoder.
+        scale: of the random matrices; tiny ones are scaled up so that logits are far from uniform.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Qwen2Tokenizer(
         vocab={token: i for i, token in enumerate(alphabet)},
@@ -47,7 +62,7 @@ def write_checkpoint(folder: Path, *, tied: bool = True, dtype: torch.dtype = to
     )
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
     tokenizer.add_tokens(["<asr_text>"])
-    extractor = Qwen3ASRFeatureExtractor(feature_size=16)
+    extractor = Qwen3ASRFeatureExtractor(feature_size=audio.get("num_mel_bins", 16))
     Qwen3ASRProcessor(extractor, tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(folder)
 
     stops = [tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>")]
@@ -61,6 +76,7 @@ def write_checkpoint(folder: Path, *, tied: bool = True, dtype: torch.dtype = to
             "output_dim": 64,
             "downsample_hidden_size": 8,
             "n_window_infer": 200,
+            **audio,
         },
         text_config={
             "vocab_size": len(tokenizer),
@@ -72,6 +88,7 @@ def write_checkpoint(folder: Path, *, tied: bool = True, dtype: torch.dtype = to
             "head_dim": 32,
             "max_position_embeddings": 512,
             "tie_word_embeddings": tied,
+            **text,
         },
         audio_token_id=tokenizer.convert_tokens_to_ids("<|audio_pad|>"),
         pad_token_id=stops[1],
@@ -84,7 +101,7 @@ def write_checkpoint(folder: Path, *, tied: bool = True, dtype: torch.dtype = to
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(3.0)
+                parameter.mul_(scale)
     model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=stops[1], max_new_tokens=512)
     model.to(dtype).save_pretrained(folder)
     return folder

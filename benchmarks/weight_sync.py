@@ -1,0 +1,202 @@
+"""What a publication costs at the size of a real model, stage by stage, as a Markdown table.
+
+    python -m benchmarks.weight_sync                          # the shape of Qwen3-ASR-0.6B, random weights, bfloat16
+    python -m benchmarks.weight_sync --model folder --repeats 5 --receivers 1 2 4 8
+
+A learner rank and an engine in this process, Ray's object store between them, as in a run: all of the code is the run's
+own. The sender's seconds are also measured with several receivers of the same buckets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rollout.config import EngineConfig
+from rollout.environment import engine_environment
+
+os.environ.update(engine_environment(EngineConfig()), VLLM_ALLOW_INSECURE_SERIALIZATION="1")
+
+import ray
+import torch
+
+from benchmarks.real_size import AUDIO, TEXT
+from cluster.config.schema import PublishConfig
+from cluster.training.publish import make_probes
+from learner.config import LearnerConfig
+from learner.rank import LearnerRank
+from learner.spec import RankSpec
+from rollout.engine.engine import RolloutEngine
+from rollout.weights.publication import load
+from rollout.weights.staging import staged
+from speech.families import load_family
+from speech.runtime.weights import Probe, WeightBucket, tensor_digest
+from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
+
+CONFIG = EngineConfig(dtype="bfloat16", max_model_len=256, kv_cache_gb=0.25, update_timeout_s=600.0)
+Stages = dict[str, list[float]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a checkpoint (random weights, 0.6B)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--bucket-mb", type=int, default=PublishConfig().bucket_mb)
+    parser.add_argument("--receivers", type=int, nargs="*", default=[1], help="of the sender's buckets (1)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        model = args.model or Path(temporary, "model")
+        if not model.exists():
+            write_checkpoint(model, dtype=torch.bfloat16, text=TEXT, audio=AUDIO, scale=1.0)
+        with asyncio.Runner() as runner:
+            runner.run(measure(model, args, Path(temporary)))
+
+
+async def measure(model: Path, args: argparse.Namespace, folder: Path) -> None:
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    rank = learner_rank(model, folder / "meet")
+    engine = Engine(load_family(model), CONFIG)
+    await engine.start(None)
+    await engine._live().collective_rpc(time_worker)  # type: ignore[arg-type]
+    stages: Stages = defaultdict(list)
+    for version in range(args.repeats + 1):
+        refs, size, tensors = send(rank, args.bucket_mb * 2**20, stages)
+        if version == 0:
+            print(f"{size / 1e9:.2f} GB in {tensors} tensors and {len(refs)} buckets\n")
+        probe = timed(stages, "learner: probes", lambda v=version: probes_of(rank, v))  # type: ignore[misc]
+        await engine.take(version, refs, probe, stages)
+        if version == 0:
+            stages.clear()  # caches and allocators are warm after it
+    print("| stage | seconds, median (range) |\n|---|--:|")
+    for name, seconds in stages.items():
+        print(f"| {name} | {statistics.median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f}) |")
+    whole = [
+        sum(values) for values in zip(*(s for name, s in stages.items() if not name.startswith("  ")), strict=True)
+    ]
+    print(f"| whole | {statistics.median(whole):.2f} ({min(whole):.2f}–{max(whole):.2f}) |")
+    engine.shutdown()
+    if args.receivers:
+        print("\n| receivers | sender, s | until all have the buckets, s |\n|--:|--:|--:|")
+    for count in args.receivers:
+        own: Stages = defaultdict(list)
+        actors = [Receiver.remote() for _ in range(count)]
+        ray.get([actor.receive.remote([]) for actor in actors])
+        for _ in range(args.repeats):
+            refs, _, _ = send(rank, args.bucket_mb * 2**20, own)
+            timed(own, "receive", lambda r=refs, a=actors: ray.get([actor.receive.remote(r) for actor in a]))  # type: ignore[misc]
+        sender = [sum(v) for v in zip(*(s for n, s in own.items() if n != "receive" and n[0] != " "), strict=True)]
+        print(f"| {count} | {statistics.median(sender):.2f} | {statistics.median(own['receive']):.2f} |")
+        for actor in actors:
+            ray.kill(actor)
+
+
+@ray.remote(num_cpus=0)
+class Receiver:
+    def receive(self, refs: list[ray.ObjectRef]) -> int:
+        return sum(tensor.nbytes for ref in refs for tensor in ray.get(ref).tensors.values())
+
+
+def learner_rank(model: Path, meeting: Path) -> LearnerRank:
+    config = LearnerConfig(threads=2, train=["language_model"])
+    spec = RankSpec(str(model), None, "grpo", config, 1.0, 0, (0,), 1, 0.0, 1)
+    return LearnerRank(spec, 0, 1, f"file://{meeting}")
+
+
+def send(rank: LearnerRank, bucket_bytes: int, stages: Stages) -> tuple[list[ray.ObjectRef], int, int]:
+    """All buckets into the object store; their references, bytes, and number of tensors."""
+    begun, putting = time.monotonic(), 0.0
+    refs, size, tensors = [], 0, 0
+    for bucket in rank.weight_buckets(torch.bfloat16, bucket_bytes):
+        size, tensors = size + sum(t.nbytes for t in bucket.tensors.values()), tensors + len(bucket.tensors)
+        before = time.monotonic()
+        refs.append(ray.put(bucket))
+        putting += time.monotonic() - before
+    stages["learner: cast, gather, copy, digests"].append(time.monotonic() - begun - putting)
+    sample = bucket.tensors
+    before = time.monotonic()
+    for tensor in sample.values():
+        tensor_digest(tensor)
+    digests = (time.monotonic() - before) * size / sum(t.nbytes for t in sample.values())
+    stages["  of these digests, from the last bucket"].append(digests)
+    stages["object store: put"].append(putting)
+    return refs, size, tensors
+
+
+def probes_of(rank: LearnerRank, version: int) -> Probe:
+    class Gang:
+        def probe_logprobs(self, sequences: Any, published: str, compute: str) -> list[float]:
+            return rank.probe_logprobs(sequences, getattr(torch, published), getattr(torch, compute))
+
+    return make_probes(version, Gang(), CONFIG, PublishConfig(), 300, None)[0]  # type: ignore[arg-type]
+
+
+def timed(stages: Stages, name: str, work: Callable[[], Any]) -> Any:
+    begun = time.monotonic()
+    result = work()
+    stages[name].append(time.monotonic() - begun)
+    return result
+
+
+class Engine(RolloutEngine):
+    async def take(self, version: int, refs: list[ray.ObjectRef], probe: Probe, stages: Stages) -> None:
+        """What `update_weights` does, with a clock."""
+
+        def buckets() -> Iterator[WeightBucket]:
+            for ref in refs:
+                yield ray.get(ref)
+
+        clock = time.monotonic()
+        async with staged(buckets(), self._shapes, 600.0) as weights:
+            stages["engine: get, stage in shared memory"].append(time.monotonic() - clock)
+            clock = time.monotonic()
+            await self._live().pause_generation(mode="wait", clear_cache=False)
+            await load(self._live(), version, weights, 600.0)
+            stages["engine: verify, load, compare, drop caches"].append(time.monotonic() - clock)
+            (worker,) = await self._live().collective_rpc(worker_times)  # type: ignore[arg-type]
+            for name, seconds in worker.items():
+                stages[f"  {name}"].append(seconds)
+            await self._live().resume_generation()
+        clock = time.monotonic()
+        await asyncio.gather(*(self.probe(ids) for ids in probe.sequences))
+        stages["engine: probe"].append(time.monotonic() - clock)
+
+
+def time_worker(worker: Any) -> None:
+    """Put a clock around what `receive_weights` calls."""
+    import time
+
+    from rollout.weights import transfer
+
+    worker.times = {}
+    model = worker.get_model()
+
+    def clocked(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begun = time.monotonic()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                worker.times[name] = worker.times.get(name, 0.0) + time.monotonic() - begun
+
+        return call
+
+    transfer.tensor_digest = clocked("digests", transfer.tensor_digest)
+    transfer.check_held = clocked("comparison with what is held", transfer.check_held)
+    model.load_weights = clocked("vLLM's reload", model.load_weights)
+
+
+def worker_times(worker: Any) -> dict[str, float]:
+    times, worker.times = dict(worker.times), {}
+    return times
+
+
+if __name__ == "__main__":
+    main()
