@@ -13,6 +13,7 @@ from learner.actor import LearnerActor, Token2TextActor
 from learner.batches.batch import TrainGroup
 from learner.batches.plan import audio_of, plan_updates
 from learner.losses.diffro import frames_per_token
+from learner.memory import out_of_memory
 from learner.spec import RankSpec, StepResult, uses_diffro
 from learner.token2text.plan import Prediction, SpeechText, plan_predictions, plan_token2text
 from learner.token2text.rank import Token2TextSpec
@@ -25,6 +26,10 @@ GRACE_S = 10.0
 
 class LearnerLostError(Exception):
     """A rank died or did not answer. The others cannot go on without it: only a new gang helps."""
+
+
+class LearnerOutOfMemoryError(LearnerLostError):
+    """A rank was ended because its node had no memory left. The next gang needs as much."""
 
 
 class _ActorGang:
@@ -98,6 +103,7 @@ class _ActorGang:
 
         Raises:
             LearnerLostError: a rank died, or the time is up.
+            LearnerOutOfMemoryError: Ray ended it, with what its node's memory is used for.
             Exception: what a rank raised, when all of them live.
         """
         limit = timeout or self.spec.config.step_timeout_s
@@ -119,6 +125,10 @@ class _ActorGang:
                 # A collective that fails for want of a peer raises here too, and often before Ray knows of the death.
                 raised = raised or error
                 deadline = min(deadline, time.monotonic() + GRACE_S)
+            except ray.exceptions.OutOfMemoryError as error:
+                rank = calls.index(ready[0])
+                message = f"learner {what}: rank {rank} is lost: {out_of_memory(str(error))}"
+                raise LearnerOutOfMemoryError(message) from None
             except ray.exceptions.RayError as error:
                 rank = calls.index(ready[0])
                 raise LearnerLostError(f"learner {what}: rank {rank} is lost: {last_line(error)}") from error

@@ -42,7 +42,7 @@ FLOORS = {
         ("model", "metrics"),
         ("components",),
         ("batches", "config"),
-        ("registries",),
+        ("registries", "memory"),
     ),
     "rewards": (
         ("actor", "report"),

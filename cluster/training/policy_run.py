@@ -45,9 +45,10 @@ from cluster.training.recovery import RestartBudget
 from cluster.training.resume import load_state_dict, new_trainer, state_dict
 from cluster.training.run import Run, compared
 from learner.config import SAMPLED_OBJECTIVES
-from learner.gang import LearnerLostError
+from learner.gang import LearnerLostError, LearnerOutOfMemoryError
 from rollout.errors import WeightsLostError
 from speech.audio import load_audio
+from speech.errors import UserError
 from speech.families import LanguageModelFamily, ModelFamily
 from speech.manifests import Manifest
 from speech.text import NORMALISER_VERSION
@@ -118,6 +119,8 @@ class PolicyRun(Run):
         self.budget = RestartBudget(config.learner.restarts)
         self.engine_stats, self.fleet_counts = system.fleet.stats(), system.fleet.counts()
         self.encoded = 0
+        self.trained = False
+        """Whether a step has ended in this execution."""
 
     @property
     def step(self) -> int:
@@ -153,7 +156,10 @@ class PolicyRun(Run):
                 self.save_last(self._save)
                 return
             except (LearnerLostError, ObjectLostError, WeightsLostError) as error:
-                if not self.budget.lost(self.trainer.step):
+                out_of_memory = isinstance(error, LearnerOutOfMemoryError)
+                if not self.budget.lost(self.trainer.step, at_most=int(self.trained) if out_of_memory else None):
+                    if out_of_memory:
+                        raise UserError(str(error)) from None
                     raise
                 lost = error
                 logger.warning("step %d: %s; restarting the learner", self.trainer.step, error)
@@ -181,6 +187,7 @@ class PolicyRun(Run):
 
     def _after_step(self, step: Step) -> bool:
         """Record, evaluate, save; False ends the training."""
+        self.trained = True
         self.saver.poll()
         stats = self.system.fleet.stats()
         encoded = self.system.encoders.encoded_total()

@@ -17,9 +17,13 @@ class RestartBudget:
         self._furthest = 0
         self._used = 0
 
-    def lost(self, step: int) -> bool:
-        """Whether training may restart after a loss in this step (1 for the first)."""
+    def lost(self, step: int, at_most: int | None = None) -> bool:
+        """Whether training may restart after a loss in this step (1 for the first).
+
+        Args:
+            at_most: of the row's restarts, where the cause is likely to be there again; None for the usual limit.
+        """
         if step > self._furthest:
             self._furthest, self._used = step, 0
         self._used += 1
-        return self._used <= self._limit
+        return self._used <= (self._limit if at_most is None else min(at_most, self._limit))

@@ -24,3 +24,10 @@ def test_a_step_that_always_fails_ends_the_run_and_progress_does_not() -> None:
     assert all(budget.lost(step) for step in range(1, 500, 3))
     with pytest.raises(ValueError):
         RestartBudget(-1)
+
+
+def test_a_cause_that_stays_is_forgiven_less_often() -> None:
+    budget = RestartBudget(3)
+    assert not budget.lost(1, at_most=0)  # nothing was ever trained
+    assert [budget.lost(5, at_most=1), budget.lost(4, at_most=1)] == [True, False]
+    assert not RestartBudget(0).lost(1, at_most=1)
