@@ -28,15 +28,6 @@ from benchmarks.overlap import PHASES, ROOT, training
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
 
 STEPS = 3
-TEXT = {
-    "vocab_size": 151_936,
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-}
 AUDIO = {
     "num_mel_bins": 128,
     "encoder_layers": 18,
@@ -46,6 +37,19 @@ AUDIO = {
     "output_dim": 1024,
     "downsample_hidden_size": 480,
 }
+
+
+def text_shape(hidden: int) -> dict[str, int]:
+    """Of Qwen3's language models with 28 layers: 1024 wide it is that of Qwen3-ASR-0.6B, 2048 wide of 1.7B."""
+    return {
+        "vocab_size": 151_936,
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    }
 
 
 def main() -> None:
@@ -58,7 +62,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         model = folder / "model"
         if not model.exists():
-            write_checkpoint(model, dtype=torch.bfloat16, text=TEXT, audio=AUDIO, scale=1.0)
+            write_checkpoint(model, dtype=torch.bfloat16, text=text_shape(1024), audio=AUDIO, scale=1.0)
         parameters = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 2
         print(f"{parameters / 1e6:,.0f} million parameters, encoder included\n")
         print("| execution | seconds | memory, GB |\n|---|--:|--:|")

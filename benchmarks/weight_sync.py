@@ -1,6 +1,7 @@
 """What a publication costs at the size of a real model, stage by stage, as a Markdown table.
 
     python -m benchmarks.weight_sync                          # the shape of Qwen3-ASR-0.6B, random weights, bfloat16
+    python -m benchmarks.weight_sync --hidden 2048            # ... of 1.7B
     python -m benchmarks.weight_sync --model folder --repeats 5 --receivers 1 2 4 8
 
 A learner rank and an engine in this process, Ray's object store between them, as in a run: all of the code is the run's
@@ -28,7 +29,7 @@ os.environ.update(engine_environment(EngineConfig()), VLLM_ALLOW_INSECURE_SERIAL
 import ray
 import torch
 
-from benchmarks.real_size import AUDIO, TEXT
+from benchmarks.real_size import AUDIO, text_shape
 from cluster.config.schema import PublishConfig
 from cluster.training.publish import make_probes
 from learner.config import LearnerConfig
@@ -48,6 +49,7 @@ Stages = dict[str, list[float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a checkpoint (random weights, 0.6B)")
+    parser.add_argument("--hidden", type=int, default=1024, help="width of the random one; 2048: 1.7B (1024)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bucket-mb", type=int, default=PublishConfig().bucket_mb)
     parser.add_argument("--receivers", type=int, nargs="*", default=[1], help="of the sender's buckets (1)")
@@ -55,7 +57,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         model = args.model or Path(temporary, "model")
         if not model.exists():
-            write_checkpoint(model, dtype=torch.bfloat16, text=TEXT, audio=AUDIO, scale=1.0)
+            write_checkpoint(
+                model,
+                dtype=torch.bfloat16,
+                text=text_shape(args.hidden),
+                audio=AUDIO | {"output_dim": args.hidden},
+                scale=1.0,
+            )
         with asyncio.Runner() as runner:
             runner.run(measure(model, args, Path(temporary)))
 
