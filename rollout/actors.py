@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -263,11 +263,13 @@ class EngineActor:
 
     async def generate(
         self, prompts: Sequence[Prompt], audio: Sequence[ObjectRef], sampling: SamplingConfig
-    ) -> list[Group]:
-        """As `RolloutEngine.generate`, with references to `EncodedAudio` in the place of the values."""
+    ) -> AsyncIterator[tuple[int, Group]]:
+        """As `RolloutEngine.stream`, with references to `EncodedAudio` in the place of the values; to be called with
+        `num_returns="streaming"`."""
         encoded = await asyncio.gather(*audio)
         with self._spans.span("generate"):
-            return await self._engine.generate(prompts, encoded, sampling)
+            async for placed in self._engine.stream(prompts, encoded, sampling):
+                yield placed
 
     async def update_weights(
         self, version: int, buckets: Sequence[ObjectRef], probe: Probe, in_flight: bool = False

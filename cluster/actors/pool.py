@@ -26,6 +26,8 @@ START_S = 600.0
 that."""
 NODES_S = 10.0
 """Between two questions, while work goes on, which nodes will go: each one is a call of Ray's control service."""
+BUSY_S = 0.05
+"""Between two looks for an actor without work."""
 LOOK_S = 1.0
 """Longest wait for answers before a look at what other threads have changed, such as the number of actors."""
 
@@ -48,6 +50,7 @@ class ActorPool(ABC, Generic[Item, Result]):
         component: what they are called in spans, before their place.
         work: name of a call's span.
         attempts: at each item.
+        queues: an actor may have a call of each thread. Otherwise it has one, and time-outs are of that alone.
         alone_after: after so many failures each item of a failed call is tried by itself, so that a bad one spoils no
             other; None never does.
         failures: errors that cost an actor and are worth another attempt; any other is raised.
@@ -57,6 +60,7 @@ class ActorPool(ABC, Generic[Item, Result]):
     what: ClassVar[str]
     component: ClassVar[str]
     work: ClassVar[str]
+    queues: ClassVar[bool] = True
     alone_after: ClassVar[int | None] = None
     failures: ClassVar[tuple[type[Exception], ...]] = (RayActorError,)
 
@@ -145,11 +149,14 @@ class ActorPool(ABC, Generic[Item, Result]):
             for actor in self._roster:
                 self._roster.end(actor)
 
-    def _run(self, items: Sequence[Item], ask: Ask[Item, Result], timeout: float | None) -> list[Result]:
+    def _run(
+        self, items: Sequence[Item], ask: Ask[Item, Result], timeout: float | None, together: bool = False
+    ) -> list[Result]:
         """The results, in order.
 
         Args:
             timeout: of one call, in seconds.
+            together: all in one call.
 
         Raises:
             StartError: no actor can be started.
@@ -168,7 +175,8 @@ class ActorPool(ABC, Generic[Item, Result]):
                     self._roster.adjust()
                     if not (run.jobs or run.calls or run.results):
                         actors = self._roster.serving() or self._roster.staying()
-                        run.jobs.extend(map(Job, self._split(len(items), len(actors))))
+                        places = range(len(items))
+                        run.jobs.extend(map(Job, [places] if together else self._split(len(items), len(actors))))
                     self._dispatch(run)
                     abandoned = [call for actor in self._roster for call in actor.calls if call.run is None]
                     starts = [actor.ready for actor in self._roster if actor.node is None]
@@ -214,8 +222,9 @@ class ActorPool(ABC, Generic[Item, Result]):
         self._roster.adjust()
 
     def _dispatch(self, run: Run[Item, Result]) -> None:
-        for actor in self._roster.serving():
-            if run.jobs and not any(call.run in (run, None) for call in actor.calls):
+        # Those with least to do first: another thread's work may be under way.
+        for actor in sorted(self._roster.serving(), key=lambda actor: len(actor.calls)):
+            if run.jobs and not any(not self.queues or call.run in (run, None) for call in actor.calls):
                 job = run.jobs.popleft()
                 if not job.places:
                     continue
@@ -236,7 +245,10 @@ class ActorPool(ABC, Generic[Item, Result]):
         refs = [call.request.answer for call in calls] + starts
         soonest = min((call.deadline for call in calls), default=math.inf)
         answered: set[ObjectRef] = set()
-        if refs and ray.wait(refs, timeout=min(LOOK_S, max(0.0, soonest - time.monotonic())))[0]:
+        limit = LOOK_S if calls else BUSY_S  # without calls all actors work for other threads, or start
+        if not refs:
+            time.sleep(limit)
+        elif ray.wait(refs, timeout=min(limit, max(0.0, soonest - time.monotonic())))[0]:
             answered.update(ray.wait(refs, num_returns=len(refs), timeout=0)[0])  # the first wait names one of several
         for call in calls:
             if call.request.answer in answered:

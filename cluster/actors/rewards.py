@@ -52,8 +52,6 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
     one*, so that one bad group does not spoil its neighbours, and after `retries` such attempts their samples become
     invalid with the reason.
 
-    Calls of `score` from several threads are served one after another; all else may be called meanwhile.
-
     Args:
         config: rewards and pool settings.
         codec: builds the codec in each actor, for trajectories that hold speech tokens; None scores records alone.
@@ -66,6 +64,7 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
     """
 
     what, component, work = "rewards", "rewards", "score"
+    queues = False
     alone_after = 1
     failures = (RayError, UserError)
 
@@ -80,17 +79,25 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
         self.counts = RewardCounts()
         self.lethal: dict[str, str] = {}
         self._config, self._codec = config, codec
-        self._scoring = threading.Lock()
+        self._counting = threading.Lock()
         super().__init__(config.count, attempts=config.retries + 1)
 
-    def score(self, groups: Sequence[Group]) -> list[Group]:
+    def shares(self, count: int) -> list[range]:
+        """Which of so many groups are scored together, by a call of `score` with `together`."""
+        size = max(1, -(-count // (self.wanted * CHUNKS_PER_ACTOR)))
+        return [range(count)[start : start + size] for start in range(0, count, size)]
+
+    def score(self, groups: Sequence[Group], together: bool = False) -> list[Group]:
         """The groups with rewards, in the order given.
+
+        Args:
+            together: in one call of an actor, unless that fails.
 
         Raises:
             RuntimeError: when no actor can be started.
         """
-        with self._scoring:
-            scored = self._run(groups, self._ask, self._config.timeout_s)
+        scored = self._run(groups, self._ask, self._config.timeout_s, together)
+        with self._counting:
             for rewards in scored:
                 for reward in rewards:
                     if reward.invalid is None:
@@ -103,8 +110,7 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
         return RemoteRewardActor.remote(self._config, self._codec)
 
     def _split(self, count: int, actors: int) -> list[Sequence[int]]:
-        size = max(1, -(-count // (self.wanted * CHUNKS_PER_ACTOR)))
-        return [range(count)[start : start + size] for start in range(0, count, size)]
+        return list(self.shares(count))
 
     def _ask(self, actor: Any, groups: list[Group]) -> Request[tuple[Reward, ...]]:
         def rewards(scored: Scored) -> list[tuple[Reward, ...]]:

@@ -67,9 +67,14 @@ class Assignments:
         shard.worker = worker
         shard.attempts += 1
 
+    def has(self, shard: Shard, worker: int) -> bool:
+        """Whether what a worker says of a shard counts: not when it has gone to another one meanwhile, or is
+        forgotten."""
+        return self._shards.get(shard.number) is shard and shard.worker == worker
+
     def finish(self, shard: Shard, worker: int) -> bool:
-        """Whether this answer counts: not when the shard has gone to another worker meanwhile, or is forgotten."""
-        if self._shards.get(shard.number) is not shard or shard.worker != worker:
+        """A worker has done all of a shard; whether that counts (`has`)."""
+        if not self.has(shard, worker):
             return False
         del self._shards[shard.number]
         return True

@@ -314,11 +314,11 @@ class EngineFleet:
             if not future.complete:
                 self._engines.settle(future, WithdrawnError("these samples were cancelled"))
 
-    def _wait_for(self, future: RolloutFuture, timeout: float | None) -> None:
+    def _wait_for(self, future: RolloutFuture, timeout: float | None, enough: Callable[[], bool]) -> None:
         with self._lock:
             self._waiting += 1
         try:
-            self._until(lambda: future.complete, timeout, "generate")
+            self._until(lambda: future.complete or enough(), timeout, "generate")
         finally:
             with self._lock:
                 self._waiting -= 1
@@ -334,7 +334,7 @@ class EngineFleet:
                     raise self._engines.fatal
                 if self._engines.weights_lost is not None:
                     raise self._engines.weights_lost
-                calls = [call.ref for replica in self._engines.replicas for call in replica.calls]
+                calls = [call.awaited for replica in self._engines.replicas for call in replica.calls]
                 state = "; ".join(
                     f"{m} is {m.health.state}" + (f" ({m.health.reason})" if m.health.reason else "")
                     for m in self._engines.replicas

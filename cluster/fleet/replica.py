@@ -64,16 +64,24 @@ class Call:
     """What an actor owes.
 
     Attributes:
+        ref: to its answer; where engines generate, to one group after another.
         deadline: on the monotonic clock; None for heartbeats, which `Health` judges.
         budget: seconds that the deadline stands for.
         subject: the shard of work or the publication that it is about.
+        item: reference to the group that is there and was not fetched yet.
     """
 
     kind: Kind
-    ref: ray.ObjectRef
+    ref: ray.ObjectRef | ray.ObjectRefGenerator
     deadline: float | None
     budget: float
     subject: Any = None
+    item: ray.ObjectRef | None = None
+
+    @property
+    def awaited(self) -> ray.ObjectRef | ray.ObjectRefGenerator:
+        """What to wait for."""
+        return self.ref if self.item is None else self.item
 
 
 class EngineReplica:
@@ -149,7 +157,7 @@ class EngineReplica:
             running.deadline += publication.timeout
 
     def generate(self, shard: Shard, arguments: tuple[Any, ...], now: float) -> None:
-        call = self.actor.generate.remote(*arguments)
+        call = self.actor.generate.options(num_returns="streaming").remote(*arguments)
         self._ask("generating", call, now, self._config.generate_timeout_s, shard)
 
     def heartbeat(self, now: float) -> None:

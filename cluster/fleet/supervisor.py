@@ -21,7 +21,7 @@ from rollout.config import EngineConfig
 from rollout.engine.stats import EngineStats
 from rollout.errors import EngineLostError, PublicationError, StaleEngineError, WeightsLostError
 from speech.errors import PhaseTimeoutError, UserError, last_line
-from speech.records import BadUtterance
+from speech.records import BadUtterance, Group
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Supervisor:
     # -- answers -------------------------------------------------------------------------------------------------
 
     def _collect(self, now: float) -> None:
-        pending = {call.ref: (replica, call) for replica in self.replicas for call in replica.calls}
+        pending = {call.awaited: (replica, call) for replica in self.replicas for call in replica.calls}
         if not pending:
             return
         for ref in ray.wait(list(pending), num_returns=len(pending), timeout=0)[0]:
@@ -119,12 +119,17 @@ class Supervisor:
             if call not in replica.calls:  # it failed a moment ago, by another of its calls
                 continue
             error: RayError | None = None
+            answer: Any = None
+            ended = True
             try:
-                answer = ray.get(ref)
+                answer, ended = self._answer(call)
             except RayError as raised:
                 if isinstance(raised, RpcError) and not isinstance(raised, RayTaskError):
                     raise  # this process did not reach Ray; the answer is still where it was
                 error = raised
+            if not ended:
+                self._sampled(replica, call.subject, *answer)
+                continue
             replica.calls.remove(call)
             if isinstance(error, RayTaskError):
                 self._raised(replica, call, error.cause or error, now)
@@ -134,6 +139,23 @@ class Supervisor:
                 self._fail(replica, f"lost while {call.kind}: {last_line(error)}", now)
             else:
                 self._answered(replica, call, answer, now)
+
+    def _answer(self, call: Call) -> tuple[Any, bool]:
+        """What a call has answered, and whether that is all."""
+        if call.kind != "generating":
+            return ray.get(call.ref), True
+        try:
+            # Noted first: where Ray cannot be reached now, it is fetched later.
+            call.item = call.item or next(call.ref)
+        except StopIteration:
+            return None, True
+        answer, call.item = ray.get(call.item), None
+        return answer, False
+
+    def _sampled(self, replica: EngineReplica, shard: Shard, place: int, group: Group) -> None:
+        """A group of a shard is there; it counts if the shard is still this engine's."""
+        if self.work.has(shard, replica.incarnation):
+            self.futures[shard.number].receive(shard, place, group)
 
     def _answered(self, replica: EngineReplica, call: Call, answer: Any, now: float) -> None:
         health = replica.health
@@ -160,7 +182,7 @@ class Supervisor:
         elif self.work.finish(call.subject, replica.incarnation):
             health.worked()
             self._bad_in_a_row = 0
-            self.futures.pop(call.subject.number).receive(call.subject, answer)
+            self.futures.pop(call.subject.number).finish(call.subject)
 
     def _raised(self, replica: EngineReplica, call: Call, error: BaseException, now: float) -> None:
         if call.kind == "starting" and isinstance(error, UserError):
@@ -232,7 +254,8 @@ class Supervisor:
         self.work.forget([shard.number])
         del self.futures[shard.number]
         reason = f"no engine can sample it: {last_line(error)}"
-        future.receive(shard, [BadUtterance(prompt.utterance.id, reason, lethal)])
+        future.receive(shard, 0, BadUtterance(prompt.utterance.id, reason, lethal))
+        future.finish(shard)
 
     def _leave(self, replica: EngineReplica) -> None:
         replica.leaving = True

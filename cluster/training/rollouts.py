@@ -1,11 +1,17 @@
-"""Batches on their way to the learner: encoded, sampled and scored beside it, in order."""
+"""Batches on their way to the learner: encoded, sampled and scored beside it, in order.
+
+Rewards do not wait for the last sample of a batch: the groups that go to a reward actor together go as soon as they are
+sampled, whatever their order. Which go together is a matter of their number alone, and so are the rewards to the last
+bit.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from types import TracebackType
@@ -116,21 +122,40 @@ class Rollouts:
     def _finish(self, rollout_batch: RolloutBatch) -> None:
         future = rollout_batch.future
         assert future is not None
-        try:
-            with self._timer.phase("generate"):  # the fleet bounds each attempt and each restart
-                sampled = future.result(None)
-        finally:
-            self._sampling.remove(future)
-        past = rollout_batch.past_lengths
+        rewards, shares = self._system.rewards, self._system.rewards.shares(len(rollout_batch.prompts))
+        outcomes: list[Group | BadUtterance] = []
+        scoring: dict[int, Future[list[Group | BadUtterance]]] = {}
+        with ThreadPoolExecutor(rewards.wanted, "score") as actors, ExitStack() as reward:
+            try:
+                with self._timer.phase("generate"):  # the fleet bounds each attempt and each restart
+                    waiting = list(shares)
+                    while waiting:
+                        share = waiting.pop(future.first_of(waiting))
+                        if not scoring:
+                            reward.enter_context(self._timer.phase("reward"))
+                        sampled = [future.sampled[place] for place in share]
+                        scoring[share.start] = actors.submit(self._score, sampled, rollout_batch.past_lengths)
+                    future.result(None)
+            except BaseException:
+                actors.shutdown(wait=False, cancel_futures=True)
+                raise
+            finally:
+                self._sampling.remove(future)
+            for share in shares:
+                outcomes += scoring[share.start].result()
+        rollout_batch.scored.set_result(outcomes)
+
+    def _score(
+        self, sampled: Sequence[Group | BadUtterance], past: Mapping[str, tuple[int, ...]]
+    ) -> list[Group | BadUtterance]:
+        """What goes to a reward actor together."""
         groups = [
             replace(item, past_lengths=past.get(item.prompt.utterance.id, ()))
             for item in sampled
             if not isinstance(item, BadUtterance)
         ]
-        with self._timer.phase("reward"):
-            scored = iter(self._system.rewards.score(groups))
-        outcomes = [item if isinstance(item, BadUtterance) else next(scored) for item in sampled]
-        rollout_batch.scored.set_result(outcomes)
+        scored = iter(self._system.rewards.score(groups, together=True) if groups else ())
+        return [item if isinstance(item, BadUtterance) else next(scored) for item in sampled]
 
     def _serve(self, queue: SimpleQueue[RolloutBatch | None], stage: Callable[[RolloutBatch], None]) -> None:
         while (rollout_batch := queue.get()) is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -110,11 +110,18 @@ class RolloutEngine:
     async def generate(
         self, prompts: Sequence[Prompt], audio: Sequence[EncodedAudio], sampling: SamplingConfig
     ) -> list[Group]:
+        """As `stream`; all groups, in the order of the prompts."""
+        found = [placed async for placed in self.stream(prompts, audio, sampling)]
+        return [group for _, group in sorted(found, key=lambda placed: placed[0])]
+
+    async def stream(
+        self, prompts: Sequence[Prompt], audio: Sequence[EncodedAudio], sampling: SamplingConfig
+    ) -> AsyncIterator[tuple[int, Group]]:
         """Sample a group for every prompt.
 
-        Returns:
-            Unscored groups in the order of the prompts. Every trajectory carries the policy versions at its first
-            and last token as vLLM recorded them.
+        Yields:
+            The place of a prompt and its unscored group, as soon as all of its samples have ended. Every trajectory
+            carries the policy versions at its first and last token as vLLM recorded them.
 
         Raises:
             StaleEngineError: the weights are not those of a verified publication, or stopped being so meanwhile.
@@ -123,38 +130,42 @@ class RolloutEngine:
             EngineLostError: the engine's processes are gone.
         """
         started = time.monotonic()
-        with _losses_named():
-            outputs = await self._sample(prompts, audio, sampling)
-        # A publication in flight decides first whether the weights that drew these samples are to be trusted.
-        async with self._control:
-            self._refuse_if_stale()
-        groups = [
-            requests.group(prompt, item, output, self._family)
-            for prompt, item, output in zip(prompts, audio, outputs, strict=True)
-        ]
-        self._stats.prompts += len(groups)
-        self._stats.trajectories += sum(len(group.trajectories) for group in groups)
-        self._stats.tokens += sum(len(t.token_ids) for group in groups for t in group.trajectories)
+        async with aclosing(self._outputs(prompts, audio, sampling)) as outputs:
+            async for place, output in outputs:
+                group = requests.group(prompts[place], audio[place], output, self._family)
+                self._stats.prompts += 1
+                self._stats.trajectories += len(group.trajectories)
+                self._stats.tokens += sum(len(t.token_ids) for t in group.trajectories)
+                yield place, group
         self._stats.generate_seconds += time.monotonic() - started
-        return groups
 
-    async def _sample(
+    async def _outputs(
         self, prompts: Sequence[Prompt], audio: Sequence[EncodedAudio], sampling: SamplingConfig
-    ) -> list[RequestOutput]:
-        collectors = await self._queue(prompts, audio, sampling)
-        names = {collector.request_id for collector in collectors}
-        self._in_flight |= names
-        try:
-            return await self._rpc(
-                self._config.generate_timeout_s,
-                f"generating {len(prompts)} groups",
-                asyncio.gather(*(_finished(collector) for collector in collectors)),
-            )
-        except BaseException:
-            await self._live().abort(names, internal=True)
-            raise
-        finally:
-            self._in_flight -= names
+    ) -> AsyncGenerator[tuple[int, RequestOutput]]:
+        """Place and output of each request that has ended."""
+        with _losses_named():
+            collectors = await self._queue(prompts, audio, sampling)
+            names = {collector.request_id for collector in collectors}
+            self._in_flight |= names
+            waiting = {asyncio.create_task(_finished(collector)): place for place, collector in enumerate(collectors)}
+            deadline = time.monotonic() + self._config.generate_timeout_s
+            try:
+                while waiting:
+                    some = asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    left = max(0.0, deadline - time.monotonic())
+                    done, _ = await self._rpc(left, f"generating {len(prompts)} groups", some)
+                    # A publication in flight decides first whether the weights that drew these are to be trusted.
+                    async with self._control:
+                        self._refuse_if_stale()
+                    for task in sorted(done, key=waiting.__getitem__):
+                        yield waiting.pop(task), task.result()
+            except BaseException:
+                for task in waiting:
+                    task.cancel()
+                await self._live().abort(names, internal=True)
+                raise
+            finally:
+                self._in_flight -= names
 
     async def _queue(
         self, prompts: Sequence[Prompt], audio: Sequence[EncodedAudio], sampling: SamplingConfig

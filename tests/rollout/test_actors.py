@@ -46,7 +46,9 @@ class System:
             Prompt(id=f"0/{u.id}", utterance=u, epoch=0, position=i, seed=100 * i)
             for i, u in enumerate(self.utterances)
         ]
-        return ray.get(self.engine.generate.remote(prompts, [item.ref for item in self.encoded], SAMPLING))
+        stream = self.engine.generate.options(num_returns="streaming")
+        placed = [ray.get(ref) for ref in stream.remote(prompts, [item.ref for item in self.encoded], SAMPLING)]
+        return [group for _, group in sorted(placed, key=lambda item: item[0])]
 
     def publish(self, version: int, model: PreTrainedModel) -> float:
         buckets = [ray.put(bucket) for bucket in buckets_of(model)]

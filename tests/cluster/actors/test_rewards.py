@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rewards.pipeline import CodecFactory
 from speech.errors import UserError
 from speech.records import Group
 from tests.rewards.listening.sound_fixtures import sound_config, sound_group, tape_codec
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 MakeGroup = Callable[..., Group]
@@ -54,6 +56,23 @@ def test_results_are_those_of_the_composition_and_every_group_is_scored_once(
     assert pool.score([]) == []
     assert (pool.counts.scored, pool.retried, pool.counts.invalid) == (60, 0, {})
     assert sum(len(spans) for spans in pool.spans().values()) == 7, "calls of three groups, for two actors"
+
+
+def test_shares_from_several_threads_are_a_call_each_and_use_all_actors(
+    make_pool: MakePool, make_group: MakeGroup, tmp_path: Path
+) -> None:
+    groups = [make_group(f"word {i}", [f"word {i}", "other"], name=f"u{i}") for i in range(20)]
+    pool = make_pool(config("notes", options={"file": str(tmp_path / "notes")}, count=2))
+    expected = pool.score(groups)
+    until(lambda: pool.serving() == 2)
+    pool.spans()
+    shares = pool.shares(len(groups))
+    assert [place for share in shares for place in share] == list(range(20))
+    with ThreadPoolExecutor(4) as threads:  # more than actors: they wait for one without work
+        scored = list(threads.map(lambda share: pool.score([groups[i] for i in share], together=True), shares))
+    assert [group for part in scored for group in part] == expected
+    spans = pool.spans()
+    assert sum(map(len, spans.values())) == len(shares) and all(spans.values())
 
 
 def test_a_hung_group_becomes_invalid_and_spoils_no_other(make_pool: MakePool, make_group: MakeGroup) -> None:

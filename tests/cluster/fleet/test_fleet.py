@@ -7,7 +7,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,9 @@ class StandIn:
         self.version, self.asleep = version, False
         return 1e-6
 
-    async def generate(self, prompts: Sequence[Prompt], audio: Sequence[Any], sampling: SamplingConfig) -> list[str]:
+    async def generate(
+        self, prompts: Sequence[Prompt], audio: Sequence[Any], sampling: SamplingConfig
+    ) -> AsyncIterator[tuple[int, str]]:
         if self.version is None or self.asleep:
             raise StaleEngineError("it awaits a publication")
         ids = [prompt.id for prompt in prompts]
@@ -93,7 +95,13 @@ class StandIn:
             (self.folder / "cancelled").touch()
             raise
         self.generated += len(prompts)
-        return [f"{name}@{self.version}" for name in ids]
+        for place, name in reversed(list(enumerate(ids))):
+            halfway = name == "die-halfway" and self.first("died")
+            while (halfway or name == "late-one") and not (self.folder / "go").exists():
+                await asyncio.sleep(0.02)
+            if halfway:
+                os._exit(1)
+            yield place, f"{name}@{self.version}, {os.getpid()}" if "die-halfway" in ids else f"{name}@{self.version}"
 
     async def sleep(self, keep_weights: bool) -> None:
         self.asleep = True
@@ -167,6 +175,32 @@ def test_work_keeps_its_order_and_waits_for_a_verified_publication(start: Start)
     publish(fleet, 7)
     assert generate(fleet, "a", "b", "c") == ["a@7", "b@7", "c@7"]
     assert fleet.counts().healthy == 2 and fleet.stats().prompts == 4, "the first one was done after all"
+
+
+def test_groups_come_one_by_one(start: Start, tmp_path: Path) -> None:
+    fleet = start(count=1)
+    publish(fleet, 1)
+    future = fleet.submit(*order("late-one", "a", "b"), SAMPLING)
+    parts = [range(0, 1), range(1, 3)]
+    assert future.first_of(parts) == 1
+    assert future.sampled == {1: "a@1", 2: "b@1"} and not future.done()
+    (tmp_path / "go").touch()
+    assert future.first_of(parts[:1]) == 0
+    assert future.result(30.0) == ["late-one@1", "a@1", "b@1"]
+
+
+def test_what_came_before_an_engine_was_lost_is_kept(start: Start, tmp_path: Path) -> None:
+    """It may be scored already; the engine that takes over samples all of the shard, which then is the same again."""
+    fleet = start(count=1)
+    publish(fleet, 1)
+    future = fleet.submit(*order("die-halfway", "a"), SAMPLING)
+    assert future.first_of([range(1, 2)]) == 0
+    before = future.sampled[1]
+    (tmp_path / "go").touch()
+    result = future.result(60.0)
+    assert result[1] == before and fleet.counts().restarts == 1
+    assert str(result[0]).startswith("die-halfway@1") and str(result[0]).split(", ")[1] != str(before).split(", ")[1]
+    assert generate(fleet, "c") == ["c@1"]
 
 
 def both_serve(fleet: EngineFleet) -> None:

@@ -49,8 +49,14 @@ class Handle:
     def __init__(self, actor: Any, weather: Weather) -> None:
         self.actor, self._weather = actor, weather
 
-    def __getattr__(self, method: str) -> Any:
-        return SimpleNamespace(remote=self._weather.pass_through(getattr(self.actor, method).remote))
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.actor, name)
+        return SimpleNamespace(
+            remote=self._weather.pass_through(method.remote),
+            options=lambda **options: SimpleNamespace(
+                remote=self._weather.pass_through(method.options(**options).remote)
+            ),
+        )
 
 
 @pytest.fixture

@@ -52,10 +52,16 @@ def length(prompt: Prompt) -> int:
 class SimulatedGeneration:
     def __init__(self, fleet: SimulatedSystem, prompts: Sequence[Prompt]) -> None:
         self.fleet, self.prompts, self.version = fleet, prompts, fleet.version
+        self.sampled: dict[int, Group | BadUtterance] = {}
         self.cancelled = threading.Event()
         self.go = threading.Event()
         if not fleet.held:
             self.go.set()
+
+    def first_of(self, parts: Sequence[range]) -> int:
+        """The groups of the last part are there first."""
+        self.sampled = dict(enumerate(self.result(None)))
+        return len(parts) - 1
 
     def result(self, timeout: float | None) -> list[Group | BadUtterance]:
         while not self.go.wait(0.01):
@@ -130,7 +136,13 @@ class SimulatedSystem:
     def learner_blocked(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def score(self, groups: Sequence[Group]) -> list[Group]:
+    wanted = 2
+
+    def shares(self, count: int) -> list[range]:
+        return [range(start, min(start + 2, count)) for start in range(0, count, 2)]
+
+    def score(self, groups: Sequence[Group], together: bool = False) -> list[Group]:
+        assert together and len(groups) <= 2
         if self.fail == "score":
             raise RuntimeError("the judge is gone")
         lost = Reward(total=None, invalid="the judge died")
@@ -199,6 +211,40 @@ def test_every_prompt_is_trained_once_in_order_and_within_the_bound(
     for prompt in undisturbed:
         expected.update([length(prompt)] * 2)
     assert lengths == expected
+
+
+def test_groups_are_scored_before_the_others_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And come out in the order of their prompts, with what belongs to each."""
+    system, gate = SimulatedSystem(deadly=["u1"]), threading.Event()
+    scored: list[str] = []
+    score = system.score
+
+    def noting(groups: Sequence[Group], together: bool = False) -> list[Group]:
+        scored.extend(group.prompt.utterance.id for group in groups)
+        return score(groups, together)
+
+    def first_of(self: SimulatedGeneration, parts: Sequence[range]) -> int:
+        if len(parts) == 1:
+            gate.wait(10)  # the last samples are late
+        groups = self.result(None)
+        self.sampled |= {place: groups[place] for place in parts[-1]}
+        return len(parts) - 1
+
+    monkeypatch.setattr(system, "score", noting)
+    monkeypatch.setattr(SimulatedGeneration, "first_of", first_of)
+    rollouts = rollouts_of(trainer(configuration(0, 9), system))
+    batch = RolloutBatch(size=5, number=0)
+    rollouts.start(batch)
+    ids = [prompt.utterance.id for prompt in batch.prompts] if batch.filled.wait(10) else []
+    early = [name for name in ids[2:] if name != "u1"]
+    until(lambda: sorted(scored) == sorted(early))
+    assert not batch.scored.done()
+    gate.set()
+    outcomes = batch.scored.result(10)
+    assert [o.id if isinstance(o, BadUtterance) else o.prompt.utterance.id for o in outcomes] == ids
+    assert {o.id for o in outcomes if isinstance(o, BadUtterance)} == {"u1"}
+    assert all(o.rewards for o in outcomes if isinstance(o, Group))
+    rollouts.close()
 
 
 def test_the_next_windows_start_before_the_learner_does() -> None:
