@@ -44,7 +44,8 @@ _DEFAULTS: dict[str, Any] = {
 
 
 _FIELDS = attrgetter(*_DEFAULTS)
-_ENCODER = msgspec.json.Encoder(enc_hook=dict)
+_ENCODER = json.JSONEncoder(default=dict)
+"""Made once. Not msgspec's, which writes other bytes: runs keep hashes of records, by which a resume finds changes."""
 _DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
@@ -282,7 +283,7 @@ class StoreWriter:
             self._pending = []
 
     def _record(self, utterance: Utterance) -> tuple[bytes, bytes]:
-        """What is said of an utterance, and the folders of its audio, each as one line of JSON without tabs."""
+        """What is said of an utterance, and the folders of its audio, each as one line of ASCII without tabs."""
         fields = zip(_DEFAULTS.items(), _FIELDS(utterance), strict=True)
         values = {name: value for (name, default), value in fields if value != default}
         audio_in = voice_in = ""
@@ -290,7 +291,7 @@ class StoreWriter:
             audio_in, values["audio"] = self._split(utterance.audio)
         if utterance.prompt_audio is not None:
             voice_in, values["prompt_audio"] = self._split(utterance.prompt_audio)
-        return _ENCODER.encode(values), _folders(audio_in, voice_in)
+        return _ENCODER.encode(values).encode("ascii"), _folders(audio_in, voice_in)
 
     def _split(self, path: str) -> tuple[str, str]:
         """(folder with its slash, name); the manifest's own folder is `_HERE`."""
@@ -302,12 +303,12 @@ class StoreWriter:
 
 @lru_cache(maxsize=4096)  # many files lie in one folder
 def _folders(*names: str) -> bytes:
-    return _ENCODER.encode(names)
+    return json.dumps(names).encode("ascii")
 
 
 @lru_cache(maxsize=4096)
 def _folder_names(folders: bytes) -> tuple[str, str]:
-    audio_in, voice_in = _DECODER.decode(folders)
+    audio_in, voice_in = json.loads(folders)
     return audio_in, voice_in
 
 

@@ -105,3 +105,18 @@ def test_damage_is_found() -> None:
     for bad in (b"", good[:-1], good + b"x", good[:40] + bytes([good[40] ^ 1]) + good[41:]):
         with pytest.raises(DamagedStoreError):
             read_store(io.BytesIO(bad), "")
+
+
+def test_fingerprints_stay_those_that_earlier_runs_have_kept() -> None:
+    """A resume compares them: other bytes of the same record would pass for changed data."""
+    utterances = [
+        Utterance(
+            id="a-1", audio="/data/x/a.flac", text='tür: "zwölf" 二', language="de", speaker="s", duration=1.25,
+            keywords=("zwölf",),
+        ),
+        Utterance(
+            id="b/ü", audio="", text="say it", prompt_audio="/v/p.wav", prompt_text="hi", instruction="softly",
+            attributes={"gender": "f"},
+        ),
+    ]  # fmt: skip
+    assert stored(utterances).fingerprint() == "c6e79bc81abb99036411780cf3cf7588"
