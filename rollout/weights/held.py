@@ -18,11 +18,7 @@ import torch
 from torch import nn
 
 COLUMNS = 128
-"""Packed matrices of up to so many columns are compared whole."""
-SOME_COLUMNS = 16
-"""Of wider ones so many are drawn for each publication: an old copy, or an old part of a fused matrix, differs in
-nearly all columns, and in each of them all rows are compared. The product with 128 columns costs as much as a prompt of
-128 tokens."""
+"""So many columns of a packed matrix are compared: all those of a small model. An old copy differs in any of them."""
 SHOWN = 10
 _columns = torch.Generator()  # its own: torch's belongs to the sampler
 
@@ -132,7 +128,7 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _packed_equals(module: nn.Module, expected: torch.Tensor) -> bool:
     """Read a packed matrix through the kernel that uses it: a product with a column of the identity is exact."""
     width = expected.shape[1]
-    columns = torch.randperm(width, generator=_columns)[: COLUMNS if width <= COLUMNS else SOME_COLUMNS]
+    columns = torch.randperm(width, generator=_columns)[:COLUMNS]
     inputs = torch.zeros(len(columns), width, dtype=expected.dtype)
     inputs[torch.arange(len(columns)), columns] = 1
     found = module.quant_method.apply(module, inputs).T
