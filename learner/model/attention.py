@@ -27,7 +27,7 @@ from transformers import AttentionInterface
 
 from learner.batches.batch import Block
 from learner.model import segments
-from learner.model.segments import FlashKernels, Kernels
+from learner.model.segments import FlashKernels
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def shared_prefix_attention(
 @lru_cache
 def _segment_kernels(
     device: torch.device, dtype: torch.dtype, heads: int, key_value_heads: int, head_dim: int
-) -> Kernels | None:
+) -> FlashKernels | None:
     """The kernels for such tensors, or None where there are none that agree with the form by blocks."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return None
@@ -147,7 +147,7 @@ def _segment_kernels(
 
 
 def disagreement(
-    kernels: Kernels, device: torch.device, dtype: torch.dtype, heads: int, key_value_heads: int, head_dim: int
+    kernels: FlashKernels, device: torch.device, dtype: torch.dtype, heads: int, key_value_heads: int, head_dim: int
 ) -> str | None:
     """How the two forms differ on a small row, in the output or a gradient, by more than rounding; None if not."""
     blocks = (Block(0, 19, (7, 1, 12)), Block(39, 5, (9,)), Block(53, 1, (2, 2)))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -41,8 +41,9 @@ class Segments:
         return cls(ends, max(lengths, default=0))
 
 
-class Kernels(Protocol):
-    """Attention over pairs of segments: rows of queries to rows of keys. Shapes: (rows, heads, head_dim)."""
+class FlashKernels:
+    """FlashAttention as torch brings it along: rows of queries attend to rows of keys, one pair of segments after
+    another. Shapes: (rows, heads, head_dim)."""
 
     def forward(
         self,
@@ -55,36 +56,6 @@ class Kernels(Protocol):
         scale: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Output, and the log-sum-exp of scores, float32 (heads, rows)."""
-
-    def backward(
-        self,
-        gradient: torch.Tensor,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        output: torch.Tensor,
-        normaliser: torch.Tensor,
-        asking: Segments,
-        asked: Segments,
-        causal: bool,
-        scale: float | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradients of queries, keys and values, given output and log-sum-exp of the whole softmax."""
-
-
-class FlashKernels:
-    """FlashAttention as torch brings it along."""
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        asking: Segments,
-        asked: Segments,
-        causal: bool,
-        scale: float | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
         places = asking.ends, asked.ends, asking.longest, asked.longest
         found = torch.ops.aten._flash_attention_forward(query, key, value, *places, 0.0, causal, False, scale=scale)
         return found[0], found[1]
@@ -102,6 +73,7 @@ class FlashKernels:
         causal: bool,
         scale: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradients of queries, keys and values, given output and log-sum-exp of the whole softmax."""
         places = asking.ends, asked.ends, asking.longest, asked.longest
         # Of dropout, which there is none of.
         seed = torch.zeros(2, dtype=torch.uint64, device=query.device)
@@ -150,7 +122,7 @@ def plan(blocks: tuple[Block, ...], device: torch.device) -> Plan:
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Plan, scale: float | None, kernels: Kernels
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Plan, scale: float | None, kernels: FlashKernels
 ) -> torch.Tensor:
     """Attention of a packed row.
 
@@ -174,7 +146,7 @@ class _Attention(torch.autograd.Function):
         value: torch.Tensor,
         plan: Plan,
         scale: float | None,
-        kernels: Kernels,
+        kernels: FlashKernels,
     ) -> torch.Tensor:
         output, normaliser = kernels.forward(query, key, value, plan.own, plan.own, True, scale)
         rows, prompts = plan.responses, plan.prompts

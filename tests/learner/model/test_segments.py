@@ -25,7 +25,7 @@ from tests.learner.model.test_attention import GROUPS, _backward
 aten = torch.ops.aten
 
 
-class KernelsForCPU:
+class KernelsForCPU(FlashKernels):
     """As `FlashKernels`, but a call for each segment."""
 
     def forward(
