@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -268,8 +269,10 @@ class EngineActor:
         `num_returns="streaming"`."""
         encoded = await asyncio.gather(*audio)
         with self._spans.span("generate"):
-            async for placed in self._engine.stream(prompts, encoded, sampling):
-                yield placed
+            # Closed at once when the call is cancelled: the engine gives up what it still samples.
+            async with aclosing(self._engine.stream(prompts, encoded, sampling)) as stream:
+                async for placed in stream:
+                    yield placed
 
     async def update_weights(
         self, version: int, buckets: Sequence[ObjectRef], probe: Probe, in_flight: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -116,7 +116,7 @@ class RolloutEngine:
 
     async def stream(
         self, prompts: Sequence[Prompt], audio: Sequence[EncodedAudio], sampling: SamplingConfig
-    ) -> AsyncIterator[tuple[int, Group]]:
+    ) -> AsyncGenerator[tuple[int, Group]]:
         """Sample a group for every prompt.
 
         Yields:
