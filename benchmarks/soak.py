@@ -3,7 +3,7 @@
     python -m benchmarks.soak --hours 6 --out soak              # two cores; staleness 1, a fault every three minutes
     python -m benchmarks.soak --hours 6 --out soak              # again: goes on with the next piece
     python -m benchmarks.soak --hours 1 --fault-every 0 --bad 0 --out calm     # undisturbed, to compare with
-    python -m benchmarks.soak --hours 6 --out soak --compare calm              # the final WER against it
+    python -m benchmarks.soak --hours 6 --out soak --compare calm              # the WER against it
 
 One run folder; each piece is `speechrl train` with more `steps`, disturbed and audited as by benchmarks/chaos.py: the
 ledger exact, nothing left in /dev/shm, among the temporary files, or in the table of processes. Every few seconds all
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -191,7 +192,7 @@ def main() -> int:
     parser.add_argument("--engines", type=int, default=1, help="(1)")
     parser.add_argument("--sample-every", type=float, default=15.0, help="seconds (15)")
     parser.add_argument("--model", type=Path, help="checkpoint to train (a tiny random one, whose WER is always 1)")
-    parser.add_argument("--compare", type=Path, help="the folder of an undisturbed soak with as many steps")
+    parser.add_argument("--compare", type=Path, help="folder of an undisturbed soak: the WERs where pieces end")
     parser.add_argument("--seed", type=int, default=0, help="of the plans (0)")
     parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="folder for everything (runs/soak)")
     arguments = parser.parse_args()
@@ -207,7 +208,8 @@ def main() -> int:
     while sum(line["seconds"] for line in durable.read(pieces)) < arguments.hours * 3600:
         done = durable.read(pieces)
         first = sum(line["steps"] for line in done)
-        seconds = done[-1]["seconds"] if done else 0.0  # the first piece shows how long one is, undisturbed
+        # The first piece shows how long a step is, undisturbed.
+        seconds = done[-1]["seconds"] / done[-1]["steps"] * arguments.piece_steps if done else 0.0
         plan = plan_of(len(done), first, arguments.piece_steps, seconds, arguments.fault_every, arguments.seed)
         past = [Fault(**fault) for line in done for fault in line["plan"]]
         steps = argparse.Namespace(**vars(arguments) | {"steps": first + arguments.piece_steps})
@@ -251,13 +253,22 @@ def report(out: Path, calm: Path | None) -> int:
                 problems.append(f"{name}: {column} grows by {found.per_hour:.2f} an hour")
         print(f"| {name} | {found.lives} | {cells[0]} | {cells[1]} |")
     if calm is not None:
-        wer, other = done[-1]["wer"], durable.read(calm / "pieces.jsonl")[-1]["wer"]
-        print(f"\nWER {wer:.2%}, undisturbed {other:.2%}")
-        if abs(wer - other) > WER_TOLERANCE:
+        disturbed_wer, calm_wer = wer_by_step(done), wer_by_step(durable.read(calm / "pieces.jsonl"))
+        if not (common := disturbed_wer.keys() & calm_wer.keys()):
+            problems.append(f"{calm}: no piece ends at a step at which one of this run's ends")
+        for step in sorted(common):
+            print(f"\nWER after {step} steps: {disturbed_wer[step]:.2%}, undisturbed {calm_wer[step]:.2%}")
+        if common and abs(disturbed_wer[max(common)] - calm_wer[max(common)]) > WER_TOLERANCE:
             problems.append("the WER is not the undisturbed run's")
     print("\n" + ("\n".join(problems) or "clean, and nothing grows"))
     draw(out / "soak.png", samples, [entry["time"] for entry in struck])
     return 1 if problems else 0
+
+
+def wer_by_step(pieces: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """Of the test split, by the number of steps at the end of each piece that was evaluated."""
+    ends = itertools.accumulate(line["steps"] for line in pieces)
+    return {end: line["wer"] for end, line in zip(ends, pieces, strict=True) if line["wer"] is not None}
 
 
 def lives_of(samples: Sequence[dict[str, str]], name: str, column: str) -> list[tuple[list[float], list[float]]]:
