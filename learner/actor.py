@@ -14,6 +14,7 @@ from learner.rank import LearnerRank
 from learner.spec import StepResult
 from learner.token2text.plan import Prediction, SpeechText, Token2TextShare
 from learner.token2text.rank import Token2TextRank
+from speech.records import EncodedAudio
 from speech.runtime.spans import Span, SpanRecorder
 from speech.runtime.weights import WeightBucket
 
@@ -53,6 +54,11 @@ class _Shell:
         return self.rank
 
 
+def _fetched(shares: list[RankShare], audio: dict[int, ray.ObjectRef]) -> dict[int, EncodedAudio]:
+    wanted = audio_of(shares)
+    return dict(zip(wanted, ray.get([audio[i] for i in wanted]), strict=True))
+
+
 @ray.remote
 class LearnerActor(_Shell):
     """One rank. Methods mirror `LearnerRank`; object references are resolved here, never on the controller."""
@@ -61,10 +67,19 @@ class LearnerActor(_Shell):
         self.rank = LearnerRank(self.spec, self.rank_index, self.world_size, f"tcp://{address}")
 
     def update(self, step: int, shares: list[RankShare], audio: dict[int, ray.ObjectRef]) -> StepResult:
-        wanted = audio_of(shares)
-        encoded = dict(zip(wanted, ray.get([audio[i] for i in wanted]), strict=True))
+        encoded = _fetched(shares, audio)
         with self.recorder.span("update"):
             return self._rank.update(step, shares, encoded)
+
+    def accumulate(self, step: int, share: RankShare, audio: dict[int, ray.ObjectRef], first: bool) -> None:
+        encoded = _fetched([share], audio)
+        with self.recorder.span("update"):
+            self._rank.accumulate(step, share, encoded, first)
+
+    def finish(self, step: int, divisor: int, replay: list[RankShare], audio: dict[int, ray.ObjectRef]) -> StepResult:
+        encoded = _fetched(replay, audio)
+        with self.recorder.span("update"):
+            return self._rank.finish(step, divisor, replay, encoded)
 
     def publish(self, dtype: str, bucket_bytes: int) -> Iterator[WeightBucket]:
         """The weights bucket by bucket, from rank 0; to be called with `num_returns="streaming"`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,14 +12,20 @@ import ray
 
 from learner.actor import LearnerActor, Token2TextActor
 from learner.batches.batch import TrainGroup
-from learner.batches.plan import audio_of, plan_updates
+from learner.batches.packing import totals
+from learner.batches.plan import RankShare, audio_of, plan_updates
+from learner.batches.rounds import Rounds
 from learner.losses.diffro import frames_per_token
+from learner.losses.sums import ONE, divisor, is_one_sum
 from learner.memory import out_of_memory
 from learner.spec import RankSpec, StepResult, uses_diffro
 from learner.token2text.plan import Prediction, SpeechText, plan_predictions, plan_token2text
 from learner.token2text.rank import Token2TextSpec
 from speech.errors import UserError, last_line
 from speech.runtime.weights import WeightBucket
+
+Audio = Mapping[int, ray.ObjectRef]
+"""Encoded audio by index."""
 
 GRACE_S = 10.0
 """When a rank raises, its peers may be gone: how long to wait for that to show."""
@@ -160,34 +167,13 @@ class LearnerGroup(_ActorGang):
     def _frames_per_token(self) -> int:
         return frames_per_token(self.spec)
 
-    def update(
-        self,
-        step: int,
-        groups: Sequence[TrainGroup],
-        replay: Sequence[TrainGroup],
-        audio: dict[int, ray.ObjectRef],
-    ) -> StepResult:
-        """One step's optimiser updates on all ranks; the result is already reduced over them.
+    @cached_property
+    def _is_one_sum(self) -> bool:
+        return is_one_sum(self.spec)
 
-        A step whose every group was rejected changes nothing and reports nothing.
-        """
-        config = self.spec.config
-        sample_filter = config.diffro.filter if uses_diffro(self.spec) else None
-        shares = plan_updates(
-            groups,
-            replay,
-            config.updates_per_step,
-            config.ranks,
-            sample_filter,
-            self._frames_per_token,
-        )
-        if not shares[0]:
-            return StepResult({}, {})
-        calls = [
-            actor.update.remote(step, share, {i: audio[i] for i in audio_of(share)})
-            for actor, share in zip(self.actors, shares, strict=True)
-        ]
-        return self._get(calls, "update")[0]
+    def begin(self, step: int, hold: bool = False) -> StepUpdate:
+        """A step's updates, whose groups are still to come; `hold` keeps the ranks idle until all have come."""
+        return StepUpdate(self, step, hold)
 
     def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
         """References to the buckets. The caller owns them, so that engines can fetch them when the rank is gone."""
@@ -204,6 +190,80 @@ class LearnerGroup(_ActorGang):
 
     def probe_logprobs(self, sequences: list[tuple[int, ...]], published: str, compute: str) -> list[float]:
         return self._all("probe_logprobs", sequences, published, compute)[0]
+
+
+class StepUpdate:
+    """A step's optimiser updates, whose groups come one after the other, in the order of their prompts.
+
+    Where the gradient is one sum (`is_one_sum`), the ranks learn from each round of micro-batches as soon as it is
+    full, while the rest of the step is still sampled. The rounds, and so the result to the last bit, do not depend on
+    when groups come. A step that fills no more than one round is learned from as a whole, and so is every step of the
+    other objectives.
+    """
+
+    def __init__(self, gang: LearnerGroup, step: int, hold: bool) -> None:
+        config = gang.spec.config
+        self._gang, self._step, self._hold = gang, step, hold
+        self._rounds = Rounds(config.ranks, config.micro_batch_tokens)
+        self._full: list[list[TrainGroup]] = []
+        self._groups: list[TrainGroup] = []
+        self._begun: list[list[ray.ObjectRef]] = []
+
+    def add(self, groups: Sequence[TrainGroup], audio: Audio) -> None:
+        """More groups; does not wait for the ranks.
+
+        Args:
+            audio: at least that of all groups so far, by index.
+        """
+        self._groups += groups
+        if self._gang._is_one_sum:
+            self._full += self._rounds.add(groups)
+            if not self._hold:
+                self._learn(audio)
+
+    def finish(self, replay: Sequence[TrainGroup], audio: Audio) -> StepResult:
+        """Learn from the rest and update; the result is already reduced over the ranks.
+
+        A step whose every group was rejected changes nothing and reports nothing.
+        """
+        gang, config = self._gang, self._gang.spec.config
+        if not self._begun and not self._full:
+            sample_filter = config.diffro.filter if uses_diffro(gang.spec) else None
+            updates, frames = config.updates_per_step, gang._frames_per_token
+            shares = plan_updates(self._groups, replay, updates, config.ranks, sample_filter, frames)
+            if not shares[0]:
+                return StepResult({}, {})
+            calls = [
+                actor.update.remote(self._step, share, _of(share, audio))
+                for actor, share in zip(gang.actors, shares, strict=True)
+            ]
+            return gang._get(calls, "update")[0]
+        self._full.append(self._rounds.open)
+        self._learn(audio)
+        for calls in self._begun:
+            gang._get(calls, "update")  # a rank that misses a part of the gradient must not update
+        whole = divisor(totals(self._groups), config.loss)
+        calls = [
+            actor.finish.remote(self._step, whole, share, _of(share, audio))
+            for actor, share in zip(gang.actors, plan_updates([], replay, 1, config.ranks), strict=True)
+        ]
+        return gang._get(calls, "update")[0]
+
+    def _learn(self, audio: Audio) -> None:
+        """Give the ranks the rounds that are full."""
+        ranks = self._gang.spec.config.ranks
+        while self._full:
+            first, plan = not self._begun, plan_updates(self._full.pop(0), [], 1, ranks)
+            self._begun.append(
+                [
+                    actor.accumulate.remote(self._step, replace(share, totals=ONE), _of([share], audio), first)
+                    for actor, [share] in zip(self._gang.actors, plan, strict=True)
+                ]
+            )
+
+
+def _of(shares: Sequence[RankShare], audio: Audio) -> dict[int, ray.ObjectRef]:
+    return {index: audio[index] for index in audio_of(shares)}
 
 
 class Token2TextGroup(_ActorGang):

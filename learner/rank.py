@@ -65,6 +65,8 @@ class LearnerRank:
         self.reference = self._load(frozen=True) if needs_reference(spec) else None
         self.diffro = DiffRO.build(spec, self.device)
         self.optimiser = adamw(self.policy, config)
+        self.accumulated = StepMetrics()
+        """Of the step whose groups come one after the other."""
         self.writer = checkpoint.Writer()
         reward_model = None if self.diffro is None else self.diffro.reward_model
         held = [module for module in (self.policy, self.reference, reward_model) if module is not None]
@@ -92,23 +94,73 @@ class LearnerRank:
         Raises:
             FloatingPointError: the gradient is not finite; the weights are left as they were.
         """
-        rate = scheduled_rate(self.spec.config, step, self.spec.total_steps)
         metrics = StepMetrics()
         prepared = [self._prepare(share, audio, several=len(shares) > 1) for share in shares]
         for share, micro_batches in zip(shares, prepared, strict=True):
             self.optimiser.zero_grad(set_to_none=True)
-            for context in micro_batches:
-                context.step = step
-                loss, sums = micro_batch_loss(self.policy, context, share, self.spec, audio, self.diffro)
-                # The loss is divided by the global counts already; FSDP2 averages gradients over ranks, which this
-                # undoes (its own divide factor is not available with gloo).
-                (loss * self.world_size).backward()
-                metrics.add(sums)
-                if context.sample_gaps is not None:
-                    metrics.add_gaps(context.batch, context.sample_gaps)
-            norm = apply_update(self.policy, self.optimiser, self.spec.config, rate)
-            metrics.grad_norm = max(metrics.grad_norm, norm)
-        return StepResult({**metrics.result(), "learner/lr": rate}, metrics.sample_gaps())
+            self._backward(step, share, micro_batches, audio, metrics)
+            self._apply(step, metrics)
+        return self._result(step, metrics)
+
+    def accumulate(self, step: int, share: RankShare, audio: Mapping[int, EncodedAudio], first: bool) -> None:
+        """Add to the gradient of a step's only update what a part of its groups contributes; `finish` makes the update.
+
+        Args:
+            share: this rank's part, whose totals divide the loss.
+            first: of the step.
+        """
+        if first:
+            self.optimiser.zero_grad(set_to_none=True)
+            self.accumulated = StepMetrics()
+        self._backward(step, share, self._prepare(share, audio, several=False), audio, self.accumulated)
+
+    def finish(
+        self, step: int, divisor: int, replay: Sequence[RankShare], audio: Mapping[int, EncodedAudio]
+    ) -> StepResult:
+        """Make the update of a step whose groups have been accumulated.
+
+        Args:
+            divisor: of the gradient so far.
+            replay: this rank's part of what is left of the step, with its own totals; one at most.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; the weights are left as they were.
+        """
+        for parameter in self.policy.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(divisor)
+        for share in replay:
+            self._backward(step, share, self._prepare(share, audio, several=False), audio, self.accumulated)
+        self._apply(step, self.accumulated)
+        return self._result(step, self.accumulated)
+
+    def _backward(
+        self,
+        step: int,
+        share: RankShare,
+        micro_batches: Sequence[UpdateContext],
+        audio: Mapping[int, EncodedAudio],
+        metrics: StepMetrics,
+    ) -> None:
+        for context in micro_batches:
+            context.step = step
+            loss, sums = micro_batch_loss(self.policy, context, share, self.spec, audio, self.diffro)
+            # The loss is divided by the global counts already; FSDP2 averages gradients over ranks, which this
+            # undoes (its own divide factor is not available with gloo).
+            (loss * self.world_size).backward()
+            metrics.add(sums)
+            if context.sample_gaps is not None:
+                metrics.add_gaps(context.batch, context.sample_gaps)
+
+    def _rate(self, step: int) -> float:
+        return scheduled_rate(self.spec.config, step, self.spec.total_steps)
+
+    def _apply(self, step: int, metrics: StepMetrics) -> None:
+        norm = apply_update(self.policy, self.optimiser, self.spec.config, self._rate(step))
+        metrics.grad_norm = max(metrics.grad_norm, norm)
+
+    def _result(self, step: int, metrics: StepMetrics) -> StepResult:
+        return StepResult({**metrics.result(), "learner/lr": self._rate(step)}, metrics.sample_gaps())
 
     def _prepare(self, share: RankShare, audio: Mapping[int, EncodedAudio], several: bool) -> list[UpdateContext]:
         """Pack this rank's groups, equally many micro-batches on every rank, with old and reference log-probs."""

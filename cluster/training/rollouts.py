@@ -26,6 +26,8 @@ from speech.records import BadUtterance, Group
 
 logger = logging.getLogger(__name__)
 
+Scored = Future[list[Group | BadUtterance]]
+
 JOIN_TIMEOUT_S = 10.0
 """How long `close` waits for a thread whose future it has cancelled."""
 
@@ -39,15 +41,25 @@ class RolloutBatch(PromptBatch[EncodedRef]):
         past_lengths: by utterance, when the batch was begun, for the duration reward (`Group.past_lengths`).
         filled: set once its prompts are dealt out and encoded, or there is an error.
         future: the groups that engines are sampling.
-        scored: for each prompt, in order, its group with rewards, or what is wrong with its utterance; or the error
-            that came in between.
+        scored: once it is filled, part by part in order: for each prompt its group with rewards, or what is wrong with
+            its utterance; or the error that came in between.
     """
 
     number: int
     past_lengths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     filled: threading.Event = field(default_factory=threading.Event)
     future: RolloutFuture | None = None
-    scored: Future[list[Group | BadUtterance]] = field(default_factory=Future)
+    scored: list[Scored] = field(default_factory=list)
+
+    def fail(self, error: BaseException | None) -> None:
+        """Whoever awaits what is not scored gets this error, or without one learns that it is cancelled."""
+        self.scored = self.scored or [Future()]
+        for part in self.scored:
+            if error is None:
+                part.cancel()
+            elif not part.done():
+                part.set_exception(error)
+        self.filled.set()
 
 
 class Rollouts:
@@ -104,10 +116,9 @@ class Rollouts:
                 logger.warning("the %s thread still waits for an actor; it ends with the process", thread.name)
 
     def _begin(self, rollout_batch: RolloutBatch) -> None:
-        try:
-            self._fill(rollout_batch)
-        finally:
-            rollout_batch.filled.set()
+        self._fill(rollout_batch)
+        rollout_batch.scored = [Future() for _ in self._system.rewards.shares(len(rollout_batch.prompts))]
+        rollout_batch.filled.set()
         rollout_batch.future = self._system.fleet.submit(
             rollout_batch.prompts, rollout_batch.audio, self._config.sampling
         )
@@ -123,47 +134,44 @@ class Rollouts:
         future = rollout_batch.future
         assert future is not None
         rewards, shares = self._system.rewards, self._system.rewards.shares(len(rollout_batch.prompts))
-        outcomes: list[Group | BadUtterance] = []
-        scoring: dict[int, Future[list[Group | BadUtterance]]] = {}
+        scoring: list[Future[None]] = []
         with ThreadPoolExecutor(rewards.wanted, "score") as actors, ExitStack() as reward:
             try:
                 with self._timer.phase("generate"):  # the fleet bounds each attempt and each restart
-                    waiting = list(shares)
+                    waiting = list(range(len(shares)))
                     while waiting:
-                        share = waiting.pop(future.first_of(waiting))
+                        number = waiting.pop(future.first_of([shares[number] for number in waiting]))
                         if not scoring:
                             reward.enter_context(self._timer.phase("reward"))
-                        sampled = [future.sampled[place] for place in share]
-                        scoring[share.start] = actors.submit(self._score, sampled, rollout_batch.past_lengths)
+                        sampled = [future.sampled[place] for place in shares[number]]
+                        scoring.append(actors.submit(self._score, rollout_batch, number, sampled))
                     future.result(None)
             except BaseException:
                 actors.shutdown(wait=False, cancel_futures=True)
                 raise
             finally:
                 self._sampling.remove(future)
-            for share in shares:
-                outcomes += scoring[share.start].result()
-        rollout_batch.scored.set_result(outcomes)
+            for scored in scoring:
+                scored.result()
 
-    def _score(
-        self, sampled: Sequence[Group | BadUtterance], past: Mapping[str, tuple[int, ...]]
-    ) -> list[Group | BadUtterance]:
-        """What goes to a reward actor together."""
+    def _score(self, rollout_batch: RolloutBatch, number: int, sampled: Sequence[Group | BadUtterance]) -> None:
+        """What goes to a reward actor together: part `number` of the batch."""
+        past = rollout_batch.past_lengths
         groups = [
             replace(item, past_lengths=past.get(item.prompt.utterance.id, ()))
             for item in sampled
             if not isinstance(item, BadUtterance)
         ]
         scored = iter(self._system.rewards.score(groups, together=True) if groups else ())
-        return [item if isinstance(item, BadUtterance) else next(scored) for item in sampled]
+        outcomes = [item if isinstance(item, BadUtterance) else next(scored) for item in sampled]
+        rollout_batch.scored[number].set_result(outcomes)
 
     def _serve(self, queue: SimpleQueue[RolloutBatch | None], stage: Callable[[RolloutBatch], None]) -> None:
         while (rollout_batch := queue.get()) is not None:
             if self._closed:
-                rollout_batch.filled.set()
-                rollout_batch.scored.cancel()
+                rollout_batch.fail(None)
                 continue
             try:
                 stage(rollout_batch)
             except Exception as error:  # noqa: BLE001 - it is raised where the batch is awaited
-                rollout_batch.scored.set_exception(error)
+                rollout_batch.fail(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from cluster.training.length_history import LengthHistory
 from cluster.training.publish import Proof, publish
 from cluster.training.rollouts import RolloutBatch, Rollouts
 from learner.batches.batch import Sample, TrainGroup
-from learner.batches.grouping import ZERO_VARIANCE, Target, select_groups
+from learner.batches.grouping import UNSCORED, Selection, Target, select_groups
 from learner.config import SAMPLED_OBJECTIVES
+from learner.gang import StepUpdate
 from learner.token2text.model import Token2TextConfig
 from rollout.actors import EncodedRef
 from rollout.config import room_complaint
@@ -78,10 +79,12 @@ class Trainer:
             while self.step < self.config.steps:
                 self.step += 1
                 self.timer.start_step(self.step)
-                batch = self.collect() if self.sampled else self.collect_references()
+                # Engines that share the learner's devices hold them until the last sample.
+                update = self.learner.begin(self.step, hold=self.colocated)
+                batch = self.collect(update) if self.sampled else self.collect_references(update)
                 self.onload_learner()
                 with self.timer.phase("learn", self.config.learner.step_timeout_s):
-                    result = self.learner.update(self.step, batch.selection.groups, batch.replay, batch.references)
+                    result = update.finish(batch.replay, batch.references)
                 metrics = dict(result.metrics)
                 if self.sampled:
                     proof = self.publish(self.version + 1)
@@ -90,9 +93,9 @@ class Trainer:
                 if not after_step(Step(self.step, self.version, batch, metrics, result.sample_gaps)):
                     return
 
-    def collect(self) -> TrainingBatch:
+    def collect(self, update: StepUpdate) -> TrainingBatch:
         """The oldest batch, scored; topped up where utterances turned out to be bad after they were encoded, and as far
-        as `zero_variance: resample` gets it."""
+        as `zero_variance: resample` gets it. The update gets each part of it as soon as it is scored."""
         size = self.config.data.batch_prompts
         for number in self.admission.admit(self.version):
             self.rollout_batches.append(self.rollout_batch(number, size))
@@ -100,12 +103,11 @@ class Trainer:
                 saved = self.waiting.popleft()
                 self.rollout_batches[-1].prompts, self.rollout_batches[-1].rejected = saved.prompts, saved.rejected
             self.rollouts.start(self.rollout_batches[-1])
+        rollout_batch, batch = self.rollout_batches[0], TrainingBatch()
         with self.timer.phase("wait", waiting=True), self.system.fleet.learner_blocked():
-            self.rollout_batches[0].scored.result()
-        rollout_batch = self.rollout_batches.popleft()
+            missing = self.add(rollout_batch, batch, update)
+        self.rollout_batches.popleft()
         self.admission.train(rollout_batch.number, self.version)
-        batch = TrainingBatch()
-        missing = self.add(rollout_batch, batch)
         for _ in range(MAX_RESAMPLING_ROUNDS - 1):
             if self.config.learner.zero_variance == "resample":
                 missing = size - len(batch.selection.groups)
@@ -116,7 +118,7 @@ class Trainer:
             rollout_batch = self.rollout_batch(rollout_batch.number, missing)
             with self.system.fleet.learner_blocked():
                 self.rollouts.run(rollout_batch)
-            missing = self.add(rollout_batch, batch)
+            missing = self.add(rollout_batch, batch, update)
         if self.replay_source is not None:
             replay = PromptBatch[EncodedRef](self.config.data.replay_batch)
             self.replay_intake.fill(replay)
@@ -160,47 +162,55 @@ class Trainer:
             return f"text: {type(error).__name__}: {last_line(error)}"
         return None
 
-    def add(self, rollout_batch: RolloutBatch, batch: TrainingBatch) -> int:
-        """Turn a scored batch's rewards into advantages, and refuse what is too old to be trained.
+    def add(self, rollout_batch: RolloutBatch, batch: TrainingBatch, update: StepUpdate) -> int:
+        """Turn the rewards of a batch into advantages, part by part as they come, and refuse what is too old to be
+        trained.
 
         Returns:
             How many prompts were lost on the way: their utterances turned out to be bad, or fewer than two of their
             samples have a reward.
         """
-        outcomes = rollout_batch.scored.result()
+        rollout_batch.filled.wait()
         batch.bad += [(prompt.id, reason) for prompt, reason in rollout_batch.rejected]
-        groups: list[Group] = []
         bad: list[BadUtterance] = []
-        indices = []
-        for prompt, outcome, audio in zip(rollout_batch.prompts, outcomes, rollout_batch.audio, strict=True):
-            if isinstance(outcome, BadUtterance):
-                bad.append(outcome)
-                batch.bad.append((prompt.id, outcome.reason))
-            else:
-                indices.append(len(batch.audio))
-                groups.append(outcome)
-                batch.audio.append(audio)
+        unscored: list[str] = []
+        prompts = iter(zip(rollout_batch.prompts, rollout_batch.audio, strict=True))
+        for part in rollout_batch.scored:
+            groups: dict[int, Group] = {}
+            for outcome in part.result():
+                prompt, audio = next(prompts)
+                if isinstance(outcome, BadUtterance):
+                    bad.append(outcome)
+                    batch.bad.append((prompt.id, outcome.reason))
+                else:
+                    groups[len(batch.audio)] = outcome
+                    batch.audio.append(audio)
+            batch.groups += groups.values()
+            selection = self.select(groups)
+            batch.selection.extend(selection)
+            unscored += [f"prompt {name}: {why}" for name, why in selection.rejected if why.startswith(UNSCORED)]
+            update.add(selection.groups, batch.references)
         self.rejections.judge(0, bad)
-        batch.groups += groups
-        for group in groups:
+        self.rejections.unscored(unscored, self.system.rewards.lethal)
+        return len(bad) + len(unscored)
+
+    def select(self, groups: Mapping[int, Group]) -> Selection:
+        """What can be trained of scored groups, by the index of their audio."""
+        fresh: dict[int, Group] = {}
+        stale = Selection()
+        for index, group in groups.items():
             self.history.add(group)
-        fresh = []
-        for index, group in zip(indices, groups, strict=True):
             oldest = min(t.version_first for t in group.trajectories)
             if self.admission.too_old(oldest, self.version):
                 reason = f"stale: {self.version - oldest} versions behind, with a bound of {self.config.staleness}"
-                batch.selection.rejected.append((group.prompt.id, reason))
+                stale.rejected.append((group.prompt.id, reason))
             else:
-                fresh.append((index, group))
-        learner = self.config.learner
-        keep = learner.zero_variance == "keep"
-        chosen, kept = [group for _, group in fresh], [index for index, _ in fresh]
+                fresh[index] = group
+        learner, chosen = self.config.learner, list(fresh.values())
         targets = self.targets([group.prompt for group in chosen])
-        selection = select_groups(chosen, kept, learner.advantage, keep, targets)
-        batch.selection.extend(selection)
-        unscored = [f"prompt {name}: {reason}" for name, reason in selection.rejected if reason != ZERO_VARIANCE]
-        self.rejections.unscored(unscored, self.system.rewards.lethal)
-        return len(bad) + len(unscored)
+        selection = select_groups(chosen, list(fresh), learner.advantage, learner.zero_variance == "keep", targets)
+        stale.extend(selection)
+        return stale
 
     def targets(self, prompts: Sequence[Prompt]) -> list[Target] | None:
         """What the reward model of DiffRO should find in the speech of each prompt; None without DiffRO."""
@@ -209,7 +219,7 @@ class Trainer:
         utterances = [prompt.utterance for prompt in prompts]
         return [targets_of(self.token2text, utterance) for utterance in utterances]
 
-    def collect_references(self) -> TrainingBatch:
+    def collect_references(self, update: StepUpdate) -> TrainingBatch:
         """A supervised batch: each prompt's only "sample" is its reference."""
         batch = TrainingBatch()
         taken = PromptBatch[EncodedRef](self.config.data.batch_prompts)
@@ -217,6 +227,7 @@ class Trainer:
         batch.selection.groups = self.references(taken, batch)
         batch.selection.trained = [prompt.id for prompt in taken.prompts]
         batch.bad = [(prompt.id, reason) for prompt, reason in taken.rejected]
+        update.add(batch.selection.groups, batch.references)
         return batch
 
     def references(self, taken: PromptBatch[EncodedRef], batch: TrainingBatch) -> list[TrainGroup]:

@@ -11,6 +11,8 @@ from speech.records import Group
 
 ZERO_VARIANCE = "zero variance"
 """Why a group is rejected whose valid samples all have the same reward."""
+UNSCORED = "fewer than 2 valid samples"
+"""How the reason begins of a group that is rejected for want of rewards."""
 
 
 @dataclass(slots=True)
@@ -71,7 +73,7 @@ def select_groups(
         selection.invalid_samples += valid.count(False)
         if sum(valid) < 2:
             reasons = sorted({reward.invalid for reward in group.rewards if reward.invalid})
-            selection.rejected.append((group.prompt.id, f"fewer than 2 valid samples: {'; '.join(reasons)}"))
+            selection.rejected.append((group.prompt.id, f"{UNSCORED}: {'; '.join(reasons)}"))
             continue
         if is_zero_variance(rewards, valid):
             selection.zero_variance += 1

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
 
+from learner.batches.batch import TrainGroup
 from learner.batches.plan import plan_updates
 from learner.gang import LearnerGroup, Token2TextGroup
 from learner.rank import LearnerRank
+from learner.spec import StepResult
 from learner.token2text.model import Token2Text
 from learner.token2text.plan import SpeechText, plan_token2text
 from learner.token2text.rank import Token2TextRank
+from tests.demo_checkpoint import write_demo_checkpoint
 from tests.learner.losses.test_diffro import make_groups, reward_model, spec_for
+from tests.learner.test_rank import make_batch, make_spec
 from tests.learner.token2text.test_rank import CONFIG, corpus
 from tests.learner.token2text.test_rank import spec as token2text_spec
 
@@ -24,9 +30,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_demo_checkpoint(tmp_path_factory.mktemp("gang") / "model", scale=2.0)
+
+
 def wait_until_saved(group: LearnerGroup | Token2TextGroup) -> None:
     while not group.saved():
         time.sleep(0.05)
+
+
+def _update(
+    gang: LearnerGroup, step: int, groups: Sequence[TrainGroup], audio: Mapping[int, Any] | None = None, **options: bool
+) -> StepResult:
+    """Group by group."""
+    update = gang.begin(step, **options)
+    for group in groups:
+        update.add([group], audio or {})
+    return update.finish([], audio or {})
 
 
 def test_a_gang_learns_and_saves_what_one_rank_does(sharp_checkpoint: Path, tmp_path: Path) -> None:
@@ -50,11 +71,11 @@ def test_a_gang_learns_and_saves_what_one_rank_does(sharp_checkpoint: Path, tmp_
     gang = LearnerGroup(spec_for(sharp_checkpoint, tmp_path / "judge", ranks=2, **settings), ENVIRONMENT)
     try:
         ray.get(gang.start(300))
-        assert gang.update(1, groups, [], {}).metrics == pytest.approx(expected, abs=1e-4, rel=1e-4)
+        assert _update(gang, 1, groups).metrics == pytest.approx(expected, abs=1e-4, rel=1e-4)
         for copy in (True, False):
             gang.save_in_background(str(tmp_path / f"{copy}"), copy=copy)
             wait_until_saved(gang)
-        gang.update(2, groups, [], {})
+        _update(gang, 2, groups)
         gang.load(str(tmp_path / "False"))
         (bucket,) = ray.get(gang.publish("float32", 2**30))
         for name, tensor in weights.items():
@@ -79,5 +100,47 @@ def test_a_gang_trains_the_reward_model_of_one_rank(tmp_path: Path) -> None:
         gang.save_in_background(str(tmp_path / "checkpoint"), copy=False)
         wait_until_saved(gang)
         assert Token2Text.load(tmp_path / "checkpoint" / "hf").config == replace(CONFIG, labels_per_token=2)
+    finally:
+        gang.close()
+
+
+def test_a_gang_learns_from_the_first_groups_while_the_others_are_sampled(model: Path) -> None:
+    """What it learns depends on when they come in no bit, and is what it learns from all at once."""
+    groups, audio = make_batch(9)
+    found = []
+    for ranks, tokens, hold in ((1, 4096, False), (2, 60, False), (2, 60, True)):
+        gang = LearnerGroup(make_spec(model, ranks=ranks, micro_batch_tokens=tokens), ENVIRONMENT)
+        try:
+            ray.get(gang.start(300))
+            references = {index: ray.put(item) for index, item in audio.items()}
+            result = _update(gang, 1, groups, references, hold=hold)
+            (bucket,) = ray.get(gang.publish("float32", 2**30))
+            found.append((result, bucket.tensors))
+        finally:
+            gang.close()
+    (whole, expected), (first, streamed), (second, held) = found
+    assert first == second and all(torch.equal(held[name], tensor) for name, tensor in streamed.items())
+    assert first.metrics == pytest.approx(whole.metrics, abs=1e-4, rel=1e-4)
+    assert first.sample_gaps.keys() == whole.sample_gaps.keys() == set(range(9))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(streamed[name], tensor, rtol=0.0, atol=5e-4, msg=name)
+
+
+def test_a_rank_that_lost_a_part_of_the_gradient_does_not_update(model: Path) -> None:
+    groups, audio = make_batch(9)
+    gang = LearnerGroup(make_spec(model, micro_batch_tokens=60), ENVIRONMENT)
+    try:
+        ray.get(gang.start(300))
+        references = {index: ray.put(item) for index, item in audio.items()}
+        (before,) = ray.get(gang.publish("float32", 2**30))
+        update = gang.begin(1)
+        update.add(groups[:5], references)
+        update.add([replace(groups[5], samples=())], references)  # nothing to learn from: packing refuses it
+        update.add(groups[6:], references)
+        with pytest.raises(ray.exceptions.RayTaskError, match="has no samples"):
+            update.finish([], references)
+        (after,) = ray.get(gang.publish("float32", 2**30))
+        assert all(torch.equal(after.tensors[name], tensor) for name, tensor in before.tensors.items())
+        assert _update(gang, 1, groups, references).metrics["learner/grad_norm"] > 0, "and can go on"
     finally:
         gang.close()

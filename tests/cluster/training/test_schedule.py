@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -30,6 +30,7 @@ from cluster.training.publish import Proof
 from cluster.training.resume import load_state_dict, state_dict
 from cluster.training.rollouts import RolloutBatch, Rollouts
 from cluster.training.trainer import Trainer
+from learner.batches.batch import TrainGroup
 from learner.spec import StepResult
 from rollout.actors import EncodedRef
 from speech.errors import InputError, UserError
@@ -92,6 +93,22 @@ class SimulatedGeneration:
         self.cancelled.set()
 
 
+class SimulatedUpdate:
+    """`added`: the prompts that the learner has got, call by call."""
+
+    def __init__(self, system: SimulatedSystem) -> None:
+        self.system = system
+        self.added: list[list[int]] = []
+
+    def add(self, groups: Sequence[TrainGroup], audio: Mapping[int, Any]) -> None:
+        assert all(group.audio in audio for group in groups)
+        self.added.append([group.audio for group in groups])
+
+    def finish(self, replay: Sequence[TrainGroup], audio: Mapping[int, Any]) -> StepResult:
+        self.system.learn()
+        return StepResult({}, {})
+
+
 class SimulatedSystem:
     """Engines, encoders, rewards and learner of a run in one object, without any work in them.
 
@@ -115,6 +132,7 @@ class SimulatedSystem:
         self.held = False
         self.submitted: list[list[Prompt]] = []
         self.generations: list[SimulatedGeneration] = []
+        self.updates: list[SimulatedUpdate] = []
         self.fleet = self.encoders = self.rewards = self.learner = self
         self.family = SimpleNamespace(tokenizer=range(10))
 
@@ -153,8 +171,12 @@ class SimulatedSystem:
             for group in groups
         ]
 
-    def update(self, step: int, groups: Sequence[Any], replay: Any, audio: Any) -> StepResult:
-        return StepResult({}, {})
+    def begin(self, step: int, hold: bool) -> SimulatedUpdate:
+        self.updates.append(SimulatedUpdate(self))
+        return self.updates[-1]
+
+    def learn(self) -> None:
+        pass
 
 
 @pytest.fixture(autouse=True)
@@ -238,13 +260,35 @@ def test_groups_are_scored_before_the_others_are_sampled(monkeypatch: pytest.Mon
     ids = [prompt.utterance.id for prompt in batch.prompts] if batch.filled.wait(10) else []
     early = [name for name in ids[2:] if name != "u1"]
     until(lambda: sorted(scored) == sorted(early))
-    assert not batch.scored.done()
+    assert not batch.scored[0].done()
     gate.set()
-    outcomes = batch.scored.result(10)
+    outcomes = [outcome for part in batch.scored for outcome in part.result(10)]
     assert [o.id if isinstance(o, BadUtterance) else o.prompt.utterance.id for o in outcomes] == ids
     assert {o.id for o in outcomes if isinstance(o, BadUtterance)} == {"u1"}
     assert all(o.rewards for o in outcomes if isinstance(o, Group))
     rollouts.close()
+
+
+def test_the_learner_gets_groups_in_order_while_the_others_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last part of five prompts is there first, and waits for the first; the middle one comes at the end."""
+    system, gate = SimulatedSystem(), threading.Event()
+    arrivals = iter([2, 0, 0])  # places among those that are awaited
+
+    def first_of(self: SimulatedGeneration, parts: Sequence[range]) -> int:
+        place = next(arrivals)
+        if len(parts) == 1:
+            gate.wait(10)
+        self.sampled = dict(enumerate(self.result(None)))
+        return place
+
+    monkeypatch.setattr(SimulatedGeneration, "first_of", first_of)
+    run = trainer(configuration(0, 1, "data.batch_prompts=5"), system)
+    loop_thread = threading.Thread(target=run.run, args=(lambda step: True,))
+    loop_thread.start()
+    until(lambda: system.updates and system.updates[0].added == [[0, 1]])
+    gate.set()
+    loop_thread.join(10)
+    assert system.updates[0].added == [[0, 1], [2, 3], [4]]
 
 
 def test_the_next_windows_start_before_the_learner_does() -> None:
@@ -314,14 +358,14 @@ def test_closing_cancels_every_future_and_leaves_no_batch_waiting() -> None:
 
     def first_ends_meanwhile() -> None:
         withdraw()
-        until(lambda: batches[0].scored.done())
+        until(lambda: batches[0].scored[0].done())
 
     system.generations[0].cancel = first_ends_meanwhile  # type: ignore[method-assign]
     rollouts.close()
     assert all(generation.cancelled.is_set() for generation in system.generations)
     for batch in batches:
         with pytest.raises((RuntimeError, CancelledError)):
-            batch.scored.result(timeout=10)
+            batch.scored[0].result(timeout=10)
 
 
 def test_a_batch_that_waits_to_be_encoded_is_cancelled_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +388,7 @@ def test_a_batch_that_waits_to_be_encoded_is_cancelled_with_the_rest(monkeypatch
     until(lambda: rollouts._closed)
     gate.set()
     closing.join(20)
-    assert not closing.is_alive() and all(batch.scored.cancelled() for batch in batches)
+    assert not closing.is_alive() and all(part.cancelled() for batch in batches for part in batch.scored)
     assert system.generations[0].cancelled.is_set(), "what was submitted after the others had been cancelled"
 
 
@@ -383,7 +427,7 @@ def test_bad_utterances_leave_the_batches_of_the_cleaned_data(
     if slow == "encoder":
         system.encoding = lambda: time.sleep(0.01)
     else:
-        monkeypatch.setattr(system, "update", lambda *_: time.sleep(0.02) or StepResult({}, {}))
+        monkeypatch.setattr(system, "learn", lambda: time.sleep(0.02))
     run = trainer(config, system)
     first, rejected = trained_by(run, 5)
     state = json.loads(json.dumps(state_dict(run)))
