@@ -11,6 +11,10 @@ reward → learn → publish, one phase of a kind at a time, on devices that it 
   shorter, such as the tail of the longest samples. With `fixed` = 0 nothing can be gained by dividing devices.
 - On *shared* cores phases run at the same time and slow each other down once they keep more than all cores busy.
 
+With streams a batch consists of parts that leave the engines one after the other: the first after `FIRST` of the time
+of the whole, the others at equal distances. Each part is scored, and learned from, as soon as it is there and what
+comes before it is done; the engines go on meanwhile.
+
 The bound is what no schedule can beat: the busiest device, and the way of a batch through all phases divided by the
 S + 1 batches that may be under way.
 """
@@ -30,7 +34,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cluster.training.admission import Admission
 
 STAGES = ("encode", "generate", "reward", "learn", "publish")
-Job = tuple[str, int]
+Job = tuple[str, int, int]
+"""Stage, batch, part."""
+PARTS = 8
+"""Of a batch that is streamed."""
+FIRST = 0.3
+"""ASSUMED: the share of the sampling time after which the first part of a batch is whole."""
+STREAMS = {"": (), "rewards": ("generate", "reward"), "rewards, learner": ("generate", "reward", "learn")}
+"""The stages that work part by part."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class Schedule:
     Attributes:
         cores: all phases share so many cores; None gives every device to one phase at a time.
         update: `drain` or `inflight`.
+        streams: see `STREAMS`.
     """
 
     phases: Mapping[str, Phase]
@@ -57,6 +69,20 @@ class Schedule:
     cores: float | None = None
     steps: int = 60
     jitter: float = 0.0
+    streams: str = ""
+
+    def parts(self, stage: str) -> int:
+        return PARTS if stage in STREAMS[self.streams] else 1
+
+    def seconds(self, stage: str, part: int) -> float:
+        """Of a part of a batch. Sampling is one job after the other here, although all parts are sampled at once: what
+        counts is when each is there."""
+        whole = self.phases[stage].seconds
+        if self.parts(stage) == 1:
+            return whole
+        if stage != "generate":
+            return whole / PARTS
+        return whole * (FIRST if part == 0 else (1 - FIRST) / (PARTS - 1))
 
 
 def simulate(schedule: Schedule) -> float:
@@ -66,14 +92,16 @@ def simulate(schedule: Schedule) -> float:
     spread = [max(0.1, draw.gauss(1.0, schedule.jitter)) for _ in range(schedule.steps)]
     waiting: list[Job] = []  # in the order in which they became possible
     running: dict[Job, float] = {}  # work that is left, in seconds at full speed
-    scored: set[int] = set()
-    version, now, published = 0, 0.0, []
+    scored: set[tuple[int, int]] = set()
+    learned, version, now, published = 0, 0, 0.0, []
     while version < schedule.steps:
-        waiting += [("encode", rollout_batch) for rollout_batch in admission.admit(version)]
+        waiting += [("encode", rollout_batch, 0) for rollout_batch in admission.admit(version)]
         for job in list(waiting):
             if _may_start(job, running, waiting, schedule):
                 waiting.remove(job)
-                running[job] = schedule.phases[job[0]].seconds * (spread[job[1]] if job[0] == "generate" else 1.0)
+                stage, rollout_batch, part = job
+                factor = spread[rollout_batch] if stage == "generate" else 1.0
+                running[job] = schedule.seconds(stage, part) * factor
         speeds = {job: _speed(job, running, schedule) for job in running}
         passed = min(left / speeds[job] for job, left in running.items() if speeds[job] > 0)
         now += passed
@@ -82,33 +110,48 @@ def simulate(schedule: Schedule) -> float:
             if running[job] > 1e-9:
                 continue
             del running[job]
-            stage, rollout_batch = job
-            if stage in ("encode", "generate"):
-                waiting.append((STAGES[STAGES.index(stage) + 1], rollout_batch))
+            stage, rollout_batch, part = job
+            last = part == schedule.parts(stage) - 1
+            if stage == "encode":
+                waiting.append(("generate", rollout_batch, 0))
+            elif stage == "generate":
+                if not last:
+                    waiting.insert(0, ("generate", rollout_batch, part + 1))  # it is under way
+                waiting.append(("reward", rollout_batch, part))
             elif stage == "reward":
-                scored.add(rollout_batch)
+                scored.add((rollout_batch, part))
             elif stage == "learn":
-                waiting.insert(0, ("publish", rollout_batch))  # before samples that wait to begin, as in an engine
+                learned += 1
+                if last:
+                    waiting.insert(0, ("publish", rollout_batch, 0))  # before samples that wait to begin
             else:
-                version += 1
+                version, learned = version + 1, 0
                 published.append(now)
-        learning = any(stage in ("learn", "publish") for stage, _ in [*running, *waiting])
-        if not learning and version in scored:
-            admission.train(version, version)
-            scored.remove(version)
-            waiting.append(("learn", version))
-    first, last = schedule.steps // 4, schedule.steps - schedule.steps // 4
-    return (published[last] - published[first]) / (last - first)
+        learning = any(stage in ("learn", "publish") for stage, *_ in [*running, *waiting])
+        if not learning and learned < schedule.parts("learn") and _is_scored(version, learned, scored, schedule):
+            if learned == 0:
+                admission.train(version, version)
+            waiting.append(("learn", version, learned))
+    first, last_step = schedule.steps // 4, schedule.steps - schedule.steps // 4
+    return (published[last_step] - published[first]) / (last_step - first)
+
+
+def _is_scored(version: int, part: int, scored: set[tuple[int, int]], schedule: Schedule) -> bool:
+    """Whether what the learner does next is there: the part, or the whole batch where it does not work by parts."""
+    parts = [part] if schedule.parts("learn") > 1 else range(schedule.parts("reward"))
+    return all((version, index) in scored for index in parts)
 
 
 def _may_start(job: Job, running: Mapping[Job, float], waiting: list[Job], schedule: Schedule) -> bool:
-    stage, _ = job
-    stages = {name for name, _ in running}
+    stage, _, part = job
+    stages = {name for name, *_ in running}
     if stage in stages:
         return False
     if stage == "publish":
-        return schedule.update == "inflight" or "generate" not in stages
-    if stage == "generate" and ("publish" in stages or any(name == "publish" for name, _ in waiting)):
+        under_way = "generate" in stages or any(name == "generate" and later for name, _, later in waiting)
+        return schedule.update == "inflight" or not under_way
+    publishes = "publish" in stages or any(name == "publish" for name, *_ in waiting)
+    if stage == "generate" and part == 0 and publishes:
         return False
     if schedule.cores is not None:
         return True
@@ -117,7 +160,7 @@ def _may_start(job: Job, running: Mapping[Job, float], waiting: list[Job], sched
 
 
 def _speed(job: Job, running: Mapping[Job, float], schedule: Schedule) -> float:
-    stages = {stage for stage, _ in running}
+    stages = {stage for stage, *_ in running}
     if "publish" in stages:
         stages.discard("generate")  # frozen
     if job[0] not in stages:
@@ -130,7 +173,9 @@ def _speed(job: Job, running: Mapping[Job, float], schedule: Schedule) -> float:
 def bound(schedule: Schedule) -> float:
     """Seconds per step that no schedule with this staleness can beat."""
     phases = schedule.phases
-    latency = sum(phase.seconds for phase in phases.values()) / (schedule.staleness + 1)
+    # Of what is streamed, the last part alone must follow the last sample.
+    way = sum(phase.seconds / (schedule.parts(stage) if stage != "generate" else 1) for stage, phase in phases.items())
+    latency = way / (schedule.staleness + 1)
     # A publication occupies engines and learner, whatever its device is called.
     chains = [phases[stage].seconds + phases["publish"].seconds for stage in ("generate", "learn")]
     if schedule.cores is not None:
@@ -203,38 +248,58 @@ def main() -> None:
 
 def demo_table(staleness: list[int], jitter: float) -> None:
     print("\nSIMULATED: the ASR demo on 2 shared cores, 256 trajectories a step, phase times as measured.\n")
-    print("| cores a phase keeps busy | S | s / step | trajectories/s | faster | bound, s |")
-    print("|--:|--:|--:|--:|--:|--:|")
+    print("| cores a phase keeps busy | S | streams | s / step | trajectories/s | faster | bound, s |")
+    print("|--:|--:|---|--:|--:|--:|--:|")
     for cores in (DEMO_CORES, 1.3, 1.6, 2.0):
         phases = {name: Phase(seconds, name, cores) for name, seconds in DEMO.items()}
         first: float | None = None
-        for s in staleness:
-            schedule = Schedule(phases, s, cores=2.0, jitter=jitter)
+        for s, streams in _rows(staleness):
+            schedule = Schedule(phases, s, cores=2.0, jitter=jitter, streams=streams)
             seconds = simulate(schedule)
             first = first or seconds
             times = f"{seconds:.2f} | {256 / seconds:.0f} | {first / seconds:.2f}× | {bound(schedule):.2f}"
-            print(f"| {cores} | {s} | {times} |")
+            print(f"| {cores} | {s} | {streams} | {times} |")
+
+
+def _rows(staleness: list[int]) -> Iterator[tuple[int, str]]:
+    """Without staleness with each kind of stream, with staleness with all."""
+    for s in staleness:
+        yield from ((s, streams) for streams in STREAMS if s == 0 or streams == list(STREAMS)[-1])
 
 
 def cluster_table(cluster: Cluster, staleness: list[int], jitter: float) -> None:
     together = {name: Phase(seconds, "all") for name, seconds in cluster.seconds.items()}
     first = simulate(Schedule(together, 0, jitter=jitter))
     print(f"\nSIMULATED: {cluster.name}.\nPhases on all devices, s: {_list(cluster.seconds)}.")
-    print("The division of the devices and the kind of update are the best for each row.\n")
-    print("| fixed | placement | S | update | devices | s / step | trajectories/s | faster | bound, s |")
-    print("|--:|---|--:|---|---|--:|--:|--:|--:|")
-    print(f"| | colocated | 0 | | in turn | {first:.1f} | {cluster.trajectories / first:.1f} | 1.00× | {first:.1f} |")
+    print("The division of the devices and the kind of update are the best for each row. Idle: engines and learner.\n")
+    print(
+        "| fixed | placement | S | streams | update | devices | s / step | trajectories/s | faster | bound, s | idle |"
+    )
+    print("|--:|---|--:|---|---|---|--:|--:|--:|--:|---|")
+    rate = f"{cluster.trajectories / first:.1f}"
+    print(f"| | colocated | 0 | | | in turn | {first:.1f} | {rate} | 1.00× | {first:.1f} | |")
     for fixed in (0.0, 0.25, 0.5, 0.75):
-        for s in staleness:
+        for s, streams in _rows(staleness):
             options = [
-                (simulate(schedule), bound(schedule), update, _list(devices))
+                (simulate(schedule), schedule, devices)
                 for update in ("drain", "inflight")
                 for devices in cluster.divisions()
-                for schedule in [Schedule(cluster.divided(devices, fixed), s, update, jitter=jitter)]
+                for schedule in [Schedule(cluster.divided(devices, fixed), s, update, jitter=jitter, streams=streams)]
             ]
-            seconds, limit, update, devices = min(options, key=lambda option: option[0])
-            times = f"{seconds:.1f} | {cluster.trajectories / seconds:.1f} | {first / seconds:.2f}× | {limit:.1f}"
-            print(f"| {fixed} | disaggregated | {s} | {update if s else ''} | {devices} | {times} |")
+            seconds, schedule, devices = min(options, key=lambda option: option[0])
+            rate = f"{cluster.trajectories / seconds:.1f}"
+            times = f"{seconds:.1f} | {rate} | {first / seconds:.2f}× | {bound(schedule):.1f}"
+            row = f"{s} | {streams} | {schedule.update if s else ''} | {_list(devices)}"
+            print(f"| {fixed} | disaggregated | {row} | {times} | {_idle(schedule, seconds)} |")
+
+
+def _idle(schedule: Schedule, seconds: float) -> str:
+    """Share of a step in which engines and learner have nothing to do."""
+    busy = [
+        sum(schedule.phases[stage].seconds for stage in stages)
+        for stages in (("encode", "generate", "publish"), ("learn", "publish"))
+    ]
+    return ", ".join(f"{max(0.0, 1 - work / seconds):.0%}" for work in busy)
 
 
 def _list(values: Mapping[str, float]) -> str:
