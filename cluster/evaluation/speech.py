@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from cluster.evaluation.result import Evaluation
 from cluster.evaluation.sampling import sample_chunks
 from cluster.evaluation.scores import SpeechScores
 from cluster.fleet.fleet import EngineFleet
-from rewards.on_sound.tts_accuracy import unscorable
+from rewards.on_sound.tts_accuracy import judged_edits, unscorable
 from rewards.report import SampleReport
 from rollout.config import SamplingConfig
 from speech.edits import EditCounts, word_edits
@@ -86,6 +86,32 @@ def _mean(values: Iterable[float]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
+def report_of(line: Mapping[str, Any]) -> SampleReport:
+    """The report that a line of an evaluation was made from."""
+
+    def edits(heard: str | None, rate: float | None) -> EditCounts | None:
+        if heard is None or rate is None:
+            return None
+        return judged_edits(line["reference"], heard, line["language"])
+
+    return SampleReport(
+        prompt_id=line["id"],
+        index=0,
+        text=line["reference"],
+        language=line["language"],
+        heard=line["hypothesis"],
+        heard_second=line["hypothesis_second"],
+        edits=edits(line["hypothesis"], line["wer"]),
+        edits_second=edits(line["hypothesis_second"], line["wer_second"]),
+        speaker_similarity=line["speaker_similarity"],
+        seconds=line["seconds"],
+        f0_std=line.get("f0_std"),  # evaluations of earlier releases lack it
+        finished=line["finished"],
+        wave=line["wave"],
+        problems=tuple(line["problems"]),
+    )
+
+
 def _line(utterance: Utterance, report: SampleReport) -> dict[str, Any]:
     return {
         "id": utterance.id,
@@ -97,6 +123,7 @@ def _line(utterance: Utterance, report: SampleReport) -> dict[str, Any]:
         "wer_second": None if report.edits_second is None else report.edits_second.rate,
         "speaker_similarity": report.speaker_similarity,
         "seconds": report.seconds,
+        "f0_std": report.f0_std,
         "finished": report.finished,
         "wave": report.wave,
         "problems": list(report.problems),

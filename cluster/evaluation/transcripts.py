@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.actors.encoders import EncoderPool
 from cluster.evaluation.result import Evaluation
 from cluster.evaluation.sampling import sample_chunks
-from cluster.evaluation.scores import SAMPLED, TranscriptScores
+from cluster.evaluation.scores import TranscriptScores
 from cluster.fleet.fleet import EngineFleet
 from rollout.config import SamplingConfig
 from speech.edits import TranscriptPair, character_edits, corpus_rates, whisper_rate, word_edits
-from speech.errors import UserError
 from speech.records import BadUtterance, Trajectory, Utterance
 from speech.text import NORMALISER_VERSION
 
@@ -42,31 +40,6 @@ def transcript_scores(lines: Sequence[Mapping[str, Any]]) -> TranscriptScores:
     return TranscriptScores(
         overall=overall, languages=languages, normaliser=NORMALISER_VERSION, wer_whisper=whisper_rate(pairs)
     )
-
-
-def on_common_utterances(
-    before: Evaluation[TranscriptScores], after: Evaluation[TranscriptScores]
-) -> tuple[Evaluation[TranscriptScores], Evaluation[TranscriptScores]]:
-    """Both as if only those utterances had been evaluated that both have: what one of them lacks changes its rates.
-
-    Raises:
-        UserError: there are none.
-    """
-    common = before.by_id().keys() & after.by_id().keys()
-    if not common:
-        raise UserError("the evaluations before and after training have no utterance in common")
-    return _restricted(before, common), _restricted(after, common)
-
-
-def _restricted(evaluation: Evaluation[TranscriptScores], ids: Collection[str]) -> Evaluation[TranscriptScores]:
-    lines = [line for line in evaluation.hypotheses if line["id"] in ids]
-    if len(lines) == len(evaluation.hypotheses):
-        return evaluation
-    scores = transcript_scores(lines)
-    if evaluation.scores.sampled is not None:
-        sampled = [line[SAMPLED] for line in lines if line[SAMPLED] is not None]
-        scores = replace(scores, sampled=transcript_scores(sampled))
-    return Evaluation(scores, lines, evaluation.bad)
 
 
 def _line(utterance: Utterance, trajectory: Trajectory, seconds: float) -> dict[str, Any]:

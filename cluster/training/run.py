@@ -12,10 +12,10 @@ from typing import Any
 from ray.exceptions import RayError
 
 from cluster.config import RunConfig
+from cluster.evaluation.comparison import can_be_restricted, on_common_utterances
 from cluster.evaluation.result import Evaluation, load_evaluation, store_evaluation
-from cluster.evaluation.scores import Scores, TranscriptScores
+from cluster.evaluation.scores import Scores
 from cluster.evaluation.tables import Example, print_run
-from cluster.evaluation.transcripts import on_common_utterances
 from cluster.monitoring.memory import PeakMemory
 from cluster.monitoring.phases import PhaseTimer
 from cluster.monitoring.progress import TrainingDisplay
@@ -186,8 +186,8 @@ class Run(ABC):
             return
         before, after = (", ".join(sorted(some)[:UNFIT_SHOWN]) or "none" for some in names)
         self.display.message(f"test: not evaluated before training: {before}; after it: {after}")
-        if self.scores_kind() is TranscriptScores:
-            self.before, self.after = on_common_utterances(self.before, self.after)  # type: ignore[arg-type]
+        if can_be_restricted(self.scores_kind()):
+            self.before, self.after = on_common_utterances(self.before, self.after)
         elif names[0] != names[1]:
             self.display.message("test: the scores before and after are not of the same utterances")
 

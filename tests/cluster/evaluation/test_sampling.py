@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from cluster.evaluation.comparison import on_common_utterances
 from cluster.evaluation.result import load_evaluation, store_evaluation
 from cluster.evaluation.scores import TranscriptScores
-from cluster.evaluation.transcripts import evaluate, on_common_utterances, transcript_scores
+from cluster.evaluation.transcripts import evaluate, transcript_scores
 from rollout.actors import EncodedRef
 from rollout.config import SamplingConfig
 from speech.errors import InputError, UserError

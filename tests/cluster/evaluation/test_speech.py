@@ -8,10 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.evaluation.speech import speech_scores
+from cluster.evaluation.comparison import on_common_utterances
+from cluster.evaluation.result import Evaluation
+from cluster.evaluation.scores import Scores
+from cluster.evaluation.speech import _line, speech_scores
+from cluster.evaluation.split import with_samples
 from cluster.runs.checkpoints import retained
 from rewards.report import SampleReport
 from speech.edits import EditCounts
+from speech.records import Utterance
 
 
 def report(**changes: Any) -> SampleReport:
@@ -48,6 +53,24 @@ def test_what_failed_is_counted_and_not_scored() -> None:
     assert scores.wer == 0.0 and scores.speaker_similarity == 0.8
     assert scores.failed == 1 and scores.utterances == 2
     assert speech_scores([broken]).wer is None
+
+
+def test_before_and_after_are_compared_on_the_texts_of_both() -> None:
+    """As if the others had never been asked for, in the samples too."""
+
+    def evaluation(*named: tuple[str, SampleReport]) -> Evaluation[Scores]:
+        utterances = [Utterance(id=name, audio="", text=item.text) for name, item in named]
+        lines = [_line(utterance, item) for utterance, (_, item) in zip(utterances, named, strict=True)]
+        greedy: Evaluation[Scores] = Evaluation(speech_scores([item for _, item in named]), lines)
+        return with_samples(greedy, greedy)
+
+    one, other = ("a", report()), ("b", report(heard="a b", edits=EditCounts(hits=2, deletions=2), finished=False))
+    lost = ("c", report(edits=None, heard=None, f0_std=None, problems=("judge error: out of memory",)))
+    before, after = on_common_utterances(evaluation(one, other, lost), evaluation(one, lost))
+    assert before.scores == evaluation(one, lost).scores == after.scores
+    before, after = on_common_utterances(evaluation(one, other), evaluation(other))
+    assert before.scores == after.scores and after.scores == evaluation(other).scores
+    assert before.scores.sampled == speech_scores([other[1]])
 
 
 def heard(errors: int | None) -> SampleReport:
