@@ -21,7 +21,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +39,8 @@ from cluster.monitoring.logs import RunLog
 from cluster.monitoring.memory import PeakMemory
 from cluster.monitoring.progress import TrainingDisplay
 from cluster.runs.folder import RunFolder
-from cluster.training.policy_run import _Run
+from cluster.training.policy_run import PolicyRun
+from learner.batches.batch import TrainGroup
 from learner.batches.plan import plan_updates
 from learner.spec import StepResult
 from rollout.actors import EncodedRef
@@ -66,6 +67,7 @@ class SimulatedActors:
     retried: int = 0
     config: EngineConfig = field(default_factory=EngineConfig)
     listener: None = None
+    lethal: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.encoders = self.rewards = self
@@ -90,9 +92,8 @@ class SimulatedActors:
         shares = [share for share in contiguous(list(zip(prompts, audio, strict=True)), self.engines) if share]
         for share in shares:
             pickle.dumps(share)
-        answers = [self.answer(lambda share=share: [self.group(p) for p, _ in share]) for share in shares]
-        return SimpleNamespace(
-            result=lambda timeout: [group for answer in answers for group in load(answer)], cancel=lambda: None
+        return SimulatedRollout(
+            [self.answer(lambda share=share: [self.group(p) for p, _ in share]) for share in shares]
         )
 
     def group(self, prompt: Prompt) -> Group:
@@ -113,7 +114,13 @@ class SimulatedActors:
         )
         return Group(prompt, LAYOUT, trajectories, 2.0, 0.5)
 
-    def score(self, groups: Sequence[Group]) -> list[Group]:
+    wanted = 4
+
+    def shares(self, count: int) -> list[range]:
+        size = -(-count // 16)
+        return [range(count)[start : start + size] for start in range(0, count, size)]
+
+    def score(self, groups: Sequence[Group], together: bool) -> list[Group]:
         pickle.dumps(groups)
         scored: list[Group] = load(self.answer(lambda: [_scored(group) for group in groups]))
         return scored
@@ -128,9 +135,37 @@ class SimulatedActors:
     def encoded_total(self) -> int:
         return 0
 
+    def pool_sizes(self) -> dict[str, int]:
+        return {}
+
+    def rescale(self, *_: Any) -> None:
+        """Pools keep their sizes."""
+
     def spans(self) -> dict[str, list[Span]]:
         now = time.time()
         return {f"engine {i}": [Span("generate", now - 1, now)] for i in range(self.engines)}
+
+
+class SimulatedRollout:
+    """Groups that come share by share of the engines."""
+
+    def __init__(self, answers: Sequence[bytes]) -> None:
+        self._answers = list(answers)
+        self.sampled: dict[int, Group] = {}
+
+    def first_of(self, parts: Sequence[range]) -> int:
+        while True:
+            for number, part in enumerate(parts):
+                if all(place in self.sampled for place in part):
+                    return number
+            for group in load(self._answers.pop(0)):
+                self.sampled[len(self.sampled)] = group
+
+    def result(self, timeout: float | None) -> list[Group]:
+        return [self.sampled[place] for place in sorted(self.sampled)]
+
+    def cancel(self) -> None:
+        pass
 
 
 class SimulatedFleet:
@@ -156,20 +191,31 @@ class SimulatedFleet:
     def learner_blocked(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def engines_on(self) -> set[str]:
+        return set()
+
 
 class SimulatedLearner:
     """The division among ranks is the real one, and the driver's work."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
+        self.groups: list[TrainGroup] = []
 
-    def update(self, step: int, groups: Sequence[Any], replay: Sequence[Any], audio: dict[int, Any]) -> StepResult:
-        for share in plan_updates(groups, replay, 1, self.ranks):
+    def begin(self, step: int, hold: bool) -> SimulatedLearner:
+        self.groups = []
+        return self
+
+    def add(self, groups: Sequence[TrainGroup], audio: Mapping[int, Any]) -> None:
+        self.groups += groups
+
+    def finish(self, replay: Sequence[TrainGroup], audio: Mapping[int, Any]) -> StepResult:
+        for share in plan_updates(self.groups, replay, 1, self.ranks):
             pickle.dumps(share)
         metrics = {"learner/logprob_gap": 1e-6, "learner/logprob_gap_max": 1e-5, "learner/entropy": 1.0}
-        return StepResult(metrics, {group.audio: [1e-6] * len(group.samples) for group in groups})
+        return StepResult(metrics, {group.audio: [1e-6] * len(group.samples) for group in self.groups})
 
-    def publish(self, dtype: str, bucket_bytes: int) -> list[Any]:
+    def publish(self, dtype: str, bucket_bytes: int, engines_on: Any) -> list[Any]:
         return []
 
     def frontend_weights(self) -> dict[str, Any]:
@@ -236,7 +282,7 @@ def run_controller(args: argparse.Namespace, runs: Path) -> None:
     with RunFolder(runs, "controller") as folder, PeakMemory() as peak, log, display:
         folder.open(config)
         folder.rewind(None)
-        run = _Run(config, actors, {"train": manifest}, folder, display, peak, log)  # type: ignore[arg-type]
+        run = PolicyRun(config, actors, {"train": manifest}, folder, display, peak, log, {})  # type: ignore[arg-type]
         after_step = run._after_step
         last = [time.process_time(), actors.seconds]
 
