@@ -38,7 +38,7 @@ import soundfile
 from benchmarks.chaos import WER_TOLERANCE, settings_of
 from cluster.monitoring.memory import proportional_bytes
 from cluster.runs import durable
-from rollout.owned_folders import SHARED_MEMORY
+from speech.runtime.owned_folders import SHARED_MEMORY
 from tests.chaos.audit import KEPT
 from tests.chaos.faults import ONE_NODE, Fault, random_plan
 from tests.chaos.harness import disturbed

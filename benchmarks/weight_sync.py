@@ -4,14 +4,16 @@
     python -m benchmarks.weight_sync --hidden 2048            # ... of 1.7B
     python -m benchmarks.weight_sync --model folder --repeats 5 --receivers 1 2 4 8
 
-A learner rank and an engine in this process, Ray's object store between them, as in a run: all of the code is the run's
-own. The sender's seconds are also measured with several receivers of the same buckets.
+A learner rank and an engine in this process, the node's shared memory between them, as in a run on one machine, or with
+`--store` Ray's object store, as in a run on several: all of the code is the run's own. The sender's seconds are also
+measured with several receivers of the same buckets from the object store.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import statistics
 import tempfile
@@ -39,7 +41,8 @@ from rollout.engine.engine import RolloutEngine
 from rollout.weights.publication import load
 from rollout.weights.staging import staged
 from speech.families import load_family
-from speech.runtime.weights import Probe, WeightBucket, tensor_digest
+from speech.runtime.shared_weights import Bucket, SharedBucket
+from speech.runtime.weights import Probe, tensor_digest
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
 
 CONFIG = EngineConfig(dtype="bfloat16", max_model_len=256, kv_cache_gb=0.25, update_timeout_s=600.0)
@@ -52,6 +55,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024, help="width of the random one; 2048: 1.7B (1024)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bucket-mb", type=int, default=PublishConfig().bucket_mb)
+    parser.add_argument("--store", action="store_true", help="through the object store")
     parser.add_argument("--receivers", type=int, nargs="*", default=[1], help="of the sender's buckets (1)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -76,7 +80,7 @@ async def measure(model: Path, args: argparse.Namespace, folder: Path) -> None:
     await engine._live().collective_rpc(time_worker)  # type: ignore[arg-type]
     stages: Stages = defaultdict(list)
     for version in range(args.repeats + 1):
-        refs, size, tensors = send(rank, args.bucket_mb * 2**20, stages)
+        refs, size, tensors = send(rank, args.bucket_mb * 2**20, stages, args.store)
         if version == 0:
             print(f"{size / 1e9:.2f} GB in {tensors} tensors and {len(refs)} buckets\n")
         probe = timed(stages, "learner: probes", lambda v=version: probes_of(rank, v))  # type: ignore[misc]
@@ -98,7 +102,7 @@ async def measure(model: Path, args: argparse.Namespace, folder: Path) -> None:
         actors = [Receiver.remote() for _ in range(count)]
         ray.get([actor.receive.remote([]) for actor in actors])
         for _ in range(args.repeats):
-            refs, _, _ = send(rank, args.bucket_mb * 2**20, own)
+            refs, _, _ = send(rank, args.bucket_mb * 2**20, own, store=True)
             timed(own, "receive", lambda r=refs, a=actors: ray.get([actor.receive.remote(r) for actor in a]))  # type: ignore[misc]
         sender = [sum(v) for v in zip(*(s for n, s in own.items() if n != "receive" and n[0] != " "), strict=True)]
         print(f"| {count} | {statistics.median(sender):.2f} | {statistics.median(own['receive']):.2f} |")
@@ -118,17 +122,19 @@ def learner_rank(model: Path, meeting: Path) -> LearnerRank:
     return LearnerRank(spec, 0, 1, f"file://{meeting}")
 
 
-def send(rank: LearnerRank, bucket_bytes: int, stages: Stages) -> tuple[list[ray.ObjectRef], int, int]:
-    """All buckets into the object store; their references, bytes, and number of tensors."""
+def send(rank: LearnerRank, bucket_bytes: int, stages: Stages, store: bool) -> tuple[list[ray.ObjectRef], int, int]:
+    """All buckets into shared memory, or into the object store; their references, bytes, and number of tensors."""
     begun, putting = time.monotonic(), 0.0
     refs, size, tensors = [], 0, 0
-    for bucket in rank.weight_buckets(torch.bfloat16, bucket_bytes):
-        size, tensors = size + sum(t.nbytes for t in bucket.tensors.values()), tensors + len(bucket.tensors)
+    node = None if store else ray.get_runtime_context().get_node_id()
+    for bucket in rank.weight_buckets(torch.bfloat16, bucket_bytes, node):
+        size, tensors = size + sum(2 * math.prod(s) for s in bucket.shapes.values()), tensors + len(bucket.shapes)
         before = time.monotonic()
         refs.append(ray.put(bucket))
         putting += time.monotonic() - before
-    stages["learner: cast, gather, copy, digests"].append(time.monotonic() - begun - putting)
-    sample = bucket.tensors
+    what = "copy, digests" if store else "digests, write to shared memory"
+    stages[f"learner: cast, gather, {what}"].append(time.monotonic() - begun - putting)
+    sample = (bucket.read() if isinstance(bucket, SharedBucket) else bucket).tensors
     before = time.monotonic()
     for tensor in sample.values():
         tensor_digest(tensor)
@@ -157,13 +163,13 @@ class Engine(RolloutEngine):
     async def take(self, version: int, refs: list[ray.ObjectRef], probe: Probe, stages: Stages) -> None:
         """What `update_weights` does, with a clock."""
 
-        def buckets() -> Iterator[WeightBucket]:
+        def buckets() -> Iterator[Bucket]:
             for ref in refs:
                 yield ray.get(ref)
 
         clock = time.monotonic()
         async with staged(buckets(), self._shapes, 600.0) as weights:
-            stages["engine: get, stage in shared memory"].append(time.monotonic() - clock)
+            stages["engine: get, stage"].append(time.monotonic() - clock)
             clock = time.monotonic()
             await self._live().pause_generation(mode="wait", clear_cache=False)
             await load(self._live(), version, weights, 600.0)

@@ -11,7 +11,7 @@ from types import TracebackType
 import ray
 
 from cluster.actors.encoders import AudioEncoderPool, EncoderPool, VoiceEncoderPool
-from cluster.actors.leftovers import leave_ray
+from cluster.actors.leftovers import free_leftovers_on, leave_ray
 from cluster.actors.listener import Listener
 from cluster.actors.model import ModelRef
 from cluster.actors.placement import Placement, shares_gpus
@@ -121,7 +121,11 @@ class System:
                 self._fleet.shutdown()
             except (TimeoutError, ray.exceptions.RayError) as error:
                 logger.warning("engines did not shut down in order, they are killed: %s", error)
-        leave_ray(set() if self._fleet is None else self._fleet.nodes())
+        nodes = set() if self._fleet is None else self._fleet.nodes()
+        if self._learner is not None and ray.is_initialized():
+            self._learner.close()  # its last publication may lie in the shared memory of its node
+            nodes |= set() if self._learner.node is None else {self._learner.node}
+        leave_ray(nodes)
 
     @property
     def fleet(self) -> EngineFleet:
@@ -189,11 +193,13 @@ class System:
         Raises:
             LearnerLostError: the new one is lost too.
         """
-        timeout = self.config.engines.startup_timeout_s
+        timeout, left = self.config.engines.startup_timeout_s, self.learner.node
         try:
             get(self._start_learner(), "learner start", timeout)
         except (ray.exceptions.RayActorError, TimeoutError) as error:
             raise LearnerLostError(f"learner start: {last_line(error)}") from error
+        if left is not None:
+            free_leftovers_on([left])
 
     def _start_learner(self) -> list[ray.ObjectRef]:
         config = self.config

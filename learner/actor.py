@@ -15,6 +15,7 @@ from learner.spec import StepResult
 from learner.token2text.plan import Prediction, SpeechText, Token2TextShare
 from learner.token2text.rank import Token2TextRank
 from speech.records import EncodedAudio
+from speech.runtime.shared_weights import Bucket
 from speech.runtime.spans import Span, SpanRecorder
 from speech.runtime.weights import WeightBucket
 
@@ -36,6 +37,11 @@ class _Shell:
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def node(self) -> str:
+        """Hex id of the node that it runs on."""
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     def save_in_background(self, folder: str, copy: bool) -> None:
         with self.recorder.span("save"):
@@ -81,10 +87,15 @@ class LearnerActor(_Shell):
         with self.recorder.span("update"):
             return self._rank.finish(step, divisor, replay, encoded)
 
-    def publish(self, dtype: str, bucket_bytes: int) -> Iterator[WeightBucket]:
-        """The weights bucket by bucket, from rank 0; to be called with `num_returns="streaming"`."""
+    def publish(self, dtype: str, bucket_bytes: int, shared: bool) -> Iterator[Bucket]:
+        """The weights bucket by bucket, from rank 0; to be called with `num_returns="streaming"`.
+
+        Args:
+            shared: all engines are on this node.
+        """
         with self.recorder.span("publish"):
-            yield from self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes)
+            node = self.node() if shared else None
+            yield from self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes, node)
 
     def frontend_weights(self) -> dict[str, WeightBucket]:
         with self.recorder.span("publish"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -56,6 +56,8 @@ class _ActorGang:
         """
         config = spec.config
         self.spec = spec
+        self.node: str | None = None
+        """Hex id of the node of rank 0, once it has a place."""
         self.actors = [
             self.actor.options(
                 **{
@@ -75,6 +77,7 @@ class _ActorGang:
             LearnerLostError: rank 0 found no place in the cluster in time, or died.
         """
         (address,) = self._get([self.actors[0].address.remote()], "start", timeout)
+        (self.node,) = self._get([self.actors[0].node.remote()], "start", timeout)
         return [actor.start.remote(address) for actor in self.actors]
 
     def save_in_background(self, folder: str, copy: bool) -> None:
@@ -175,9 +178,16 @@ class LearnerGroup(_ActorGang):
         """A step's updates, whose groups are still to come; `hold` keeps the ranks idle until all have come."""
         return StepUpdate(self, step, hold)
 
-    def publish(self, dtype: str, bucket_bytes: int) -> list[ray.ObjectRef]:
-        """References to the buckets. The caller owns them, so that engines can fetch them when the rank is gone."""
-        streams = [actor.publish.options(num_returns="streaming").remote(dtype, bucket_bytes) for actor in self.actors]
+    def publish(self, dtype: str, bucket_bytes: int, engines_on: Collection[str] = ()) -> list[ray.ObjectRef]:
+        """References to the buckets. The caller owns them, so that engines can fetch them when the rank is gone.
+
+        Args:
+            engines_on: hex ids of the engines' nodes. On the node of rank 0 alone, buckets lie in its shared memory.
+        """
+        shared = set(engines_on) == {self.node}
+        streams = [
+            actor.publish.options(num_returns="streaming").remote(dtype, bucket_bytes, shared) for actor in self.actors
+        ]
         self._get([stream.completed() for stream in streams], "publish")
         return list(streams[0])
 

@@ -40,6 +40,7 @@ from learner.model.twin import PolicyTwin
 from learner.spec import RankSpec, StepResult
 from speech.families import load_family
 from speech.records import EncodedAudio, PromptLayout
+from speech.runtime.shared_weights import Bucket, WeightFolder, fits_shared_memory
 from speech.runtime.weights import WeightBucket
 
 
@@ -67,6 +68,8 @@ class LearnerRank:
         self.optimiser = adamw(self.policy, config)
         self.accumulated = StepMetrics()
         """Of the step whose groups come one after the other."""
+        self.published: WeightFolder | None = None
+        """The last publication, where it lies in shared memory."""
         self.writer = checkpoint.Writer()
         reward_model = None if self.diffro is None else self.diffro.reward_model
         held = [module for module in (self.policy, self.reference, reward_model) if module is not None]
@@ -197,26 +200,46 @@ class LearnerRank:
 
     # -- publication ---------------------------------------------------------------------------------------------
 
-    def weight_buckets(self, dtype: torch.dtype, bucket_bytes: int) -> Iterator[WeightBucket]:
+    def weight_buckets(self, dtype: torch.dtype, bucket_bytes: int, shared_on: str | None = None) -> Iterator[Bucket]:
         """Stream the language model as full tensors under the engine's names; rank 0 yields, the others only gather.
 
         The shard is cast before it is gathered, so that half-precision weights cross the network at half the size.
+
+        Args:
+            shared_on: hex id of this node, where all engines are on it too: buckets then lie in its shared memory, if
+                there is room, until the next publication.
         """
+        if self.published is not None:
+            self.published.remove()
+            self.published = None
+        parameters = self._parameters("language_model")
+        size = sum(parameter.numel() for _, parameter in parameters) * dtype.itemsize
+        if shared_on is not None and self.rank == 0 and fits_shared_memory(size):
+            self.published = WeightFolder(shared_on)
+        for tensors in self._gathered(parameters, dtype, bucket_bytes):
+            bucket = WeightBucket.of(tensors)
+            yield bucket if self.published is None else self.published.add(bucket)
+
+    def _gathered(
+        self, parameters: Sequence[tuple[str, torch.nn.Parameter]], dtype: torch.dtype, bucket_bytes: int
+    ) -> Iterator[dict[str, torch.Tensor]]:
         tensors: dict[str, torch.Tensor] = {}
         size = 0
-        for name, parameter in self._parameters("language_model"):
+        for name, parameter in parameters:
             tensor = full_tensor(parameter.detach().to(dtype))
             if self.rank != 0:
                 continue
-            # A copy even when nothing was gathered or cast: the optimiser changes the original in place.
-            uncopied = tensor.is_cpu and tensor.data_ptr() == local_tensor(parameter).data_ptr()
+            # A copy even when nothing was gathered or cast, unless a file will be one: the optimiser changes the
+            # original in place.
+            own = tensor.is_cpu and tensor.data_ptr() == local_tensor(parameter).data_ptr()
+            uncopied = own and self.published is None
             tensors[self.family.engine_name(name)] = tensor.to("cpu", copy=uncopied).contiguous()
             size += tensor.numel() * tensor.element_size()
             if size >= bucket_bytes:
-                yield WeightBucket.of(tensors)
+                yield tensors
                 tensors, size = {}, 0
         if tensors:
-            yield WeightBucket.of(tensors)
+            yield tensors
 
     def frontend_weights(self) -> dict[str, WeightBucket]:
         """Full weights of the parts before the language model that learn, for the encoder actors; often empty."""
@@ -287,4 +310,6 @@ class LearnerRank:
 
     def close(self) -> None:
         self.writer.close()
+        if self.published is not None:
+            self.published.remove()
         dist.destroy_process_group()

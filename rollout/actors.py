@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import ray
 from ray import ObjectRef
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
 from rollout.errors import WeightsLostError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rollout.encoders.encoder import EncoderMode
     from rollout.encoders.voices import VoiceMode
     from rollout.engine.stats import EngineHealth, EngineStats
+    from speech.runtime.shared_weights import Bucket, SharedBucket
     from speech.runtime.weights import Probe, WeightBucket
 
 
@@ -307,12 +309,23 @@ class EngineActor:
         self._engine.shutdown()
 
 
-def _fetched(bucket: ObjectRef) -> WeightBucket:
+def _fetched(bucket: ObjectRef) -> Bucket:
+    from speech.runtime.shared_weights import SharedBucket
+
     try:
-        weights: WeightBucket = ray.get(bucket)
-    except ray.exceptions.ObjectLostError as error:
+        weights: Bucket = ray.get(bucket)
+        if isinstance(weights, SharedBucket) and weights.node != _node():
+            # An engine that came to another node after the publication.
+            place = NodeAffinitySchedulingStrategy(weights.node, soft=False)
+            weights = ray.get(_read.options(scheduling_strategy=place).remote(weights))
+    except (ray.exceptions.ObjectLostError, ray.exceptions.TaskUnschedulableError, FileNotFoundError) as error:
         raise WeightsLostError(f"weights were on a node that is gone: {last_line(error)}") from error
     return weights
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _read(bucket: SharedBucket) -> WeightBucket:
+    return bucket.read()
 
 
 def _node() -> str:

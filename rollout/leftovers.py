@@ -20,12 +20,12 @@ from pathlib import Path
 
 import psutil
 
-from rollout.owned_folders import SHARED_MEMORY, OwnedFolder, abandoned
+from speech.runtime.owned_folders import SHARED_MEMORY, WEIGHTS, OwnedFolder, abandoned
 
 logger = logging.getLogger(__name__)
 
-HOME, MODEL, WEIGHTS = "vllm", "model", "weights"
-"""Kinds of owned folders: an engine's home, the model that it is started from, and the weights of a publication."""
+HOME, MODEL = "vllm", "model"
+"""Kinds of owned folders: an engine's home, and the model that it is started from."""
 VARIABLE = "SPEECHRL_ENGINE_HOME"
 """Environment variable of an engine's processes: its home. It tells whose they are."""
 NOTES = "shared-memory"

@@ -58,7 +58,7 @@ FLOORS = {
         ("engine", "vllm_process"),
         ("weights", "encoders", "environment"),
         ("leftovers",),
-        ("config", "errors", "owned_folders"),
+        ("config", "errors"),
     ),
     "speech": (
         ("preparation",),

@@ -253,6 +253,11 @@ class EngineFleet:
         with self._lock:
             return list(self._engines.replicas)
 
+    def engines_on(self) -> set[str]:
+        """Hex ids of the nodes that the engines are on now."""
+        with self._lock:
+            return {m.node for m in self._engines.replicas if m.running and m.node is not None}
+
     def nodes(self) -> set[str]:
         """Hex ids of the nodes that have had engines."""
         with self._lock:

@@ -57,8 +57,9 @@ def publish(
 ) -> Proof:
     """Send the policy to the engines and prove that it arrived.
 
-    The learner gathers its weights into the object store; each engine checks every tensor's digest, loads them, checks
-    what it holds then, and must reproduce the learner's log-probs on token sequences drawn anew for each version.
+    The learner gathers its weights into the object store, or, where it is on one node with all engines, into the shared
+    memory of that node. Each engine checks every tensor's digest, loads them, checks what it holds then, and must
+    reproduce the learner's log-probs on token sequences drawn anew for each version.
 
     Args:
         vocabulary: token ids below this number may stand in the probe.
@@ -74,7 +75,7 @@ def publish(
         PublicationError: naming engine, phase and tensor. The engine refuses to sample until a good publication.
         PhaseTimeoutError: the budget was over before the engines had their turn.
     """
-    buckets = learner.publish(fleet.config.dtype, config.bucket_mb * 2**20)
+    buckets = learner.publish(fleet.config.dtype, config.bucket_mb * 2**20, fleet.engines_on())
     encoders.update(learner.frontend_weights(), phase.remaining())
     probes = make_probes(version, learner, fleet.config, config, vocabulary, before)
     before_load()

@@ -25,12 +25,13 @@ from rollout.engine.sleep_mode import SleepMode
 from rollout.engine.stats import EngineHealth, EngineStats
 from rollout.errors import EngineLostError, PublicationError, StaleEngineError, WeightsLostError, within
 from rollout.leftovers import MODEL, EngineHome, free_leftovers
-from rollout.owned_folders import OwnedFolder
 from rollout.weights.publication import compare, load
 from rollout.weights.staging import checkpoint_shapes, staged
 from speech.families.base import LanguageModelFamily
 from speech.records import EncodedAudio, Group, Prompt
-from speech.runtime.weights import Probe, WeightBucket
+from speech.runtime.owned_folders import OwnedFolder
+from speech.runtime.shared_weights import Bucket
+from speech.runtime.weights import Probe
 
 Result = TypeVar("Result")
 CONTROL_TIMEOUT_S = 60.0
@@ -216,7 +217,7 @@ class RolloutEngine:
         return await self._rpc(CONTROL_TIMEOUT_S, "queueing a request", add)
 
     async def update_weights(
-        self, version: int, buckets: Iterable[WeightBucket], probe: Probe, *, in_flight: bool = False
+        self, version: int, buckets: Iterable[Bucket], probe: Probe, *, in_flight: bool = False
     ) -> float:
         """Replace the weights, drop every cache, and prove by a probe that the new policy answers.
 
@@ -254,7 +255,7 @@ class RolloutEngine:
         self._stats.update_seconds += time.monotonic() - started
         return delta
 
-    async def _publish(self, version: int, buckets: Iterable[WeightBucket], probe: Probe, mode: PauseMode) -> float:
+    async def _publish(self, version: int, buckets: Iterable[Bucket], probe: Probe, mode: PauseMode) -> float:
         async with staged(buckets, self._shapes, self._config.update_timeout_s) as weights:
             engine = self._live()
             try:

@@ -7,7 +7,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 from rollout.leftovers import VARIABLE, note
-from rollout.owned_folders import SHARED_MEMORY
+from speech.runtime.owned_folders import SHARED_MEMORY
 
 PREFIXES = {"shared_memory": "", "semaphore": "sem."}
 """What the file in `/dev/shm` has before its name, by what Python's resource tracker calls the kind."""

@@ -1,10 +1,11 @@
-"""The sender's half of the `object_store` transport: buckets → files that the engine's workers can map."""
+"""What an engine does with a publication before it loads it: buckets → files that its workers can map.
+
+Buckets that came through Ray's object store are written; those in the shared memory of this node are there already.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 import threading
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -12,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
-import torch
 
-from rollout.errors import PublicationError, within
-from rollout.leftovers import WEIGHTS
-from rollout.owned_folders import SHARED_MEMORY, OwnedFolder
-from speech.runtime.weights import WeightBucket, bytes_of
+from rollout.errors import PublicationError, WeightsLostError, within
+from speech.runtime.owned_folders import SHARED_MEMORY, WEIGHTS, OwnedFolder
+from speech.runtime.shared_weights import Bucket, SharedBucket, fits_shared_memory, write_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +34,10 @@ class StagedWeights:
 
 @asynccontextmanager
 async def staged(
-    buckets: Iterable[WeightBucket], expected: Mapping[str, tuple[int, ...]], timeout_s: float
+    buckets: Iterable[Bucket], expected: Mapping[str, tuple[int, ...]], timeout_s: float
 ) -> AsyncIterator[StagedWeights]:
     """Write buckets one at a time to shared memory (or to a temporary folder when it is full) and remove them after.
+    Those that lie in this node's shared memory are not written again.
 
     All of them are staged before the first is loaded, so that nothing reaches the model unless everything arrived.
 
@@ -47,6 +47,7 @@ async def staged(
 
     Raises:
         PublicationError: names or shapes differ from `expected`.
+        WeightsLostError: the sender has given up a bucket in shared memory; it has a newer publication.
         PhaseTimeoutError: after `timeout_s`; the thread then stops before its next bucket.
     """
     with _Stage() as stage:
@@ -69,52 +70,33 @@ class _Stage:
     def __enter__(self) -> _Stage:
         return self
 
-    def write(self, buckets: Iterable[WeightBucket]) -> None:
+    def write(self, buckets: Iterable[Bucket]) -> None:
         for bucket in buckets:
             with self._guard:
                 if self._closed:
                     return
                 self._write_one(bucket)
 
-    def _write_one(self, bucket: WeightBucket) -> None:
-        size = sum(tensor.nbytes for tensor in bucket.tensors.values())
-        folder = OwnedFolder(WEIGHTS, _room_for(size))
-        self._folders.append(folder)
-        self.files.append(folder.path / "weights.safetensors")
-        _write(self.files[-1], bucket.tensors)
+    def _write_one(self, bucket: Bucket) -> None:
+        if isinstance(bucket, SharedBucket):
+            self._folders.append(OwnedFolder(WEIGHTS, SHARED_MEMORY))
+            try:
+                self.files.append(bucket.link(self._folders[-1].path))
+            except FileNotFoundError as error:
+                raise WeightsLostError("the learner has given up these weights for newer ones") from error
+        else:
+            size = sum(tensor.nbytes for tensor in bucket.tensors.values())
+            self._folders.append(OwnedFolder(WEIGHTS, SHARED_MEMORY if fits_shared_memory(size) else None))
+            self.files.append(self._folders[-1].path / "weights.safetensors")
+            write_tensors(self.files[-1], bucket.tensors)
         self.digests.update(bucket.digests)
-        self.shapes.update({name: tuple(tensor.shape) for name, tensor in bucket.tensors.items()})
+        self.shapes.update(bucket.shapes)
 
     def __exit__(self, *_: object) -> None:
         with self._guard:
             self._closed = True
             for folder in self._folders:
                 folder.remove()
-
-
-_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-"""As safetensors calls them."""
-
-
-def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """A safetensors file, from the memory in which the tensors are. The library's own writer copies them before."""
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            out.write(bytes_of(tensor).data)
-
-
-def _room_for(size: int) -> Path | None:
-    """Shared memory when `size` bytes fit, with as much again to spare for Ray's own object store."""
-    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size:
-        return SHARED_MEMORY
-    return None
 
 
 def check_names(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
 """A tmpfs: a file here is memory that every process of the node can map without a copy."""
+WEIGHTS = "weights"
+"""Kind of the folders that hold a publication: its sender's, and those of engines that load it."""
 UNLOCKED = "speechrl-new-"
 """Prefix of a folder that its owner has not locked yet: `abandoned` does not look at it."""
 

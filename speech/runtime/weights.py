@@ -48,6 +48,10 @@ class WeightBucket:
         """With the digests of these tensors."""
         return cls(tensors, {name: tensor_digest(tensor) for name, tensor in tensors.items()})
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
     def __reduce__(self) -> tuple[Any, ...]:
         parts = {name: (bytes_of(t), t.dtype, tuple(t.shape)) for name, t in self.tensors.items()}
         return _bucket, (parts, dict(self.digests))

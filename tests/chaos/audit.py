@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from cluster.runs.ledger import BAD_UTTERANCE, Ledger
 from rollout.leftovers import VARIABLE, held_by
-from rollout.owned_folders import SHARED_MEMORY
+from speech.runtime.owned_folders import SHARED_MEMORY
 from tests.end_to_end.runs import records
 
 LOGPROB_GAP = 1e-2

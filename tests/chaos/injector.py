@@ -21,6 +21,7 @@ import torch
 from cluster.fleet.replica import EngineReplica, Publication
 from cluster.monitoring.phases import Phase, PhaseTimer
 from cluster.runs import durable
+from speech.runtime.shared_weights import SharedBucket
 from tests.chaos.faults import Fault
 
 ACTORS = {"engine": "EngineActor", "encoder": "EncoderActor", "reward": "RewardActor", "rank": "LearnerActor"}
@@ -183,6 +184,7 @@ class Injector:
         if fault is None:
             return publication
         bucket = ray.get(publication.buckets[0])
+        bucket = bucket.read() if isinstance(bucket, SharedBucket) else bucket
         tensors = {name: tensor.clone() for name, tensor in bucket.tensors.items()}
         name = next(iter(tensors))
         tensors[name].view(torch.int32).view(-1)[0] ^= 1 << 20

@@ -6,7 +6,7 @@ import sys
 from multiprocessing import shared_memory
 
 from rollout.leftovers import VARIABLE
-from rollout.owned_folders import SHARED_MEMORY
+from speech.runtime.owned_folders import SHARED_MEMORY
 from tests.chaos.audit import surroundings
 
 

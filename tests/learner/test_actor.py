@@ -20,11 +20,15 @@ from learner.spec import StepResult
 from learner.token2text.model import Token2Text
 from learner.token2text.plan import SpeechText, plan_token2text
 from learner.token2text.rank import Token2TextRank
+from rollout.leftovers import free_leftovers
+from speech.runtime.shared_weights import SharedBucket
+from speech.runtime.weights import WeightBucket
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.learner.losses.test_diffro import make_groups, reward_model, spec_for
 from tests.learner.test_rank import make_batch, make_spec
 from tests.learner.token2text.test_rank import CONFIG, corpus
 from tests.learner.token2text.test_rank import spec as token2text_spec
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
@@ -124,6 +128,33 @@ def test_a_gang_learns_from_the_first_groups_while_the_others_are_sampled(model:
     assert first.sample_gaps.keys() == whole.sample_gaps.keys() == set(range(9))
     for name, tensor in expected.items():
         torch.testing.assert_close(streamed[name], tensor, rtol=0.0, atol=5e-4, msg=name)
+
+
+def test_where_all_engines_are_on_its_node_weights_lie_in_shared_memory(model: Path) -> None:
+    """One publication at a time, and nothing that a killed rank leaves is for ever."""
+    gang = LearnerGroup(make_spec(model, ranks=2), ENVIRONMENT)
+    try:
+        ray.get(gang.start(300))
+        elsewhere = ray.get(gang.publish("bfloat16", 10_000, {gang.node, "another"}))
+        assert all(isinstance(bucket, WeightBucket) for bucket in elsewhere)
+        first, second = (ray.get(gang.publish("bfloat16", 10_000, {gang.node})) for _ in range(2))
+        assert len(second) > 1 and not any(bucket.file.exists() for bucket in first)
+        for sent, shared in zip(elsewhere, second, strict=True):
+            assert isinstance(shared, SharedBucket) and shared.digests == sent.digests
+            assert shared.shapes == sent.shapes
+            tensors = shared.read().tensors
+            assert all(torch.equal(tensors[name], tensor) for name, tensor in sent.tensors.items())
+        ray.get(gang.publish("bfloat16", 10_000))
+        assert not any(bucket.file.exists() for bucket in second)
+        (left, *_) = ray.get(gang.publish("float32", 2**30, {gang.node}))
+    finally:
+        gang.close()
+
+    def freed() -> bool:
+        free_leftovers()
+        return not left.file.exists()
+
+    until(freed)
 
 
 def test_a_rank_that_lost_a_part_of_the_gradient_does_not_update(model: Path) -> None:

@@ -23,8 +23,8 @@ from rollout.engine.stats import EngineHealth, EngineStats
 from rollout.environment import encoder_options, engine_options
 from rollout.errors import EngineLostError, PublicationError, StaleEngineError
 from rollout.leftovers import VARIABLE, held_by
-from rollout.owned_folders import SHARED_MEMORY
 from speech.records import BadUtterance, Group, Prompt, Utterance
+from speech.runtime.owned_folders import SHARED_MEMORY
 from tests.rollout.tiny_lm import CONFIG, SAMPLE_RATE, SAMPLING, buckets_of, probe_of, reference_logprobs, tiny_model
 
 pytestmark = pytest.mark.slow  # an engine of its own, and its last test kills it; whole runs use these actors too

@@ -17,15 +17,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rollout import leftovers, owned_folders
-from rollout.leftovers import HOME, MODEL, VARIABLE, WEIGHTS, EngineHome, free_leftovers, note
-from rollout.owned_folders import SHARED_MEMORY, OwnedFolder
+from rollout import leftovers
+from rollout.leftovers import HOME, MODEL, VARIABLE, EngineHome, free_leftovers, note
+from speech.runtime import owned_folders
+from speech.runtime.owned_folders import SHARED_MEMORY, WEIGHTS, OwnedFolder
 
 ENGINE = textwrap.dedent("""
     import multiprocessing, os, subprocess, sys, tempfile
     from pathlib import Path
     from rollout.leftovers import MODEL, EngineHome
-    from rollout.owned_folders import OwnedFolder
+    from speech.runtime.owned_folders import OwnedFolder
 
     CORE = '''
     import _multiprocessing, multiprocessing, os, sys, tempfile, time

@@ -12,13 +12,13 @@ import ray
 
 from cluster.actors import leftovers
 from cluster.actors.leftovers import free_leftovers_on, leave_ray
-from rollout.owned_folders import SHARED_MEMORY
+from speech.runtime.owned_folders import SHARED_MEMORY
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 KILLED = """
 import os, signal
 from rollout.leftovers import HOME, note
-from rollout.owned_folders import SHARED_MEMORY, OwnedFolder
+from speech.runtime.owned_folders import SHARED_MEMORY, OwnedFolder
 
 home = OwnedFolder(HOME, SHARED_MEMORY).path
 segment = SHARED_MEMORY / f"psm_{home.name}"

@@ -35,9 +35,13 @@ class SimulatedSystem:
         self.update_s: float | None = None
 
     def publish(self, *args: Any) -> Any:
-        return self.gather(*args) if len(args) == 2 else self.load(*args)
+        return self.gather(*args) if len(args) == 3 else self.load(*args)
 
-    def gather(self, dtype: str, bucket_bytes: int) -> list[Any]:
+    def engines_on(self) -> set[str]:
+        return {"a", "b"}
+
+    def gather(self, dtype: str, bucket_bytes: int, engines_on: set[str]) -> list[Any]:
+        assert engines_on == self.engines_on()
         self.now += self.gather_s
         return []
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,8 @@ from rollout.errors import PublicationError, StaleEngineError
 from rollout.weights import staging
 from rollout.weights.publication import compare
 from speech.records import Group, Trajectory
+from speech.runtime import shared_weights
+from speech.runtime.shared_weights import Bucket, WeightFolder
 from speech.runtime.weights import Probe, WeightBucket
 from tests.rollout.engine_driver import Driver
 from tests.rollout.tiny_lm import SAMPLING, buckets_of, make_prompts, probe_of, reference_logprobs, tiny_model
@@ -27,6 +29,7 @@ def staged(tmp_path: Path) -> Iterator[Path]:
     # Not by the fixture `monkeypatch`, which would then undo what a test patches only after `sound` has published.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(staging, "SHARED_MEMORY", tmp_path)
+        patch.setattr(shared_weights, "SHARED_MEMORY", tmp_path)
         yield tmp_path
 
 
@@ -37,7 +40,7 @@ def sound(driver: Driver) -> Iterator[Driver]:
     driver.publish(tiny_model(1, tied=True))
 
 
-def publish_badly(driver: Driver, buckets: list[WeightBucket], probe: Probe) -> str:
+def publish_badly(driver: Driver, buckets: Sequence[Bucket], probe: Probe) -> str:
     """A publication that must fail; returns its message, and checks what must hold after any failure."""
     with pytest.raises(PublicationError) as caught:
         driver.run(driver.engine.update_weights(driver.version + 1, buckets, probe))
@@ -142,6 +145,26 @@ def test_a_flipped_bit_is_caught_and_named_and_leaves_the_old_weights(sound: Dri
     assert compare(old, [value for answer in answers for value in answer]) <= 1e-4
     sound.publish(model)
     assert sound.gap(SAMPLING) <= 1e-4
+
+
+def test_weights_in_shared_memory_are_loaded_and_a_flipped_bit_there_is_caught(sound: Driver, staged: Path) -> None:
+    model, sender = tiny_model(8, tied=True), WeightFolder("here")
+    buckets = [sender.add(bucket) for bucket in buckets_of(model)]
+    assert sound.run(sound.engine.update_weights(sound.version + 1, buckets, probe_of(model))) <= 1e-4
+    sound.version, sound.model = sound.version + 1, model
+    assert sound.gap(SAMPLING) <= 1e-4
+    sender.remove()
+
+    model, sender = tiny_model(5, tied=True), WeightFolder("here")
+    buckets = [sender.add(bucket) for bucket in buckets_of(model)]
+    file = buckets[0].file
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1  # of its last tensor
+    kept = staged.parent / "kept"
+    file.write_bytes(content)
+    file.parent.rename(kept)  # nothing but what is staged may be left in shared memory
+    moved = [replace(bucket, file=kept / bucket.file.name) for bucket in buckets]
+    assert f"tensor {list(buckets[0].digests)[-1]} arrived changed" in publish_badly(sound, moved, probe_of(model))
 
 
 def test_missing_unknown_and_misshapen_tensors_are_listed(sound: Driver) -> None:

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rollout import owned_folders
-from rollout.errors import PublicationError
+from rollout.errors import PublicationError, WeightsLostError
 from rollout.leftovers import free_leftovers
 from rollout.weights import staging
 from rollout.weights.staging import checkpoint_shapes, staged
 from speech.errors import PhaseTimeoutError
+from speech.runtime import owned_folders, shared_weights
+from speech.runtime.shared_weights import WeightFolder
 from speech.runtime.weights import WeightBucket, tensor_digest
 
 
@@ -22,7 +23,7 @@ def bucket(**tensors: torch.Tensor) -> WeightBucket:
 
 @pytest.fixture
 def shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (staging, owned_folders):
+    for module in (staging, owned_folders, shared_weights):
         monkeypatch.setattr(module, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(owned_folders.tempfile, "gettempdir", lambda: str(tmp_path / "none"))
     return tmp_path
@@ -41,6 +42,39 @@ def test_buckets_become_files_and_vanish(shared_memory: Path) -> None:
             assert all(file.exists() for file in weights.files)
 
     asyncio.run(use())
+    assert not list(shared_memory.iterdir())
+
+
+def test_buckets_in_shared_memory_are_read_where_they_are(shared_memory: Path) -> None:
+    """And stay there until the engine has loaded them, whatever the sender does meanwhile."""
+    a, b = torch.randn(3, 4), torch.randn(5).bfloat16()
+    sender = WeightFolder("node")
+    buckets = [sender.add(bucket(a=a)), sender.add(bucket(b=b))]
+    inodes = [shared.file.stat().st_ino for shared in buckets]
+
+    async def use() -> None:
+        async with staged(buckets, {"a": (3, 4), "b": (5,)}, 10.0) as weights:
+            sender.remove()
+            assert [file.stat().st_ino for file in weights.files] == inodes, "no copies"
+            first, second = (load_file(file) for file in weights.files)
+            assert torch.equal(first["a"], a) and torch.equal(second["b"], b)
+            assert weights.digests == {"a": tensor_digest(a), "b": tensor_digest(b)}
+
+    asyncio.run(use())
+    assert not list(shared_memory.iterdir())
+
+
+def test_weights_that_the_sender_has_given_up_are_lost(shared_memory: Path) -> None:
+    sender = WeightFolder("node")
+    shared = sender.add(bucket(a=torch.ones(2)))
+    sender.remove()
+
+    async def use() -> None:
+        async with staged([shared], {"a": (2,)}, 10.0):
+            raise AssertionError("not reached")
+
+    with pytest.raises(WeightsLostError, match="given up"):
+        asyncio.run(use())
     assert not list(shared_memory.iterdir())
 
 
@@ -78,7 +112,8 @@ def test_full_shared_memory_falls_back_to_a_temporary_folder(
     shared_memory: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    monkeypatch.setattr(staging, "_room_for", lambda size: elsewhere)
+    monkeypatch.setattr(staging, "fits_shared_memory", lambda size: False)
+    monkeypatch.setattr(owned_folders.tempfile, "gettempdir", lambda: str(elsewhere))
 
     async def use() -> None:
         async with staged([bucket(a=torch.ones(2))], {"a": (2,)}, 10.0) as weights:
