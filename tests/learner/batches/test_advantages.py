@@ -84,6 +84,13 @@ def test_rounding_is_not_variance() -> None:
     assert not compute_advantages("group_std", rewards, [True] * 3).any()
 
 
+def test_what_a_judge_hears_twice_is_no_variance_and_one_word_in_a_thousand_is() -> None:
+    noise = np.random.default_rng(0).normal(0.7, 1e-5, 8).astype(np.float32)
+    assert is_zero_variance(noise, [True] * 8) and not is_zero_variance([0.5, 0.501], [True] * 2)
+    assert is_zero_variance(noise * 1000, [True] * 8), "relative to their size"
+    assert not is_zero_variance([999.0, 1000.0], [True] * 2)
+
+
 def test_bad_input_and_registry() -> None:
     with pytest.raises(UserError, match="unknown advantage 'gae'; known are group_mean, group_std, leave_one_out"):
         compute_advantages("gae", [1.0], [True])
