@@ -14,6 +14,7 @@ from learner.batches.packing import balance_ranks, pack, split_micro_batches, to
 from learner.config import LossConfig
 from learner.losses.policy.grpo import grpo_loss
 from learner.losses.supervised import sft_loss
+from learner.losses.surrogates import PolicyLoss
 from learner.losses.terms import kl_terms
 from learner.metrics import Metrics, reduce_metrics, summarise_metrics
 from learner.model import attention
@@ -73,14 +74,14 @@ def _loop_loss(responses: list[Response], config: LossConfig) -> float:
 
 
 def _packed_loss(
-    responses: list[Response], config: LossConfig, whole: BatchTotals | None = None
+    responses: list[Response], config: LossConfig, whole: BatchTotals | None = None, policy_loss: PolicyLoss = grpo_loss
 ) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
     def flat(name: str) -> torch.Tensor:
         return torch.tensor([x for r in responses for x in getattr(r, name)], dtype=torch.float64)
 
     lengths = torch.tensor([len(r.new) for r in responses])
     new = flat("new").requires_grad_()
-    loss, metrics = grpo_loss(
+    loss, metrics = policy_loss(
         new_logprobs=new,
         old_logprobs=flat("old"),
         behaviour_logprobs=flat("behaviour"),
@@ -301,5 +302,5 @@ def test_misuse_is_refused() -> None:
 
 def test_registry() -> None:
     assert POLICY_LOSSES.find("grpo") is grpo_loss
-    with pytest.raises(UserError, match="unknown policy loss 'ppo'; did you mean 'grpo'"):
-        POLICY_LOSSES.find("ppo")
+    with pytest.raises(UserError, match="unknown policy loss 'grpp'; did you mean 'grpo'"):
+        POLICY_LOSSES.find("grpp")
