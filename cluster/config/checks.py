@@ -15,7 +15,9 @@ from typing import Any
 
 from cluster.config.schema import RunConfig
 from cluster.config.source import Source
+from learner.batches.advantage import is_over_batch
 from learner.config import SAMPLED_OBJECTIVES
+from learner.registries import ADVANTAGES
 from rewards.compose import RewardComposition
 from rewards.config import JudgeConfig, SoundConfig
 from rewards.listening.judge import check_second_judge
@@ -127,6 +129,11 @@ def across_sections(config: RunConfig) -> list[tuple[str, str]]:
         if config.sampling.group_size < 2:
             found.append(("sampling.group_size", "a group of one has no advantage; at least 2 are needed"))
         found += _reward_problems(config)
+        advantage = config.learner.advantage
+        known = advantage in ADVANTAGES and ":" not in advantage
+        if config.learner.zero_variance == "resample" and known and is_over_batch(advantage):
+            text = f"`resample` draws prompts in rounds, and `learner.advantage: {advantage}` needs the whole batch"
+            found.append(("learner.zero_variance", text))
     if listens(config):
         try:
             check_second_judge(_anywhere(config.rewards.sound))

@@ -20,6 +20,7 @@ from cluster.training.batch import Step, TrainingBatch
 from cluster.training.length_history import LengthHistory
 from cluster.training.publish import Proof, publish
 from cluster.training.rollouts import RolloutBatch, Rollouts
+from learner.batches.advantage import is_over_batch
 from learner.batches.batch import Sample, TrainGroup
 from learner.batches.grouping import UNSCORED, Selection, Target, select_groups
 from learner.config import SAMPLED_OBJECTIVES
@@ -56,6 +57,7 @@ class Trainer:
         self.sampled = config.objective in SAMPLED_OBJECTIVES
         reward_model = config.learner.diffro.reward_model if config.uses_diffro else None
         self.token2text = None if reward_model is None else Token2TextConfig.load(Path(reward_model))
+        self.over_batch = self.sampled and is_over_batch(config.learner.advantage)
         self.rollout_batches: deque[RolloutBatch] = deque()
         """In flight, oldest first."""
         self.waiting: deque[PromptBatch[EncodedRef]] = deque()
@@ -174,9 +176,9 @@ class Trainer:
         batch.bad += [(prompt.id, reason) for prompt, reason in rollout_batch.rejected]
         bad: list[BadUtterance] = []
         unscored: list[str] = []
+        groups: dict[int, Group] = {}
         prompts = iter(zip(rollout_batch.prompts, rollout_batch.audio, strict=True))
         for part in rollout_batch.scored:
-            groups: dict[int, Group] = {}
             for outcome in part.result():
                 prompt, audio = next(prompts)
                 if isinstance(outcome, BadUtterance):
@@ -185,8 +187,11 @@ class Trainer:
                 else:
                     groups[len(batch.audio)] = outcome
                     batch.audio.append(audio)
+            if self.over_batch and part is not rollout_batch.scored[-1]:
+                continue
             batch.groups += groups.values()
             selection = self.select(groups)
+            groups.clear()
             batch.selection.extend(selection)
             unscored += [f"prompt {name}: {why}" for name, why in selection.rejected if why.startswith(UNSCORED)]
             update.add(selection.groups, batch.references)

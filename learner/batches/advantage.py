@@ -1,12 +1,13 @@
 """Advantages of the samples of one group.
 
 An estimator is one function from the valid rewards of a group, (n,) with n ≥ 2, to advantages (n,), in a module of
-`learner/batches/advantages/`. Invalid samples, tiny groups and groups without variance are handled once, here.
+`learner/batches/advantages/`. Invalid samples, tiny groups and groups without variance are handled once, here. One that
+needs the whole batch is marked with `over_batch`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +25,59 @@ still makes 0.1 of these. What a reward is meant to tell apart is coarser: one w
 """
 
 
+STD_EPSILON = 1e-6
+
+OverBatch = Callable[[Sequence[Floats]], list[Floats]]
+
+
+def over_batch(estimator: OverBatch) -> OverBatch:
+    """Mark an estimator that takes the valid rewards of all groups of a batch, and returns the advantages of each."""
+    estimator.over_batch = True  # type: ignore[attr-defined]
+    return estimator
+
+
+def is_over_batch(name: str) -> bool:
+    """Whether an estimator needs all groups of a batch at once.
+
+    Raises:
+        UserError: no estimator of that name.
+    """
+    return bool(getattr(ADVANTAGES.find(name), "over_batch", False))
+
+
+def normalised_over_batch(groups: Sequence[Floats]) -> list[Floats]:
+    """(x − mean) / (std + 1e-6) over all values of all groups, with the sample standard deviation; 0 where all are the
+    same."""
+    together = np.concatenate(groups)
+    if _same(together):
+        return [np.zeros_like(values) for values in groups]
+    mean, std = float(together.mean()), float(together.std(ddof=1))
+    return [(values - mean) / (std + STD_EPSILON) for values in groups]
+
+
+def compute_batch_advantages(
+    name: str, groups: Sequence[tuple[Sequence[float] | Floats, Sequence[bool] | npt.NDArray[np.bool_]]]
+) -> list[Floats]:
+    """Advantages (G,) of each of several groups, given as rewards and validity; see `compute_advantages`.
+
+    An estimator over the batch gives groups without variance advantages, too.
+    """
+    if not is_over_batch(name):
+        return [compute_advantages(name, rewards, valid) for rewards, valid in groups]
+    chosen = [_valid_rewards(rewards, valid) for rewards, valid in groups]
+    found = ADVANTAGES.find(name)([values for values, _ in chosen]) if chosen else []
+    advantages = []
+    for (_, mask), values in zip(chosen, found, strict=True):
+        whole = np.zeros(len(mask))
+        whole[mask] = values
+        advantages.append(whole)
+    return advantages
+
+
 def compute_advantages(
     name: str, rewards: Sequence[float] | Floats, valid: Sequence[bool] | npt.NDArray[np.bool_]
 ) -> Floats:
-    """Advantages (G,) of one group, float64, by a registered estimator.
+    """Advantages (G,) of one group, float64, by a registered estimator of groups.
 
     They are 0 for invalid samples, whose rewards are never looked at, and 0 everywhere when fewer than two samples are
     valid or when all valid rewards are the same.

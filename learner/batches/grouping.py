@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from learner.batches.advantage import compute_advantages, is_zero_variance
+from learner.batches.advantage import compute_batch_advantages, is_zero_variance
 from learner.batches.batch import Sample, TrainGroup
 from speech.records import Group
 
@@ -59,7 +59,7 @@ def select_groups(
     """Turn scored groups into training groups.
 
     Args:
-        groups: scored groups.
+        groups: scored groups; all of a batch, for an estimator over the batch.
         audio: index of each group's encoded audio.
         estimator: name of the advantage estimator.
         keep_zero_variance: keep groups without a reward difference; their advantages are 0, but they count in
@@ -67,6 +67,7 @@ def select_groups(
         targets: of each group, for DiffRO; None without it.
     """
     selection = Selection()
+    kept: list[tuple[Group, int, Target, list[float], list[bool]]] = []
     for group, index, target in zip(groups, audio, targets or [Target()] * len(groups), strict=True):
         valid = [reward.valid for reward in group.rewards]
         rewards = [reward.total if reward.total is not None else 0.0 for reward in group.rewards]
@@ -80,7 +81,9 @@ def select_groups(
             if not keep_zero_variance:
                 selection.rejected.append((group.prompt.id, ZERO_VARIANCE))
                 continue
-        advantages = compute_advantages(estimator, rewards, valid)
+        kept.append((group, index, target, rewards, valid))
+    computed = compute_batch_advantages(estimator, [(rewards, valid) for *_, rewards, valid in kept])
+    for (group, index, target, _, valid), advantages in zip(kept, computed, strict=True):
         samples = tuple(
             Sample(
                 trajectory.token_ids, trajectory.logprobs, float(advantage), finished=trajectory.finish_reason == "stop"

@@ -55,6 +55,10 @@ GRPO: dict[str, Case] = {
     "grpo-replay-several": PolicyCase("grpo", HEARING, groups=3, replay=1, settings=SEVERAL),
     "grpo-one-group": PolicyCase("grpo", HEARING, groups=1, settings=SEVERAL),
     "grpo-checkpointing": PolicyCase("grpo", ("adaptor",), settings={"activation_checkpointing": True}),
+    "gspo": PolicyCase("grpo", settings={"loss": LossConfig(name="gspo", aggregation="sequence"), **SEVERAL}),
+    "gmpo": PolicyCase("grpo", settings={"loss": LossConfig(name="gmpo", aggregation="sequence"), **SEVERAL}),
+    "cispo": PolicyCase("grpo", settings={"loss": LossConfig(name="cispo", clip_low=1.0), **SEVERAL}),
+    "dual-clip": PolicyCase("grpo", settings={"loss": LossConfig(name="dual_clip"), **SEVERAL}),
     "grpo-sequence": PolicyCase("grpo", settings={"loss": LossConfig(aggregation="sequence", importance_cap=2.0)}),
 }
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from learner.batches.advantage import Floats
+from learner.batches.advantage import STD_EPSILON, Floats
 from learner.registries import ADVANTAGES
-
-STD_EPSILON = 1e-6
 
 
 @ADVANTAGES.register("group_std")

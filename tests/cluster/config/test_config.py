@@ -423,3 +423,15 @@ def test_the_shipped_configurations_are_valid(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem
     assert load_config(path, ["seed=5"]).seed == 5
+
+
+@pytest.mark.parametrize("advantage", ["reinforce_pp", "group_std", "mine:function"])
+def test_an_advantage_over_the_batch_and_rounds_of_prompts_do_not_go_together(advantage: str) -> None:
+    given = [*(f"{key}={value}" for key, value in MINIMAL["grpo"].items()), f"learner.advantage={advantage}"]
+    assert load_config(None, given).learner.advantage == advantage
+    given.append("learner.zero_variance=resample")
+    if advantage == "reinforce_pp":
+        (found,) = problems(None, *given)
+        assert "learner.zero_variance: `resample` draws prompts in rounds" in found
+    else:
+        assert load_config(None, given).learner.zero_variance == "resample"

@@ -291,6 +291,12 @@ def test_the_learner_gets_groups_in_order_while_the_others_are_sampled(monkeypat
     assert system.updates[0].added == [[0, 1], [2, 3], [4]]
 
 
+def test_an_advantage_over_the_batch_waits_for_the_whole_batch() -> None:
+    system, settings = SimulatedSystem(), ("data.batch_prompts=5", "learner.advantage=reinforce_pp")
+    trainer(configuration(0, 1, *settings), system).run(lambda step: True)
+    assert system.updates[0].added == [[0, 1, 2, 3, 4]]
+
+
 def test_the_next_windows_start_before_the_learner_does() -> None:
     system = SimulatedSystem()
     run = trainer(configuration(2, 9), system)

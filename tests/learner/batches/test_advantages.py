@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.batches.advantage import compute_advantages, is_zero_variance
+from learner.batches.advantage import compute_advantages, compute_batch_advantages, is_zero_variance
 from learner.registries import ADVANTAGES
 from speech.errors import UserError
 
 NAMES = ("group_std", "group_mean", "leave_one_out")
+OVER_BATCH = ("reinforce_pp", "reinforce_pp_baseline")
 # Rewards in steps of 1/64 keep sums exact, so that properties can be tested tightly.
 reward = st.integers(-256, 256).map(lambda n: n / 64)
 rewards_and_validity = st.lists(st.tuples(reward, st.booleans()), min_size=1, max_size=12)
@@ -91,6 +92,38 @@ def test_what_a_judge_hears_twice_is_no_variance_and_one_word_in_a_thousand_is()
     assert not is_zero_variance([999.0, 1000.0], [True] * 2)
 
 
+@given(st.lists(rewards_and_validity, min_size=1, max_size=5))
+def test_over_the_batch_advantages_have_mean_0_and_deviation_1(groups: list[list[tuple[float, bool]]]) -> None:
+    """As one would write it: over all valid samples; the baseline takes each group's mean off before."""
+    split = [_split(pairs) for pairs in groups]
+    split = [(rewards, valid) for rewards, valid in split if valid.sum() > 1]
+    for name in OVER_BATCH:
+        found = compute_batch_advantages(name, split)
+        values = [rewards[valid] - (rewards[valid].mean() if name != "reinforce_pp" else 0) for rewards, valid in split]
+        together = np.concatenate(values) if values else np.zeros(0)
+        deviation = together.std(ddof=1) if len(together) > 1 and np.ptp(together) > 1e-3 else np.inf
+        mean = together.mean() if len(together) else 0.0
+        for (_, valid), advantages, own in zip(split, found, values, strict=True):
+            np.testing.assert_allclose(advantages[valid], (own - mean) / deviation, rtol=1e-3, atol=1e-9)
+            assert (advantages[~valid] == 0).all()
+
+
+def test_estimators_of_groups_see_one_group_at_a_time() -> None:
+    groups = [([1.0, 0.0, 9.0], [True, True, False]), ([0.25, 0.5], [True, True])]
+    for name in NAMES:
+        for (rewards, valid), found in zip(groups, compute_batch_advantages(name, groups), strict=True):
+            np.testing.assert_array_equal(found, compute_advantages(name, rewards, valid))
+
+
+def test_gdpo_is_each_part_normalised_and_the_sum_normalised_over_the_batch() -> None:
+    """2601.05242: rewards of two parts with weights 1 and 0.5, three samples in each of two groups."""
+    parts = np.array([[[1.0, 0.0, 0.0], [5.0, 5.0, 9.0]], [[0.0, 0.5, 1.0], [2.0, 8.0, 2.0]]])
+    normalised = (parts - parts.mean(2, keepdims=True)) / parts.std(2, keepdims=True)
+    sums = normalised[:, 0] + 0.5 * normalised[:, 1]
+    found = compute_batch_advantages("reinforce_pp_baseline", [(total, [True] * 3) for total in sums])
+    np.testing.assert_allclose(np.stack(found), (sums - sums.mean()) / sums.std(ddof=1), rtol=1e-4, atol=1e-9)
+
+
 def test_bad_input_and_registry() -> None:
     with pytest.raises(UserError, match="unknown advantage 'gae'; known are group_mean, group_std, leave_one_out"):
         compute_advantages("gae", [1.0], [True])
@@ -98,4 +131,4 @@ def test_bad_input_and_registry() -> None:
         compute_advantages("group_std", [1.0, float("nan")], [True, True])
     with pytest.raises(ValueError, match="must both be"):
         compute_advantages("group_std", [1.0, 2.0], [True])
-    assert sorted(ADVANTAGES) == sorted(NAMES)
+    assert sorted(ADVANTAGES) == sorted([*NAMES, *OVER_BATCH])

@@ -56,6 +56,15 @@ def test_natural_stop_and_target_reach_the_learner() -> None:
     assert (selected.text_ids, selected.attributes) == ((4, 2), (1,))
 
 
+def test_over_the_batch_a_group_without_variance_may_teach() -> None:
+    """All its samples are better than the other prompt's."""
+    groups = [scored("same", [1.0, 1.0]), scored("other", [0.0, 0.5])]
+    same, other = select_groups(groups, [0, 1], "reinforce_pp", True).groups
+    assert all(s.advantage > 0.5 for s in same.samples) and all(s.advantage < 0 for s in other.samples)
+    dropped = select_groups(groups, [0, 1], "reinforce_pp", False)
+    assert dropped.trained == ["other"] and sum(s.advantage for s in dropped.groups[0].samples) == pytest.approx(0)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_zero_variance_groups_are_counted_and_kept_or_dropped(keep: bool) -> None:
     groups = [scored("same", [0.5, 0.5]), scored("other", [0.5, 0.25])]
