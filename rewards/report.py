@@ -33,7 +33,9 @@ class SampleReport:
         heard, heard_second: transcripts of the training judge and of the judge that training never hears; empty text
             for silence.
         edits, edits_second: of both, against the text.
-        speaker_similarity: cosine to the prompt voice, 0 for silence; None without a prompt voice.
+        speaker_similarity: cosine to the prompt voice as the codec gives it (SIM-r), 0 for silence; None without a
+            prompt voice.
+        speaker_similarity_original: the same to the recording of the prompt voice (SIM-o).
         seconds: length.
         f0_std: semitones.
         finished: a stop token ended it.
@@ -50,6 +52,7 @@ class SampleReport:
     edits: EditCounts | None
     edits_second: EditCounts | None
     speaker_similarity: float | None
+    speaker_similarity_original: float | None
     seconds: float | None
     f0_std: float | None
     finished: bool
@@ -99,18 +102,19 @@ class SoundReporter:
     def _group(self, group: SoundGroup, folder: Path | None) -> list[SampleReport]:
         unscored = unscorable(group.text, group.language)
         voice = group.voice_embedding() if group.group.voice_tokens else None
+        recorded = group.recording_embedding() if group.group.prompt.utterance.prompt_audio else None
         rows = zip(
             group.group.trajectories,
             group.sounds,
             group.transcripts("judge"),
             group.transcripts("second_judge"),
-            group.embeddings() if voice is not None else [None] * len(group.sounds),
+            group.embeddings() if voice is not None or recorded is not None else [None] * len(group.sounds),
             group.pitches(),
             strict=True,
         )
         reports = []
         for trajectory, sound, first, second, embedding, pitch in rows:
-            found = (sound, first, second, embedding, pitch, voice)
+            found = (sound, first, second, embedding, pitch, voice, recorded)
             problems = dict.fromkeys(item.reason for item in found if isinstance(item, Failure))
             report = SampleReport(
                 prompt_id=group.group.prompt.id,
@@ -122,6 +126,7 @@ class SoundReporter:
                 edits=None if unscored else self._edits(group, first),
                 edits_second=None if unscored else self._edits(group, second),
                 speaker_similarity=_similarity(voice, embedding),
+                speaker_similarity_original=_similarity(recorded, embedding),
                 seconds=sound.seconds if isinstance(sound, Sound) else None,
                 f0_std=None if isinstance(pitch, Failure) else 0.0 if pitch is None else semitone_std(pitch),
                 finished=trajectory.finish_reason == "stop",

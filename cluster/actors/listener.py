@@ -95,6 +95,7 @@ def unheard(group: Group, index: int, problem: str) -> SampleReport:
         edits=None,
         edits_second=None,
         speaker_similarity=None,
+        speaker_similarity_original=None,
         seconds=None,
         f0_std=None,
         finished=trajectory.finish_reason == "stop",

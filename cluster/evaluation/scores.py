@@ -141,7 +141,8 @@ class SpeechScores(Scores):
         wer_capped: as `wer`, but a sample has at most as many errors as its text has units, and one that failed has as
             many: to fail is never better than to be heard.
         wer_second, wer_second_mean: the same by the judge that training never hears.
-        speaker_similarity: cosine to the prompt voice, mean over samples.
+        speaker_similarity: cosine to the prompt voice as the codec gives it (SIM-r), mean over samples.
+        speaker_similarity_original: cosine to the recording of the prompt voice (SIM-o), mean over samples.
         duration_mean: seconds.
         f0_std: semitones, mean over samples.
         no_stop_rate: share of samples that no stop token ended.
@@ -150,13 +151,14 @@ class SpeechScores(Scores):
         normaliser: the version of `speech.text` by which the texts were compared.
     """
 
-    headings = ("WER", "mean", "second", "mean", "cosine", "seconds", "no stop", "texts")
+    headings = ("WER", "mean", "second", "mean", "SIM-r", "seconds", "no stop", "texts")
     wer: float | None
     wer_mean: float | None
     wer_capped: float | None
     wer_second: float | None
     wer_second_mean: float | None
     speaker_similarity: float | None
+    speaker_similarity_original: float | None
     duration_mean: float | None
     f0_std: float | None
     no_stop_rate: float | None
@@ -178,12 +180,17 @@ class SpeechScores(Scores):
             _cell(self.utterances, ","),
         ]
 
+    def note(self) -> str | None:
+        cosine = self.speaker_similarity_original
+        return None if cosine is None else f"SIM-o, to the recordings of the prompt voices: {cosine:.3f}"
+
     def _validated(self) -> dict[str, float | None]:
         return {
             "wer": self.wer,
             "wer_capped": self.wer_capped,
             "wer_second": self.wer_second,
             "speaker_similarity": self.speaker_similarity,
+            "speaker_similarity_original": self.speaker_similarity_original,
             "duration_mean": self.duration_mean,
             "no_stop_rate": self.no_stop_rate,
         }
@@ -193,9 +200,9 @@ class SpeechScores(Scores):
 
     @classmethod
     def _read(cls, content: Mapping[str, Any]) -> dict[str, Any]:
-        # Evaluations of earlier releases lack it.
-        capped = {"wer_capped": content.get("wer_capped")}
-        return {name: content[name] for name in cls._names() if name not in capped} | capped
+        # Evaluations of earlier releases lack them.
+        new = {name: content.get(name) for name in ("wer_capped", "speaker_similarity_original")}
+        return {name: content[name] for name in cls._names() if name not in new} | new
 
     @classmethod
     def _names(cls) -> list[str]:

@@ -55,6 +55,9 @@ def speech_scores(reports: Sequence[SampleReport]) -> SpeechScores:
         wer_second=_corpus(second),
         wer_second_mean=_mean(edits.rate for edits in second if edits is not None),
         speaker_similarity=_mean(r.speaker_similarity for r in reports if r.speaker_similarity is not None),
+        speaker_similarity_original=_mean(
+            r.speaker_similarity_original for r in reports if r.speaker_similarity_original is not None
+        ),
         duration_mean=_mean(r.seconds for r in reports if r.seconds is not None),
         f0_std=_mean(r.f0_std for r in reports if r.f0_std is not None),
         no_stop_rate=_mean(float(not r.finished) for r in reports),
@@ -87,7 +90,7 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 def report_of(line: Mapping[str, Any]) -> SampleReport:
-    """The report that a line of an evaluation was made from."""
+    """The report that a line of an evaluation was made from; earlier releases wrote less into it."""
 
     def edits(heard: str | None, rate: float | None) -> EditCounts | None:
         if heard is None or rate is None:
@@ -104,8 +107,9 @@ def report_of(line: Mapping[str, Any]) -> SampleReport:
         edits=edits(line["hypothesis"], line["wer"]),
         edits_second=edits(line["hypothesis_second"], line["wer_second"]),
         speaker_similarity=line["speaker_similarity"],
+        speaker_similarity_original=line.get("speaker_similarity_original"),
         seconds=line["seconds"],
-        f0_std=line.get("f0_std"),  # evaluations of earlier releases lack it
+        f0_std=line.get("f0_std"),
         finished=line["finished"],
         wave=line["wave"],
         problems=tuple(line["problems"]),
@@ -122,6 +126,7 @@ def _line(utterance: Utterance, report: SampleReport) -> dict[str, Any]:
         "wer": None if report.edits is None else report.edits.rate,
         "wer_second": None if report.edits_second is None else report.edits_second.rate,
         "speaker_similarity": report.speaker_similarity,
+        "speaker_similarity_original": report.speaker_similarity_original,
         "seconds": report.seconds,
         "f0_std": report.f0_std,
         "finished": report.finished,

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -23,13 +23,17 @@ from rewards.listening.judge import Transcript, Wave
 from rewards.listening.models import SoundModels
 from rewards.listening.pitch import voiced_f0
 from rewards.registry import PartScore
+from speech.audio import load_audio
 from speech.edits import scored_language
-from speech.records import Group
+from speech.errors import InputError, last_line
+from speech.records import Group, Utterance
 
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+RECORDING_RATE = 16_000
+"""Hz, at which recordings of prompt voices are read: what speaker models hear."""
 JudgeName = Literal["judge", "second_judge"]
 
 
@@ -119,6 +123,26 @@ class SoundBatch:
         """Speaker embedding of every prompt voice."""
         voices = self.voices  # before the clock of the speaker model runs
         return self._memoised("voice", lambda: dict(zip(voices, self._embeddings(list(voices.values())), strict=True)))
+
+    def recording_embeddings(self) -> dict[str, NDArray[np.float32] | Failure | None]:
+        """Speaker embedding of the recording of every prompt voice, by its file: with what the codec loses of it."""
+
+        def embed() -> dict[str, NDArray[np.float32] | Failure | None]:
+            prompts = {u.prompt_audio: u for u in self._texts if u.prompt_audio is not None}
+            sounds = [self._recording(utterance) for utterance in prompts.values()]
+            return dict(zip(prompts, self._embeddings(sounds), strict=True))
+
+        return self._memoised("recording", embed)
+
+    def _recording(self, utterance: Utterance) -> Sound | Failure:
+        """An utterance's prompt voice as it was recorded."""
+        whole = replace(utterance, audio=utterance.prompt_audio or "", start=0.0, duration=None, channel=None)
+        try:
+            wave = load_audio(whole, RECORDING_RATE)
+        except InputError as error:
+            return Failure(f"prompt_audio: {last_line(error)}")
+        silent = float(np.abs(wave).max(initial=0.0)) < self._config.silence_peak
+        return Sound(wave, RECORDING_RATE, (), 0.0, True, silent)
 
     def pitches(self) -> list[NDArray[np.float64] | Failure | None]:
         """F0 of the voiced frames of every sample, in Hz; None where there is silence."""
@@ -245,6 +269,14 @@ class SoundGroup:
             return Failure("the group has no prompt voice")
         found = self.batch.voice_embeddings()[self.group.voice_tokens]
         return Failure("the prompt voice is silent") if found is None else found
+
+    def recording_embedding(self) -> NDArray[np.float32] | Failure:
+        """Speaker embedding of the recording that the prompt voice is of."""
+        path = self.group.prompt.utterance.prompt_audio
+        if path is None:
+            return Failure("the group has no recorded prompt voice")
+        found = self.batch.recording_embeddings()[path]
+        return Failure("the recording of the prompt voice is silent") if found is None else found
 
     def pitches(self) -> list[NDArray[np.float64] | Failure | None]:
         return self._mine(self.batch.pitches())

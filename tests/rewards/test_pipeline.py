@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -311,10 +312,16 @@ def test_a_report_has_both_judges_and_says_what_is_missing(tape: TapeCodec, tmp_
     # What the judge hears is taken for the text, so that the test does not depend on how well it hears.
     voiced = sound_group([take, ()], text=wrong.heard, voice=take, finish=["stop", "length"])
     unread = sound_group([tape.takes[1], [tape.size]], text="打开灯", language="zh", name="zh")
+    [recording] = tape.decode([take], [()])
+    soundfile.write(tmp_path / "voice.wav", recording, tape.sample_rate, subtype="FLOAT")
+    utterance = dataclasses.replace(voiced.prompt.utterance, prompt_audio=str(tmp_path / "voice.wav"))
+    voiced = dataclasses.replace(voiced, prompt=dataclasses.replace(voiced.prompt, utterance=utterance))
     [first, empty], [chinese, broken] = reporter.report([voiced, unread], tmp_path / "waves")
     assert first.edits is not None and first.edits.rate == 0.0 and first.heard == first.text
     assert first.edits_second is not None and first.edits_second.rate > 0.5
     assert first.speaker_similarity == pytest.approx(1.0) and first.finished and not first.problems
+    assert first.speaker_similarity_original == pytest.approx(1.0, abs=0.02), "it is resampled"
+    assert empty.speaker_similarity_original == 0.0 and chinese.speaker_similarity_original is None
     assert first.f0_std is not None and first.f0_std > 0 and first.seconds == pytest.approx(len(take) * FRAME / RATE)
     assert first.wave is not None and len(soundfile.read(first.wave)[0]) > 0
     assert empty.heard == "" and empty.edits is not None and empty.edits.rate == 1.0

@@ -44,6 +44,7 @@ SPEECH = [
     "wer_second",
     "wer_second_mean",
     "speaker_similarity",
+    "speaker_similarity_original",
     "duration_mean",
     "f0_std",
     "no_stop_rate",
@@ -75,9 +76,10 @@ def test_the_json_of_transcripts() -> None:
 def test_the_json_of_speech() -> None:
     content = speech_scores([report()]).to_json()
     assert list(content) == SPEECH
-    names = ["wer", "wer_capped", "wer_second", "speaker_similarity", "duration_mean", "no_stop_rate"]
+    similar = ["speaker_similarity", "speaker_similarity_original"]
+    names = ["wer", "wer_capped", "wer_second", *similar, "duration_mean", "no_stop_rate"]
     assert list(speech_scores([report()]).metrics()) == names
-    failed = speech_scores([report(edits=None, speaker_similarity=None)])
+    failed = speech_scores([report(edits=None, speaker_similarity=None, speaker_similarity_original=None)])
     assert list(failed.to_json()) == SPEECH and failed.to_json()["wer"] is None
     assert list(failed.metrics()) == ["wer_capped", "wer_second", "duration_mean", "no_stop_rate"]
 
@@ -85,8 +87,8 @@ def test_the_json_of_speech() -> None:
 def test_speech_of_an_earlier_release_is_read() -> None:
     scores = speech_scores([report()])
     content = scores.to_json()
-    del content["wer_capped"]
-    assert SpeechScores.from_json(content) == replace(scores, wer_capped=None)
+    del content["wer_capped"], content["speaker_similarity_original"]
+    assert SpeechScores.from_json(content) == replace(scores, wer_capped=None, speaker_similarity_original=None)
     del content["wer"]
     with pytest.raises(KeyError, match="wer"):
         SpeechScores.from_json(content)

@@ -30,6 +30,7 @@ def report(**changes: Any) -> SampleReport:
         "edits": EditCounts(hits=4),
         "edits_second": EditCounts(hits=3, substitutions=1),
         "speaker_similarity": 0.8,
+        "speaker_similarity_original": 0.7,
         "seconds": 2.0,
         "f0_std": 1.5,
         "finished": True,
