@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from speech.errors import UserError
 from speech.runtime.checkpoint_files import weight_files
@@ -32,6 +33,38 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     if not tensors:
         raise UserError(f"model folder {folder}: no weights named {prefix}*")
     return tensors
+
+
+def tensor_names(folder: Path) -> dict[str, Path]:
+    """The file that holds each tensor of a checkpoint; only headers are read.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    places: dict[str, Path] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                places |= dict.fromkeys(file.keys(), path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: damaged weights ({error})") from error
+    return places
+
+
+def rewrite_weights(source: Path, target: Path, new: Mapping[str, torch.Tensor]) -> None:
+    """Copy the weights of a checkpoint file by file, under the same names, with some tensors replaced.
+
+    A new tensor is cast to the type of the one that it replaces. One file is in memory at a time.
+
+    Args:
+        new: by the checkpoint's own names, all of which it has, in the shapes that they have.
+    """
+    for path in weight_files(source):
+        tensors = load_file(path)
+        for name in tensors.keys() & new.keys():
+            tensors[name] = new[name].to(tensors[name].dtype).contiguous()
+        save_file(tensors, target / path.name, metadata={"format": "pt"})
+    copy_files(source, ["model.safetensors.index.json"], target)
 
 
 @contextmanager

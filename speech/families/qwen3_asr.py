@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import pad
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen3ASRConfig,
-    Qwen3ASRForConditionalGeneration,
-    Qwen3ASRProcessor,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedTokenizerBase, Qwen3ASRConfig, Qwen3ASRProcessor
 from transformers.models.qwen3_asr.modeling_qwen3_asr import Qwen3ASREncoder, Qwen3ASRMultiModalProjector
 from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
 
 from speech.errors import UserError
-from speech.families.base import AudioEncoder, ModelFamily
-from speech.families.checkpoint import copy_files, new_folder, read_tensors
-from speech.records import PromptLayout, Utterance
-from speech.runtime.checkpoint_files import require_files, weight_files
+from speech.families.base import AudioEncoder
+from speech.families.native import NativeFamily
+from speech.records import Utterance
 from speech.text import language_code
-
-Model = TypeVar("Model", bound=PreTrainedModel)
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
-                   "special_tokens_map.json")  # fmt: skip
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
-
-# Where the parts' own modules stand in the native class.
-_PREFIXES = {"language_model": "model.language_model.", "adaptor": "model.multi_modal_projector.", "encoder": "model."}
 
 _MARKER = "<asr_text>"
 
@@ -82,7 +64,7 @@ class Qwen3ASRAudioEncoder(AudioEncoder):
         return list(states.split(lengths.tolist()))
 
 
-class Qwen3ASRFamily(ModelFamily):
+class Qwen3ASRFamily(NativeFamily):
     """Qwen3-ASR: windowed audio encoder, two-layer projector, Qwen3 language model.
 
     The response is `language English<asr_text>transcript<|im_end|>`.
@@ -98,36 +80,31 @@ class Qwen3ASRFamily(ModelFamily):
     """
 
     name = "qwen3_asr"
-    sample_rate = 16_000
     model_types = ("qwen3_asr",)
+    text_types = ("qwen3",)
+    ties = True
+    tower_name = "audio_tower."
+    places = {
+        "language_model": ("model.language_model.",),
+        "lm_head": ("lm_head.",),
+        "adaptor": ("model.multi_modal_projector.",),
+        "encoder": ("model.audio_tower.",),
+    }
 
     def __init__(self, path: Path, force_language: bool | str = False) -> None:
-        super().__init__(path)
         if not isinstance(force_language, bool) and str(force_language) not in LANGUAGE_CODE_TO_NAME:
             known = ", ".join(sorted(LANGUAGE_CODE_TO_NAME))
             raise UserError(f"force_language is {force_language!r}; give true, false or one of {known}")
         self.force_language = force_language
-        require_files(path, ["config.json", "tokenizer_config.json"])
-        if not (path / "tokenizer.json").is_file():
-            require_files(path, ["vocab.json", "merges.txt"])
-        if not (path / "preprocessor_config.json").is_file():
-            require_files(path, ["processor_config.json"])
-        raw = self.config()
-        if "thinker_config" in raw:
+        super().__init__(path)
+
+    def _read_config(self) -> Qwen3ASRConfig:
+        if "thinker_config" in self.config():
             raise UserError(
-                f"{path / 'config.json'}: this is Qwen3-ASR's original form; use the checkpoint whose name ends in "
-                "-hf, or convert it with transformers' convert_qwen3_asr_to_hf.py"
+                f"{self.path / 'config.json'}: this is Qwen3-ASR's original form; use the checkpoint whose name ends "
+                "in -hf, or convert it with transformers' convert_qwen3_asr_to_hf.py"
             )
-        if raw.get("model_type") not in self.model_types:
-            raise UserError(f"{path / 'config.json'}: model_type is {raw.get('model_type')!r}, not 'qwen3_asr'")
-        weight_files(path)
-        self.model_config = Qwen3ASRConfig.from_pretrained(path)
-        if self.model_config.text_config.model_type != "qwen3":
-            raise UserError(
-                f"{path / 'config.json'}: text_config.model_type is {self.model_config.text_config.model_type!r}, "
-                "only 'qwen3' is known"
-            )
-        self._prompts: dict[str, tuple[list[int], list[int]]] = {}
+        return Qwen3ASRConfig.from_pretrained(self.path)
 
     @cached_property
     def processor(self) -> Qwen3ASRProcessor:
@@ -145,39 +122,26 @@ class Qwen3ASRFamily(ModelFamily):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.processor.tokenizer
 
+    @property
+    def audio_token(self) -> int:
+        return int(self.model_config.audio_token_id)
+
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """`<|im_end|>`, which training teaches, then whatever else the checkpoint declares as an end."""
-        declared = self.model_config.eos_token_id
-        if (self.path / "generation_config.json").is_file():
-            declared = GenerationConfig.from_pretrained(self.path).eos_token_id or declared
-        others = [declared] if isinstance(declared, int) else declared or ()
-        return tuple(dict.fromkeys([self._id("<|im_end|>"), *others]))
+        return self._stops("<|im_end|>")
+
+    @property
+    def _pad_token(self) -> int | None:
+        return self.model_config.pad_token_id
 
     def load_encoder(self, dtype: torch.dtype = torch.float32) -> AudioEncoder:
-        tensors = read_tensors(self.path, "model.audio_tower.")
-        tower = self._assemble(Qwen3ASREncoder, self.model_config.audio_config, tensors, dtype)
+        tower = self._load_tower(Qwen3ASREncoder, self.model_config.audio_config, dtype)
         return Qwen3ASRAudioEncoder(tower, self.processor.feature_extractor).eval()
 
     def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         with torch.device("meta"):
             adaptor = Qwen3ASRMultiModalProjector(self.model_config)
-        tensors = read_tensors(self.path, "model.multi_modal_projector.")
-        missing, unexpected = adaptor.load_state_dict(tensors, strict=False, assign=True)
-        self._complain("multi_modal_projector", missing, unexpected)
-        return adaptor.to(dtype).eval()
-
-    def load_language_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        tensors = read_tensors(self.path, "model.language_model.")
-        tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        config = type(self.model_config.text_config).from_dict(self.model_config.text_config.to_dict())
-        # The native class ties by the outer configuration; the inner one is only what happens to be stored with it.
-        config.tie_word_embeddings = self.model_config.tie_word_embeddings
-        config.eos_token_id = list(self.stop_token_ids)
-        config.pad_token_id = self.model_config.pad_token_id
-        if not config.tie_word_embeddings:
-            tensors |= {f"lm_head.{name}": tensor for name, tensor in read_tensors(self.path, "lm_head.").items()}
-        return self._assemble(Qwen3ForCausalLM, config, tensors, dtype)
+        return self._fill(adaptor, "adaptor", dtype)
 
     def frames(self, samples: int) -> int:
         return max(50, samples // 160)
@@ -186,10 +150,13 @@ class Qwen3ASRFamily(ModelFamily):
         whole, rest = divmod(frames, 2 * self.model_config.audio_config.n_window)
         return whole * _states(2 * self.model_config.audio_config.n_window) + _states(rest)
 
-    def layout(self, utterance: Utterance, audio_length: int) -> PromptLayout:
-        before, after = self._prompt(self._forced(utterance))
-        audio = [self.model_config.audio_token_id] * audio_length
-        return PromptLayout((*before, *audio, *after), len(before), audio_length)
+    def prompt_text(self, utterance: Utterance) -> str:
+        messages = [
+            {"role": "user", "content": [{"type": "audio"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": self._forced(utterance)}]},
+        ]
+        text: str = self.processor.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+        return text
 
     def target_ids(self, utterance: Utterance) -> list[int]:
         # "None" is the word the model was trained with where the language is not known.
@@ -208,55 +175,6 @@ class Qwen3ASRFamily(ModelFamily):
         transcript = self._text([token for token in ids[at:] if token != marker])
         return transcript, None if claim.lower() in ("", "none", "language") else language_code(claim)
 
-    def write_engine_model(self, folder: Path) -> None:
-        stored = read_tensors(self.path, "model.language_model.norm.")["weight"].dtype
-        model = self.load_language_model(stored)
-        model.generation_config = GenerationConfig(
-            eos_token_id=list(self.stop_token_ids), pad_token_id=self.model_config.pad_token_id
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder)
-        copy_files(self.path, TOKENIZER_FILES, folder)
-
-    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """See `ModelFamily`. New weights are cast to the checkpoint's own dtype.
-
-        Raises:
-            UserError: the folder exists.
-            ValueError: a part, a parameter name or a shape that the model does not have.
-        """
-        model = Qwen3ASRForConditionalGeneration.from_pretrained(self.path, dtype="auto")
-        own = model.state_dict()
-        for part, tensors in states.items():
-            if part not in _PREFIXES:
-                raise ValueError(f"export: no part {part!r}, only {', '.join(_PREFIXES)}")
-            for name, tensor in tensors.items():
-                # The native class keeps the LM's body in model.language_model and its head at the top.
-                inner = name.removeprefix("model.")
-                target = own.get(name if name.startswith("lm_head.") else _PREFIXES[part] + inner)
-                if target is None or target.shape != tensor.shape:
-                    shape = None if target is None else tuple(target.shape)
-                    raise ValueError(f"export: {part} {name} has shape {tuple(tensor.shape)}, the model has {shape}")
-                target.copy_(tensor)
-        with new_folder(folder) as partial:
-            model.save_pretrained(partial)
-            copy_files(self.path, TOKENIZER_FILES + PROCESSOR_FILES, partial)
-
-    def _assemble(self, kind: type[Model], config: Any, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Model:
-        model, report = kind.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
-        )
-        wrong = [str(item[0]) for item in report["mismatched_keys"]]
-        self._complain(kind.__name__, sorted(report["missing_keys"]), [*sorted(report["unexpected_keys"]), *wrong])
-        return model.eval()
-
-    def _complain(self, part: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-        if missing or unexpected:
-            raise UserError(
-                f"{self.path}: the weights of {part} do not fit its configuration: missing {list(missing)[:5]}, "
-                f"unexpected or of another shape {list(unexpected)[:5]}"
-            )
-
     def _forced(self, utterance: Utterance) -> str:
         """What the prompt says of the response: `language English<asr_text>`, or nothing."""
         name = self._language(utterance)
@@ -266,27 +184,3 @@ class Qwen3ASRFamily(ModelFamily):
         """The name by which the model knows the utterance's language, or the one that is forced on all."""
         code = self.force_language if isinstance(self.force_language, str) else utterance.language
         return LANGUAGE_CODE_TO_NAME.get(code or "")
-
-    def _prompt(self, prefill: str) -> tuple[list[int], list[int]]:
-        """Token ids before and after the audio positions, as the checkpoint's own chat template builds them."""
-        if prefill not in self._prompts:
-            messages = [
-                {"role": "user", "content": [{"type": "audio"}]},
-                {"role": "assistant", "content": [{"type": "text", "text": prefill}]},
-            ]
-            text = self.processor.apply_chat_template(messages, tokenize=False, continue_final_message=True)
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
-            places = [i for i, token in enumerate(ids) if token == self.model_config.audio_token_id]
-            if len(places) != 1:
-                raise UserError(f"{self.path}: the chat template gives {len(places)} places for one audio")
-            self._prompts[prefill] = ids[: places[0]], ids[places[0] + 1 :]
-        return self._prompts[prefill]
-
-    def _id(self, token: str) -> int:
-        identifier = self.tokenizer.convert_tokens_to_ids(token)
-        if self.tokenizer.convert_ids_to_tokens(identifier) != token:
-            raise UserError(f"{self.path}: the tokenizer lacks the token {token}")
-        return identifier
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -101,13 +101,10 @@ def test_encoder_parts_keep_their_dtype(family):
 
 def test_language_model_is_loaded_without_the_encoder(checkpoint, monkeypatch):
     read: list[str] = []
-    from speech.families import qwen3_asr
+    from speech.families import native
 
-    monkeypatch.setattr(
-        qwen3_asr,
-        "read_tensors",
-        lambda folder, prefix, real=qwen3_asr.read_tensors: read.append(prefix) or real(folder, prefix),
-    )
+    real = native.read_tensors
+    monkeypatch.setattr(native, "read_tensors", lambda folder, prefix: read.append(prefix) or real(folder, prefix))
     model = Qwen3ASRFamily(checkpoint).load_language_model()
     assert not model.training
     assert set(read) <= {"model.language_model.", "lm_head."}
