@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from learner.batches.batch import PackedBatch
 from learner.components.optimiser import shard
-from learner.model import attention
+from learner.model.fidelity import check_language_model, logits_factor
 from learner.model.logprobs import selected_logprobs
 from learner.model.sampler import SamplerSettings
 from speech.errors import UserError
@@ -35,7 +35,8 @@ class PolicyOutput:
         entropy: (T,) float32, without gradient.
         encoder_states: the batch's encoder outputs, one (states, encoder_hidden) tensor per distinct audio;
             only when the policy owns the encoder.
-        hidden: (T, H) final hidden state that predicts each target.
+        hidden: (T, H) final hidden state that predicts each target, scaled so that its product with the output layer
+            is the logits.
         output_layer: hidden states → logits. A module, because FSDP2 leaves a hook for the backward pass on each
             tensor that a forward returns: on a parameter they would never go away, and each costs time.
     """
@@ -91,13 +92,13 @@ class Policy(nn.Module):
                 policy trains one, because the embeddings sent along come from the trained adaptor.
 
         Raises:
-            UserError: the checkpoint lacks a file, or a part is to be trained that this family does not have.
+            UserError: the checkpoint lacks a file, a part is to be trained that this family does not have, or the
+                language model is of a form that the learner does not compute.
         """
         if not isinstance(family, ModelFamily) and {"adaptor", "encoder"} & set(train):
             raise UserError(f"learner.train: models of the family {family.name!r} have neither adaptor nor encoder")
-        attention.register()
         language_model = family.load_language_model(dtype)
-        language_model.set_attn_implementation("shared_prefix")
+        check_language_model(language_model, family.path)
         with_encoder = "encoder" in train
         policy = cls(language_model)
         if isinstance(family, ModelFamily):
@@ -162,6 +163,9 @@ class Policy(nn.Module):
             blocks=batch.blocks,
         ).last_hidden_state[0]
         hidden = hidden[batch.predict_from.to(device)]
+        factor = logits_factor(language_model.config)
+        if factor != 1:
+            hidden = hidden * factor
         output_layer = language_model.get_output_embeddings()
         head = output_layer.weight
         logprobs, entropy = selected_logprobs(
