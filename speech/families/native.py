@@ -30,8 +30,6 @@ from speech.runtime.checkpoint_files import require_files, weight_files
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
-                   "special_tokens_map.json")  # fmt: skip
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
 _OWN_PREFIX = {"language_model": "model.", "adaptor": ""}
 """What our modules put before the names of a part's tensors; the encoder's is `tower_name`."""
@@ -47,12 +45,19 @@ class NativeFamily(ModelFamily):
             first of which there is a tensor counts: transformers has renamed some parts over time.
         tower_name: attribute of the family's `AudioEncoder` that holds the tower.
         text_types: values of `text_config.model_type` that are known to fit.
+        tokenizer_files: the tokenizer's, of those that a checkpoint may have.
+        more_files: others that an export takes over as they are.
         ties: the native class shares the head with the embeddings wherever its configuration says so.
     """
 
     places: ClassVar[Mapping[str, Sequence[str]]]
     tower_name: ClassVar[str] = "tower."
     text_types: ClassVar[tuple[str, ...]]
+    tokenizer_files: ClassVar[Sequence[str]] = (
+        "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+        "special_tokens_map.json",
+    )  # fmt: skip
+    more_files: ClassVar[Sequence[str]] = ()
     ties: ClassVar[bool] = False
     sample_rate: ClassVar[int] = 16_000
     model_config: Any
@@ -73,6 +78,9 @@ class NativeFamily(ModelFamily):
                 f"{path / 'config.json'}: text_config.model_type is {self.text_config.model_type!r}, only {known} "
                 f"{'is' if len(self.text_types) == 1 else 'are'} known"
             )
+        # A token whose embedding is never looked at may be one that there is no embedding of.
+        fits = self.audio_token < self.text_config.vocab_size
+        self._placeholder = self.audio_token if fits else 0
         self._prompts: dict[str, tuple[list[int], list[int]]] = {}
 
     def _check_files(self) -> None:
@@ -172,7 +180,7 @@ class NativeFamily(ModelFamily):
         model.generation_config = GenerationConfig(eos_token_id=list(self.stop_token_ids), pad_token_id=self._pad_token)
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
-        copy_files(self.path, TOKENIZER_FILES, folder)
+        copy_files(self.path, self.tokenizer_files, folder)
 
     def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """See `ModelFamily`. New weights are cast to the checkpoint's own dtype.
@@ -198,7 +206,8 @@ class NativeFamily(ModelFamily):
 
     def _write(self, folder: Path, new: Mapping[str, torch.Tensor]) -> None:
         rewrite_weights(self.path, folder, new)
-        copy_files(self.path, ("config.json", "generation_config.json", *TOKENIZER_FILES, *PROCESSOR_FILES), folder)
+        kept = ("config.json", "generation_config.json", *PROCESSOR_FILES, *self.tokenizer_files, *self.more_files)
+        copy_files(self.path, kept, folder)
 
     def _shape(self, stored: str) -> tuple[int, ...] | None:
         if stored not in self._stored:
@@ -208,13 +217,20 @@ class NativeFamily(ModelFamily):
 
     # Tokens.
 
-    def _stops(self, first: str) -> tuple[int, ...]:
-        """The token that training teaches, then whatever else the checkpoint declares as an end."""
+    def _stops(self, first: str | None = None) -> tuple[int, ...]:
+        """The token that training teaches, then whatever else the checkpoint declares as an end.
+
+        Raises:
+            UserError: the tokenizer lacks the token, or none is named and the checkpoint declares none.
+        """
         declared = getattr(self.model_config, "eos_token_id", None) or getattr(self.text_config, "eos_token_id", None)
         if (self.path / "generation_config.json").is_file():
             declared = GenerationConfig.from_pretrained(self.path).eos_token_id or declared
-        others = [declared] if isinstance(declared, int) else declared or ()
-        return tuple(dict.fromkeys([self._id(first), *others]))
+        others = [declared] if isinstance(declared, int) else list(declared or ())
+        stops = tuple(dict.fromkeys(others if first is None else [self._id(first), *others]))
+        if not stops:
+            raise UserError(f"{self.path / 'config.json'}: declares no eos_token_id")
+        return stops
 
     @abstractmethod
     def prompt_text(self, utterance: Utterance) -> str:
@@ -229,7 +245,7 @@ class NativeFamily(ModelFamily):
                 raise UserError(f"{self.path}: the chat template gives {len(places)} places for one audio")
             self._prompts[text] = ids[: places[0]], ids[places[0] + 1 :]
         before, after = self._prompts[text]
-        return PromptLayout((*before, *[self.audio_token] * audio_length, *after), len(before), audio_length)
+        return PromptLayout((*before, *[self._placeholder] * audio_length, *after), len(before), audio_length)
 
     def target_ids(self, utterance: Utterance) -> list[int]:
         return [*self.text_ids(utterance.text), self.stop_token_ids[0]]
