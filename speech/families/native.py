@@ -31,8 +31,6 @@ from speech.runtime.checkpoint_files import require_files, weight_files
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
-_OWN_PREFIX = {"language_model": "model.", "adaptor": ""}
-"""What our modules put before the names of a part's tensors; the encoder's is `tower_name`."""
 
 
 class NativeFamily(ModelFamily):
@@ -43,7 +41,7 @@ class NativeFamily(ModelFamily):
     Attributes:
         places: for each part and for `lm_head`, what may stand before the names of its tensors in the checkpoint. The
             first of which there is a tensor counts: transformers has renamed some parts over time.
-        tower_name: attribute of the family's `AudioEncoder` that holds the tower.
+        own_names: what the modules of `load_…` put before these names.
         text_types: values of `text_config.model_type` that are known to fit.
         tokenizer_files: the tokenizer's, of those that a checkpoint may have.
         more_files: others that an export takes over as they are.
@@ -51,7 +49,7 @@ class NativeFamily(ModelFamily):
     """
 
     places: ClassVar[Mapping[str, Sequence[str]]]
-    tower_name: ClassVar[str] = "tower."
+    own_names: ClassVar[Mapping[str, str]] = {"language_model": "model.", "adaptor": "", "encoder": "tower."}
     text_types: ClassVar[tuple[str, ...]]
     tokenizer_files: ClassVar[Sequence[str]] = (
         "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
@@ -127,15 +125,18 @@ class NativeFamily(ModelFamily):
         """Parameter name of a part's module → name of the tensor in the checkpoint."""
         if part == "language_model" and name.startswith("lm_head."):
             return self._place("lm_head") + name.removeprefix("lm_head.")
-        return self._place(part) + name.removeprefix(self.tower_name if part == "encoder" else _OWN_PREFIX[part])
+        return self._place(part) + name.removeprefix(self.own_names[part])
 
     def load_language_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        config = self._language_config()
+        return self._assemble(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, self._language_tensors(), dtype)
+
+    def _language_tensors(self) -> dict[str, torch.Tensor]:
         tensors = {f"model.{name}": t for name, t in read_tensors(self.path, self._place("language_model")).items()}
         if not self._tied:
             head = read_tensors(self.path, self._place("lm_head"))
             tensors |= {f"lm_head.{name}": tensor for name, tensor in head.items()}
-        config = self._language_config()
-        return self._assemble(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, tensors, dtype)
+        return tensors
 
     def _language_config(self) -> PreTrainedConfig:
         config: PreTrainedConfig = copy.deepcopy(self.text_config)

@@ -83,7 +83,7 @@ class Qwen3ASRFamily(NativeFamily):
     model_types = ("qwen3_asr",)
     text_types = ("qwen3",)
     ties = True
-    tower_name = "audio_tower."
+    own_names = {"language_model": "model.", "adaptor": "", "encoder": "audio_tower."}
     places = {
         "language_model": ("model.language_model.",),
         "lm_head": ("lm_head.",),

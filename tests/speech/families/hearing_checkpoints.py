@@ -20,6 +20,8 @@ from transformers import (
     GlmAsrConfig,
     GlmAsrForConditionalGeneration,
     GlmAsrProcessor,
+    GraniteSpeechConfig,
+    GraniteSpeechForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5OmniThinkerConfig,
@@ -34,6 +36,7 @@ from transformers import (
 )
 
 from speech.families.glmasr import GlmAsrFamily
+from speech.families.granite_speech import GraniteSpeechFamily
 from speech.families.native import NativeFamily
 from speech.families.qwen2_5_omni import Qwen2_5OmniFamily
 from speech.families.qwen2_audio import Qwen2AudioFamily
@@ -280,6 +283,77 @@ def qwen2_5_omni_inputs(family: NativeFamily, sound: np.ndarray, said: Utterance
     }
 
 
+GRANITE_TEMPLATE = (
+    "{%- for m in messages -%}"
+    "{{- '<|start_of_role|>' + m.role + '<|end_of_role|>' + m.content + '<|end_of_text|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|start_of_role|>assistant<|end_of_role|>' -}}{%- endif -%}"
+)
+LOGITS_SCALING = 3.0
+
+
+def write_granite_speech(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    special = ["<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|audio|>"]
+    tokenizer = byte_tokenizer(special, eos_token="<|end_of_text|>", pad_token="<|end_of_text|>")
+    tokenizer.chat_template = GRANITE_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    # As the released checkpoints have it; the class that reads it needs torchaudio.
+    settings = {
+        "feature_extractor_type": "GraniteSpeechFeatureExtractor",
+        "melspec_kwargs": {"hop_length": 160, "n_fft": 512, "n_mels": MELS, "sample_rate": 16000, "win_length": 400},
+        "projector_downsample_rate": 5,
+        "projector_window_size": 15,
+        "sampling_rate": 16000,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    config = GraniteSpeechConfig(
+        encoder_config={
+            "input_dim": 2 * MELS,
+            "num_layers": 2,
+            "hidden_dim": 32,
+            "num_heads": 2,
+            "output_dim": 8,
+            "context_size": 20,
+            "max_pos_emb": 40,
+        },
+        projector_config={
+            "model_type": "blip_2_qformer",
+            "hidden_size": 32,
+            "encoder_hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "cross_attention_frequency": 1,
+        },
+        text_config={
+            **TEXT,
+            "model_type": "granite",
+            "vocab_size": len(tokenizer),
+            "embedding_multiplier": 5.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.1,
+            "logits_scaling": LOGITS_SCALING,
+            "bos_token_id": 0,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.eos_token_id,
+        },
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|audio|>"),
+        has_lora_adapter=False,
+    )
+    model = randomise(GraniteSpeechForConditionalGeneration(config))
+    model.to(dtype).save_pretrained(folder)
+    to_hub_names(folder)
+    return folder
+
+
+def granite_speech_inputs(family: NativeFamily, sound: np.ndarray, said: Utterance) -> dict[str, Any]:
+    """What `GraniteSpeechProcessor` does. Without torchaudio its features are ours."""
+    features = family.load_encoder().features(sound)[None]
+    count = -(-features.shape[1] // 15) * 3
+    text = family.prompt_text(said).replace("<|audio|>", "<|audio|>" * count)
+    ids = family.tokenizer(text, return_tensors="pt")["input_ids"]
+    return {"input_ids": ids, "input_features": features, "input_features_mask": torch.ones(1, count, dtype=torch.bool)}
+
+
 @dataclass(frozen=True)
 class Case:
     """A family: how its tiny checkpoint is written, and how its native class hears a recording.
@@ -303,6 +377,10 @@ CASES = {
     ),
     "voxtral": Case(
         VoxtralFamily, VoxtralForConditionalGeneration, write_voxtral, voxtral_inputs, (0.2, 1.37, 30.0, 31.3)
+    ),
+    "granite_speech": Case(
+        GraniteSpeechFamily, GraniteSpeechForConditionalGeneration, write_granite_speech, granite_speech_inputs,
+        (0.2, 1.0, 1.37, 5.004), 1 / LOGITS_SCALING,
     ),
     "qwen2_5_omni": Case(
         Qwen2_5OmniFamily, Qwen2_5OmniThinkerForConditionalGeneration, write_qwen2_5_omni, qwen2_5_omni_inputs,
