@@ -99,7 +99,7 @@ def _folder(key: str, path: str, is_whole: bool = False) -> Problems:
             weight_files(folder)
         except UserError as error:
             found.append((key, str(error)))
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tekken.json")):
             found.append((key, f"model folder {path} lacks tokenizer.json"))
     return found
 

@@ -42,7 +42,7 @@ class NativeFamily(ModelFamily):
         places: for each part and for `lm_head`, what may stand before the names of its tensors in the checkpoint. The
             first of which there is a tensor counts: transformers has renamed some parts over time.
         own_names: what the modules of `load_…` put before these names.
-        text_types: values of `text_config.model_type` that are known to fit.
+        text_types: values of `text_config.model_type` that are known to fit; empty for any.
         tokenizer_files: the tokenizer's, of those that a checkpoint may have.
         more_files: others that an export takes over as they are.
         ties: the native class shares the head with the embeddings wherever its configuration says so.
@@ -70,7 +70,7 @@ class NativeFamily(ModelFamily):
             )
         self.model_config = self._read_config()
         weight_files(path)
-        if self.text_config.model_type not in self.text_types:
+        if self.text_types and self.text_config.model_type not in self.text_types:
             known = " and ".join(map(repr, self.text_types))
             raise UserError(
                 f"{path / 'config.json'}: text_config.model_type is {self.text_config.model_type!r}, only {known} "
