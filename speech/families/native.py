@@ -150,14 +150,18 @@ class NativeFamily(ModelFamily):
     def _pad_token(self) -> int | None:
         return self.tokenizer.pad_token_id
 
-    def _load_tower(self, kind: type[Model], config: PreTrainedConfig, dtype: torch.dtype) -> Model:
-        return self._assemble(kind, config, read_tensors(self.path, self._place("encoder")), dtype)
+    def _load_tower(
+        self, kind: type[Model], config: PreTrainedConfig, dtype: torch.dtype, without: tuple[str, ...] = ()
+    ) -> Model:
+        """The audio tower; `without` the tensors under its name that are another part's."""
+        tensors = read_tensors(self.path, self._place("encoder"))
+        return self._assemble(kind, config, {n: t for n, t in tensors.items() if not n.startswith(without)}, dtype)
 
-    def _fill(self, module: nn.Module, part: str, dtype: torch.dtype) -> nn.Module:
-        """The part's weights in a module that may be on the meta device."""
-        tensors = read_tensors(self.path, self._place(part))
+    def _fill(self, module: nn.Module, part: str, dtype: torch.dtype, prefix: str = "") -> nn.Module:
+        """The part's weights in a module that may be on the meta device, `prefix` before their names."""
+        tensors = {prefix + name: tensor for name, tensor in read_tensors(self.path, self._place(part)).items()}
         missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
-        self._complain(self._place(part).rstrip(".").rpartition(".")[2], missing, unexpected)
+        self._complain(f"the {part}", missing, unexpected)
         return module.to(dtype).eval()
 
     def _assemble(self, kind: type[Model], config: Any, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Model:

@@ -1,7 +1,9 @@
-"""Qwen3-ASR in transformers' native form (`Qwen3ASRForConditionalGeneration`, the `-hf` checkpoints)."""
+"""Qwen3-ASR in transformers' native form (`Qwen3ASRForConditionalGeneration`, checkpoints ending in `-hf`) and in its
+original one, whose names and configuration are those of Qwen3-Omni's thinker."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +13,16 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import pad
-from transformers import PreTrainedTokenizerBase, Qwen3ASRConfig, Qwen3ASRProcessor
+from transformers import (
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen3ASRConfig,
+    Qwen3ASREncoderConfig,
+    Qwen3ASRFeatureExtractor,
+    Qwen3ASRProcessor,
+    Qwen3Config,
+)
 from transformers.models.qwen3_asr.modeling_qwen3_asr import Qwen3ASREncoder, Qwen3ASRMultiModalProjector
 from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
 
@@ -23,10 +34,24 @@ from speech.text import language_code
 
 _MARKER = "<asr_text>"
 
+_ORIGINAL_AUDIO = {"num_mel_bins": 128, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+                   "d_model": 1280, "n_window": 100, "output_dim": 3584, "n_window_infer": 400,
+                   "downsample_hidden_size": 480}  # fmt: skip
+_ORIGINAL_TEXT = {"vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32,
+                  "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "rms_norm_eps": 1e-6,
+                  "max_position_embeddings": 128_000, "rope_theta": 5e6, "tie_word_embeddings": False}  # fmt: skip
+"""What the original configuration classes take for a key that `config.json` leaves out (as vLLM has them)."""
+
 
 def _states(frames: int) -> int:
     """Encoder states of one chunk: three convolutions of stride 2 halve its frames, rounding up."""
     return -(-frames // 8)
+
+
+def _known(given: dict[str, Any] | None, kind: type[PreTrainedConfig]) -> dict[str, Any]:
+    """What a configuration class has a field for."""
+    fields = kind().to_dict().keys() - {"model_type", "transformers_version", "rope_parameters", "layer_types"}
+    return {key: value for key, value in (given or {}).items() if key in fields}
 
 
 class Qwen3ASRAudioEncoder(AudioEncoder):
@@ -83,12 +108,12 @@ class Qwen3ASRFamily(NativeFamily):
     model_types = ("qwen3_asr",)
     text_types = ("qwen3",)
     ties = True
-    own_names = {"language_model": "model.", "adaptor": "", "encoder": "audio_tower."}
+    own_names = {"language_model": "model.", "adaptor": "linear_", "encoder": "audio_tower."}
     places = {
-        "language_model": ("model.language_model.",),
-        "lm_head": ("lm_head.",),
-        "adaptor": ("model.multi_modal_projector.",),
-        "encoder": ("model.audio_tower.",),
+        "language_model": ("model.language_model.", "thinker.model."),
+        "lm_head": ("lm_head.", "thinker.lm_head."),
+        "adaptor": ("model.multi_modal_projector.linear_", "thinker.audio_tower.proj"),
+        "encoder": ("model.audio_tower.", "thinker.audio_tower."),
     }
 
     def __init__(self, path: Path, force_language: bool | str = False) -> None:
@@ -98,17 +123,32 @@ class Qwen3ASRFamily(NativeFamily):
         self.force_language = force_language
         super().__init__(path)
 
+    @property
+    def _is_original(self) -> bool:
+        return "thinker_config" in self.config()
+
     def _read_config(self) -> Qwen3ASRConfig:
-        if "thinker_config" in self.config():
-            raise UserError(
-                f"{self.path / 'config.json'}: this is Qwen3-ASR's original form; use the checkpoint whose name ends "
-                "in -hf, or convert it with transformers' convert_qwen3_asr_to_hf.py"
-            )
-        return Qwen3ASRConfig.from_pretrained(self.path)
+        if not self._is_original:
+            return Qwen3ASRConfig.from_pretrained(self.path)
+        thinker = self.config()["thinker_config"]
+        audio = _ORIGINAL_AUDIO | _known(thinker.get("audio_config"), Qwen3ASREncoderConfig)
+        text = _ORIGINAL_TEXT | (thinker.get("text_config") or {})
+        rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise UserError(f"{self.path / 'config.json'}: only the default rotary embedding is known, not {rope}")
+        theta = rope.get("rope_theta", text["rope_theta"])
+        # Its three axes hold one count where there is no picture: it is then the plain embedding.
+        text = _known(text, Qwen3Config) | {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+        return Qwen3ASRConfig(
+            audio_config=audio | {"max_position_embeddings": _states(2 * audio["n_window"])},
+            text_config=text,
+            audio_token_id=thinker.get("audio_token_id", 151_646),
+            tie_word_embeddings=text["tie_word_embeddings"],
+        )
 
     @cached_property
     def processor(self) -> Qwen3ASRProcessor:
-        processor = Qwen3ASRProcessor.from_pretrained(self.path)
+        processor = self._original_processor() if self._is_original else Qwen3ASRProcessor.from_pretrained(self.path)
         if processor.chat_template is None:
             raise UserError(f"model folder {self.path} lacks chat_template.jinja")
         if processor.audio_token_id != self.model_config.audio_token_id:
@@ -117,6 +157,20 @@ class Qwen3ASRFamily(NativeFamily):
                 f"{processor.audio_token_id} in the tokenizer"
             )
         return processor
+
+    def _original_processor(self) -> Qwen3ASRProcessor:
+        """The native one around the original's tokenizer and template, whose marks of audio have these names."""
+        marks = {
+            "audio_token": "<|audio_pad|>",
+            "audio_bos_token": "<|audio_start|>",
+            "audio_eos_token": "<|audio_end|>",
+        }
+        tokenizer = AutoTokenizer.from_pretrained(self.path, **marks)
+        extractor = Qwen3ASRFeatureExtractor(feature_size=self.model_config.audio_config.num_mel_bins)
+        template, file = tokenizer.chat_template, self.path / "chat_template.json"
+        if file.is_file():
+            template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+        return Qwen3ASRProcessor(extractor, tokenizer, chat_template=template)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -132,16 +186,16 @@ class Qwen3ASRFamily(NativeFamily):
 
     @property
     def _pad_token(self) -> int | None:
-        return self.model_config.pad_token_id
+        return self.tokenizer.pad_token_id if self._is_original else self.model_config.pad_token_id
 
     def load_encoder(self, dtype: torch.dtype = torch.float32) -> AudioEncoder:
-        tower = self._load_tower(Qwen3ASREncoder, self.model_config.audio_config, dtype)
+        tower = self._load_tower(Qwen3ASREncoder, self.model_config.audio_config, dtype, without=("proj",))
         return Qwen3ASRAudioEncoder(tower, self.processor.feature_extractor).eval()
 
     def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         with torch.device("meta"):
             adaptor = Qwen3ASRMultiModalProjector(self.model_config)
-        return self._fill(adaptor, "adaptor", dtype)
+        return self._fill(adaptor, "adaptor", dtype, prefix="linear_")
 
     def frames(self, samples: int) -> int:
         return max(50, samples // 160)

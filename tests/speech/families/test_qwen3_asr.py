@@ -10,10 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, Qwen3ASRForConditionalGeneration, Qwen3ForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+    Qwen3ASRForConditionalGeneration,
+    Qwen3ForCausalLM,
+    WhisperFeatureExtractor,
+)
 
 from speech.errors import InputError, UserError
+from speech.families import load_family
 from speech.families.qwen3_asr import Qwen3ASRFamily
 from speech.records import Utterance
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
@@ -232,8 +238,6 @@ def test_a_missing_file_is_named(checkpoint, tmp_path, name):
 
 
 def test_missing_weights_are_named(checkpoint, tmp_path):
-    from safetensors.torch import save_file
-
     shutil.copytree(checkpoint, tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
     save_file(
@@ -246,9 +250,65 @@ def test_missing_weights_are_named(checkpoint, tmp_path):
         family.load_language_model()
 
 
-def test_the_original_form_is_recognised(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_asr", "thinker_config": {}}))
-    for name in ("tokenizer_config.json", "tokenizer.json", "preprocessor_config.json"):
-        (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match="-hf"):
-        Qwen3ASRFamily(tmp_path)
+def to_original_form(native: Path, folder: Path) -> Path:
+    """The same checkpoint under the names that Qwen3-ASR was first published with."""
+    folder.mkdir()
+    names = {"model.language_model.": "thinker.model.", "lm_head.": "thinker.lm_head.",
+             "model.multi_modal_projector.linear_": "thinker.audio_tower.proj",
+             "model.audio_tower.": "thinker.audio_tower."}  # fmt: skip
+    tensors = {}
+    for name, tensor in load_file(native / "model.safetensors").items():
+        new = next(name.replace(old, new, 1) for old, new in names.items() if name.startswith(old))
+        tensors[new] = tensor
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((native / "config.json").read_text())
+    text = {k: v for k, v in config["text_config"].items() if k not in ("rope_parameters", "layer_types")}
+    text |= {
+        "model_type": "qwen3_asr_text",
+        "rope_theta": config["text_config"]["rope_parameters"]["rope_theta"],
+        "rope_scaling": {"mrope_section": [6, 5, 5], "interleaved": True, "rope_type": "default"},
+        "tie_word_embeddings": config["tie_word_embeddings"],
+    }
+    audio = {k: v for k, v in config["audio_config"].items() if k != "max_position_embeddings"}
+    audio |= {"model_type": "qwen3_asr_audio_encoder", "max_source_positions": 1500, "conv_chunksize": 500}
+    thinker = {"audio_config": audio, "text_config": text, "audio_token_id": config["audio_token_id"]}
+    written = {"model_type": "qwen3_asr", "support_languages": ["English"], "thinker_config": thinker}
+    (folder / "config.json").write_text(json.dumps(written))
+    template = (native / "chat_template.jinja").read_text()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    WhisperFeatureExtractor(16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(native / name, folder / name)
+    return folder
+
+
+def test_the_original_form_is_the_same_model(checkpoint, family, tmp_path):
+    original = load_family(to_original_form(checkpoint, tmp_path / "original"))
+    assert isinstance(original, Qwen3ASRFamily)
+    assert original.layout(utterance(), 7) == family.layout(utterance(), 7)
+    assert original.stop_token_ids == family.stop_token_ids
+    for seconds in (0.2, 1.37, 5.004):
+        logits = [our_logits(f, wave(seconds), utterance(), f.load_language_model()) for f in (original, family)]
+        assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("part", ["language_model", "adaptor", "encoder"])
+def test_an_export_of_the_original_form_keeps_its_names(checkpoint, tmp_path, part):
+    folder = to_original_form(checkpoint, tmp_path / "original")
+    family = Qwen3ASRFamily(folder)
+    new = {name: parameter + 0.01 for name, parameter in getattr(family, f"load_{part}")().named_parameters()}
+    family.export(tmp_path / "export", {part: new})
+    before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "export"))
+    assert before.keys() == after.keys()
+    assert sum(not torch.equal(before[name], after[name]) for name in before) == len(new)
+    module = getattr(Qwen3ASRFamily(tmp_path / "export"), f"load_{part}")()
+    assert all(torch.equal(parameter, new[name]) for name, parameter in module.named_parameters())
+
+
+def test_another_rotary_embedding_in_the_original_form_is_refused(checkpoint, tmp_path):
+    folder = to_original_form(checkpoint, tmp_path / "original")
+    config = json.loads((folder / "config.json").read_text())
+    config["thinker_config"]["text_config"]["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="only the default rotary embedding is known"):
+        Qwen3ASRFamily(folder)
