@@ -74,6 +74,10 @@ def _run(arguments: list[str]) -> int:
         from cluster.commands.audit import run_audit
 
         return int(run_audit(args))
+    if args.command == "families":
+        from cluster.commands.families import run_families
+
+        return int(run_families())
     return _config(args)
 
 
@@ -194,6 +198,14 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
     )
     audit.add_argument("run", metavar="RUN", help="folder of a run")
 
+    command(
+        "families",
+        "list the model families that are known",
+        "examples:\n"
+        "  speechrl families\n"
+        "The family of a checkpoint is found from its config.json; model.family names another, or your own as\n"
+        "module:Class. docs/model-families.md says more about each.",
+    )
     config = command(
         "config",
         "print the resolved configuration",

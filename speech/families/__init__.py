@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +40,7 @@ def load_family(
         family = _recognised(config_path)
     else:
         family = named_class("model family", name, FAMILIES, LanguageModelFamily)  # type: ignore[type-abstract]
-    known = [parameter for parameter in inspect.signature(family).parameters if parameter != "path"]
+    known = family.options()
     for option in options or {}:
         if option not in known:
             has = f"has {', '.join(known)}" if known else "has none"

@@ -7,6 +7,7 @@ Everything else in the system is the same for all.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from abc import ABC, abstractmethod
@@ -51,6 +52,8 @@ class LanguageModelFamily(ABC):
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     """Values of `model_type` in `config.json` that belong to this family."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Packages that it needs and that are not always installed, by the names that pip has for them."""
 
     def __init__(self, path: Path) -> None:
         """Bind to a checkpoint folder.
@@ -59,6 +62,11 @@ class LanguageModelFamily(ABC):
             UserError: a file of the checkpoint is missing or is of another family.
         """
         self.path = path
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of the options that its class takes (`model.options`)."""
+        return [parameter for parameter in inspect.signature(cls).parameters if parameter != "path"]
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ SAMPLING = SamplingConfig(group_size=3, temperature=0.8, max_new_tokens=12, min_
 SECONDS = (0.2, 1.37, 5.0)
 WRITERS = {name: case.write for name, case in CASES.items()} | {
     "composed": write_composed,
-    "qwen3_asr": write_checkpoint,
+    "qwen3_asr": partial(write_checkpoint, text={"max_position_embeddings": 1024}),
 }
 
 

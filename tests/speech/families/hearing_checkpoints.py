@@ -35,12 +35,12 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from speech.families.glmasr import GlmAsrFamily
-from speech.families.granite_speech import GraniteSpeechFamily
-from speech.families.native import NativeFamily
-from speech.families.qwen2_5_omni import Qwen2_5OmniFamily
-from speech.families.qwen2_audio import Qwen2AudioFamily
-from speech.families.voxtral import VoxtralFamily
+from speech.families.hearing.glmasr import GlmAsrFamily
+from speech.families.hearing.granite_speech import GraniteSpeechFamily
+from speech.families.hearing.native import NativeFamily
+from speech.families.hearing.qwen2_5_omni import Qwen2_5OmniFamily
+from speech.families.hearing.qwen2_audio import Qwen2AudioFamily
+from speech.families.hearing.voxtral import VoxtralFamily
 from speech.records import Utterance
 
 TEXT = {

@@ -30,7 +30,7 @@ from transformers import (
 
 from speech.errors import UserError
 from speech.families import load_family
-from speech.families.composed import ComposedFamily, compose
+from speech.families.hearing.composed import ComposedFamily, compose
 from speech.records import Utterance
 from tests.speech.families.hearing_checkpoints import MELS, TEXT, byte_tokenizer, randomise, wave
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from speech.errors import UserError
-from speech.families.granite_speech import MELS, GraniteSpeechConformer, GraniteSpeechFamily
+from speech.families.hearing.granite_speech import MELS, GraniteSpeechConformer, GraniteSpeechFamily
 from tests.speech.families.hearing_checkpoints import wave, write_granite_speech
 
 ADAPTED = ("layers.0.self_attn.q_proj", "layers.1.self_attn.v_proj")

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from speech.errors import InputError, UserError
 from speech.families import load_family
-from speech.families.native import NativeFamily
+from speech.families.hearing.native import NativeFamily
 from speech.records import Utterance
 from tests.speech.families.hearing_checkpoints import CASES, Case, wave
 

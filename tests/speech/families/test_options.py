@@ -8,7 +8,7 @@ import pytest
 
 from speech.errors import UserError
 from speech.families import load_family
-from speech.families.qwen3_asr import Qwen3ASRFamily
+from speech.families.hearing.qwen3_asr import Qwen3ASRFamily
 from speech.records import Utterance
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
 

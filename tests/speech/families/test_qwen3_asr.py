@@ -20,7 +20,7 @@ from transformers import (
 
 from speech.errors import InputError, UserError
 from speech.families import load_family
-from speech.families.qwen3_asr import Qwen3ASRFamily
+from speech.families.hearing.qwen3_asr import Qwen3ASRFamily
 from speech.records import Utterance
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
 
@@ -107,7 +107,7 @@ def test_encoder_parts_keep_their_dtype(family):
 
 def test_language_model_is_loaded_without_the_encoder(checkpoint, monkeypatch):
     read: list[str] = []
-    from speech.families import native
+    from speech.families.hearing import native
 
     real = native.read_tensors
     monkeypatch.setattr(native, "read_tensors", lambda folder, prefix: read.append(prefix) or real(folder, prefix))

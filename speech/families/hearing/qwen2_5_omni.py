@@ -22,8 +22,8 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAu
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder
-from speech.families.native import NativeFamily, too_long
-from speech.families.windows import HOP, sound_frames
+from speech.families.hearing.native import NativeFamily, too_long
+from speech.families.hearing.windows import HOP, sound_frames
 from speech.records import Utterance
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from speech.families.base import AudioEncoder
-from speech.families.native import too_long
+from speech.families.hearing.native import too_long
 
 RATE, HOP, WINDOW = 16_000, 160, 480_000
 FRAMES = WINDOW // HOP

@@ -13,8 +13,8 @@ from transformers.models.glmasr.modeling_glmasr import GlmAsrMultiModalProjector
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder
-from speech.families.native import NativeFamily
-from speech.families.windows import FRAMES, SILENCE, WindowEncoder, sound_frames
+from speech.families.hearing.native import NativeFamily
+from speech.families.hearing.windows import FRAMES, SILENCE, WindowEncoder, sound_frames
 from speech.records import Utterance
 
 

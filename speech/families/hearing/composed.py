@@ -28,8 +28,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from speech.errors import UserError
 from speech.families.base import AudioEncoder
 from speech.families.checkpoint import copy_files, new_folder
-from speech.families.native import NativeFamily
-from speech.families.windows import SILENCE, WindowEncoder, sound_frames
+from speech.families.hearing.native import NativeFamily
+from speech.families.hearing.windows import SILENCE, WindowEncoder, sound_frames
 from speech.records import PromptLayout, Utterance
 from speech.runtime.checkpoint_files import require_files
 

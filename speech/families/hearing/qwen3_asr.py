@@ -28,7 +28,7 @@ from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder
-from speech.families.native import NativeFamily
+from speech.families.hearing.native import NativeFamily
 from speech.records import Utterance
 from speech.text import language_code
 

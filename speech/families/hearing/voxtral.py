@@ -13,8 +13,8 @@ from transformers.models.voxtral.modeling_voxtral import VoxtralMultiModalProjec
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder
-from speech.families.native import NativeFamily
-from speech.families.windows import FRAMES, SILENCE, WindowEncoder, sound_frames
+from speech.families.hearing.native import NativeFamily
+from speech.families.hearing.windows import FRAMES, SILENCE, WindowEncoder, sound_frames
 from speech.records import PromptLayout, Utterance
 from speech.runtime.checkpoint_files import require_files
 
@@ -47,6 +47,7 @@ class VoxtralFamily(NativeFamily):
     name = "voxtral"
     model_types = ("voxtral",)
     text_types = ("llama",)
+    packages = ("mistral-common",)
     tokenizer_files = ("tekken.json",)
     places = {
         "language_model": ("language_model.model.model.", "language_model.model.", "model.language_model."),

@@ -14,8 +14,8 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioMulti
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder
-from speech.families.native import NativeFamily
-from speech.families.windows import SILENCE, WindowEncoder, sound_frames
+from speech.families.hearing.native import NativeFamily
+from speech.families.hearing.windows import SILENCE, WindowEncoder, sound_frames
 from speech.records import Utterance
 
 

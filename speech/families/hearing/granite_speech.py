@@ -20,7 +20,7 @@ from transformers.models.granite_speech.modeling_granite_speech import GraniteSp
 from speech.errors import UserError
 from speech.families.base import AudioEncoder
 from speech.families.checkpoint import copy_files
-from speech.families.native import NativeFamily
+from speech.families.hearing.native import NativeFamily
 from speech.records import Utterance
 from speech.runtime.checkpoint_files import require_files
 
