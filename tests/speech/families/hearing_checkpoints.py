@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    FunAsrNanoConfig,
+    FunAsrNanoForConditionalGeneration,
     GenerationConfig,
     GlmAsrConfig,
     GlmAsrForConditionalGeneration,
@@ -35,6 +37,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from speech.families.hearing.fun_asr_nano import FunAsrNanoFamily
 from speech.families.hearing.glmasr import GlmAsrFamily
 from speech.families.hearing.granite_speech import GraniteSpeechFamily
 from speech.families.hearing.native import NativeFamily
@@ -354,6 +357,54 @@ def granite_speech_inputs(family: NativeFamily, sound: np.ndarray, said: Utteran
     return {"input_ids": ids, "input_features": features, "input_features_mask": torch.ones(1, count, dtype=torch.bool)}
 
 
+FUN_TEMPLATE = (
+    "{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}"
+    "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n语音转写' -}}"
+    "{%- for c in m.content if c.type == 'language' -%}{{- '成' + c.language -}}{%- endfor -%}{{- '：' -}}"
+    "{%- for c in m.content if c.type == 'audio' -%}{{- '<|object_ref_start|>' -}}{%- endfor -%}"
+    "{{- '<|im_end|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+
+
+def write_fun_asr_nano(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>"]
+    tokenizer = byte_tokenizer(special, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = FUN_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    # As transformers writes it; the class that reads it needs torchaudio.
+    settings = {"feature_extractor_type": "FunAsrNanoFeatureExtractor", "feature_size": MELS, "frame_length": 25,
+                "frame_shift": 10, "num_frames_lfr": 7, "stride_lfr": 6, "window": "hamming"}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    config = FunAsrNanoConfig(
+        audio_config={
+            "num_mel_bins": MELS,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_timestamp_prediction_layers": 1,
+        },
+        adaptor_config={"hidden_size": 64, "intermediate_size": 16, "num_attention_heads": 2,
+                        "projector_hidden_size": 48},
+        text_config={**TEXT, "model_type": "qwen3", "head_dim": 32, "vocab_size": len(tokenizer)},
+        audio_token_id=tokenizer.convert_tokens_to_ids("<|object_ref_start|>"),
+    )  # fmt: skip
+    model = randomise(FunAsrNanoForConditionalGeneration(config))
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.convert_tokens_to_ids(special[:3:2]))
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def fun_asr_nano_inputs(family: NativeFamily, sound: np.ndarray, said: Utterance) -> dict[str, Any]:
+    """What `FunAsrNanoProcessor` does. Without torchaudio its features are ours."""
+    features = family.load_encoder().features(sound)[None]
+    count = features.shape[1]
+    text = family.prompt_text(said).replace("<|object_ref_start|>", "<|object_ref_start|>" * count)
+    ids = family.tokenizer(text, return_tensors="pt")["input_ids"]
+    return {"input_ids": ids, "input_features": features, "input_features_mask": torch.ones(1, count, dtype=torch.long)}
+
+
 @dataclass(frozen=True)
 class Case:
     """A family: how its tiny checkpoint is written, and how its native class hears a recording.
@@ -385,6 +436,10 @@ CASES = {
     "qwen2_5_omni": Case(
         Qwen2_5OmniFamily, Qwen2_5OmniThinkerForConditionalGeneration, write_qwen2_5_omni, qwen2_5_omni_inputs,
         (0.2, 1.0, 1.37, 5.004, 31.3),
+    ),
+    "fun_asr_nano": Case(
+        FunAsrNanoFamily, FunAsrNanoForConditionalGeneration, write_fun_asr_nano, fun_asr_nano_inputs,
+        (0.2, 1.0, 1.37, 5.004),
     ),
     "glmasr": Case(
         GlmAsrFamily, GlmAsrForConditionalGeneration, write_glmasr, glmasr_inputs, (0.2, 1.37, 29.99, 30.0, 31.3)
