@@ -35,13 +35,16 @@ def check_language_model(model: PreTrainedModel, path: Path) -> None:
     Leaves the model with the attention for packed rows.
 
     Args:
-        model: on the CPU, with transformers' own attention, not sharded.
+        model: on the CPU, not sharded.
         path: of its checkpoint, for messages.
 
     Raises:
         UserError: they differ, or the learner has no way through this model; it says where.
     """
     try:
+        # The form in which a model was written down. Models that share a configuration would otherwise come with the
+        # attention for packed rows, which the first of them was left with.
+        model.set_attn_implementation("eager")
         fault = _unfit(model) or _other_head(model) or _other_body(model)
     except Exception as error:
         raise _refusal(model, path, f"it fails with {type(error).__name__}: {error}") from error

@@ -123,3 +123,15 @@ def test_a_bias_in_the_attention_is_found():
         attention.forward = biased
     with pytest.raises(UserError, match="its hidden states differ in packed rows, by"):
         check_language_model(language_model, Path("folder"))
+
+
+def test_models_that_share_a_configuration_are_all_compared():
+    """The second is loaded when the first one's attention is already that for packed rows."""
+    first = model(LlamaConfig)
+    check_language_model(first, Path("folder"))
+    second = type(first)(first.config).eval()
+    check_language_model(second, Path("folder"))
+    broken = type(first)(first.config).eval()
+    broken.lm_head = torch.nn.Linear(64, 61)
+    with pytest.raises(UserError, match="its output layer has a bias"):
+        check_language_model(broken, Path("folder"))
