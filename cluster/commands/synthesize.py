@@ -137,7 +137,12 @@ def synthesise(
     tokens = family.speech_tokens(ids)
     if not tokens:
         raise UserError("the model ended without a single speech token; another --seed may help")
-    (wave,) = codec.decode([tokens], [prepared.encoded.voice_tokens])
+    try:
+        (wave,) = codec.decode([tokens], [prepared.encoded.voice_tokens])
+    except ValueError as error:  # tokens that make no sound together, of a codec whose frames have places
+        raise UserError(
+            f"the tokens that the model spoke cannot be decoded: {error}; another --seed may help"
+        ) from error
     if float(np.abs(wave).max(initial=0.0)) < SILENCE_PEAK:
         raise UserError(f"the {len(tokens)} tokens that the model spoke decode to silence; another --seed may help")
     return Speech(wave, codec.sample_rate, tuple(tokens), ids[-1] in family.stop_token_ids)

@@ -18,7 +18,7 @@ __all__ = ["CODECS", "Codec", "load_codec"]
 
 
 def load_codec(path: str | Path, name: str | None = None) -> Codec:
-    """Bind a folder of weights to its codec, chosen by `model_type` in `config.json` unless named.
+    """Bind a folder of weights to its codec, chosen by `config.json` unless named.
 
     Raises:
         UserError: no such folder or config, no codec knows this model type, or no codec has this name.
@@ -32,9 +32,10 @@ def load_codec(path: str | Path, name: str | None = None) -> Codec:
         raise UserError(f"codec folder {folder} lacks config.json; is it a Hugging Face checkpoint?")
     if named is not None:
         return named(folder)
-    model_type = read_json(config_path).get("model_type")
+    config = read_json(config_path)
     for codec in CODECS.values():
-        if model_type in codec.model_types:
+        if codec.recognises(config):
             return codec(folder)
-    known = ", ".join(f"{codec.name} ({'/'.join(codec.model_types)})" for codec in CODECS.values())
+    known = ", ".join(f"{c.name} ({'/'.join(c.model_types)})" if c.model_types else c.name for c in CODECS.values())
+    model_type = config.get("model_type")
     raise UserError(f"{config_path}: no codec for model_type {model_type!r}. Known: {known}. See docs/codecs.md.")

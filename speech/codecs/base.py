@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,11 @@ class Codec(ABC):
         """
         self.path = path
 
+    @classmethod
+    def recognises(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a folder with this `config.json` is of this codec; asked when no codec is named."""
+        return config.get("model_type") in cls.model_types
+
     @abstractmethod
     def encode(self, waves: Sequence[np.ndarray]) -> list[list[int]]:
         """Float32 mono waveforms (samples,) at `sample_rate` → token ids of each.
@@ -49,15 +54,15 @@ class Codec(ABC):
     def decode(self, tokens: Sequence[Sequence[int]], voices: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Token ids of each utterance → float32 mono waveforms in [−1, 1] at `sample_rate`.
 
-        Any sequence of valid ids decodes: a policy may sample what no encoder would write. No tokens at all give a
-        waveform of no samples.
+        A policy may sample what no encoder would write. Any sequence of valid ids decodes, except where a codec says
+        that its ids have places in a frame (`snac`). No tokens at all give a waveform of no samples.
 
         Args:
             tokens: ids of the speech to decode.
             voices: ids of the prompt voice of each; a codec whose tokens carry the voice themselves ignores them.
 
         Raises:
-            ValueError: an id is outside 0 … size − 1.
+            ValueError: an id is outside 0 … size − 1, or out of its place. The sample then has no reward.
         """
 
     def features(self) -> np.ndarray | None:

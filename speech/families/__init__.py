@@ -57,9 +57,16 @@ def _recognised(config_path: Path) -> type[LanguageModelFamily]:
         raise UserError(f"{config_path}: not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise UserError(f"{config_path}: not a JSON object")
-    for family in FAMILIES.values():
-        if family.recognises(config):
-            return family
+    possible = [family for family in FAMILIES.values() if family.recognises(config)]
+    if len(possible) == 1:
+        return possible[0]
+    foreign = {family: family.foreign_to(config_path.parent) for family in possible}
+    own = [family for family, reason in foreign.items() if reason is None]
+    if len(own) == 1:
+        return own[0]
+    if possible:
+        reasons = "; ".join(f"{family.name}: {reason or 'possible'}" for family, reason in foreign.items())
+        raise UserError(f"{config_path.parent}: name the family (model.family): {reasons}")
     known = ", ".join(f"{f.name} ({'/'.join(f.model_types)})" for f in FAMILIES.values())
     raise UserError(
         f"{config_path}: no model family for model_type {config.get('model_type')!r}. Known: {known}. "

@@ -73,6 +73,11 @@ class LanguageModelFamily(ABC):
         """Whether a checkpoint with this `config.json` is of this family; asked when no family is named."""
         return config.get("model_type") in cls.model_types
 
+    @classmethod
+    def foreign_to(cls, folder: Path) -> str | None:
+        """Why a checkpoint is not of this family although its `config.json` may be; asked when several recognise it."""
+        return None
+
     @property
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase: ...

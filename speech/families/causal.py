@@ -1,8 +1,9 @@
-"""What TTS models share whose checkpoint is a plain causal LM with speech tokens `<|s_0|>`, `<|s_1|>`, … in its
-vocabulary: reading and writing the folder, finding the tokens, and text that is fit to be spoken."""
+"""What TTS models share whose checkpoint is a plain causal LM with numbered speech tokens (`<|s_0|>`, `<|s_1|>`, …) in
+its vocabulary: reading and writing the folder, finding the tokens, and text that is fit to be spoken."""
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -27,17 +28,20 @@ from speech.runtime.checkpoint_files import require_files, weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip
-_SPEECH = re.compile(r"<\|s_(\d+)\|>")
 
 
 class CausalSpeechFamily(SpeechFamily):
     """One folder of transformers' causal LM form, safetensors and a fast tokenizer.
 
     Attributes:
+        speech_token: how the speech tokens are named, `{}` for their number.
+        first_speech_token: number of the codec's token 0.
         stop_token: the token that ends speech.
         markers: further tokens that the layout needs.
     """
 
+    speech_token: ClassVar[str] = "<|s_{}|>"
+    first_speech_token: ClassVar[int] = 0
     stop_token: ClassVar[str]
     markers: ClassVar[tuple[str, ...]] = ()
 
@@ -48,9 +52,20 @@ class CausalSpeechFamily(SpeechFamily):
             expected = "/".join(self.model_types)
             raise UserError(f"{path / 'config.json'}: not of the family {self.name!r} (model_type {expected})")
         weight_files(path)
-        missing = [token for token in ("<|s_0|>", self.stop_token, *self.markers) if not self._has(token)]
+        missing = [token for token in self.needed_tokens() if not self._has(token)]
         if missing:
             raise UserError(f"{path / 'tokenizer.json'}: lacks {', '.join(missing)}: no checkpoint of {self.name!r}")
+
+    @classmethod
+    def needed_tokens(cls) -> tuple[str, ...]:
+        """Tokens without which a checkpoint is not of this family."""
+        return (cls.speech_token.format(cls.first_speech_token), cls.stop_token, *cls.markers)
+
+    @classmethod
+    def foreign_to(cls, folder: Path) -> str | None:
+        added = _added_tokens(folder)
+        missing = [token for token in cls.needed_tokens() if token not in added]
+        return f"lacks {', '.join(missing)}" if missing else None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -63,11 +78,15 @@ class CausalSpeechFamily(SpeechFamily):
         Raises:
             UserError: the speech tokens do not stand in one row.
         """
-        found = {int(m[1]): i for token, i in self.tokenizer.get_vocab().items() if (m := _SPEECH.fullmatch(token))}
-        first = found[0]
-        for token in range(len(found)):
-            if found.get(token) != first + token:
-                raise UserError(f"{self.path / 'tokenizer.json'}: <|s_{token}|> is not the token {first + token}")
+        pattern = re.compile(re.escape(self.speech_token).replace(re.escape("{}"), r"(\d+)"))
+        named = {int(m[1]): i for token, i in self.tokenizer.get_vocab().items() if (m := pattern.fullmatch(token))}
+        found = {number: i for number, i in named.items() if number >= self.first_speech_token}
+        first = found[self.first_speech_token]
+        for place in range(len(found)):
+            number = self.first_speech_token + place
+            if found.get(number) != first + place:
+                name = self.speech_token.format(number)
+                raise UserError(f"{self.path / 'tokenizer.json'}: {name} is not the token {first + place}")
         return range(first, first + len(found))
 
     @cached_property
@@ -160,6 +179,15 @@ class CausalSpeechFamily(SpeechFamily):
 
     def _id(self, token: str) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(token))
+
+
+def _added_tokens(folder: Path) -> set[str]:
+    """Contents of a tokenizer's added tokens; none where the file is missing or damaged."""
+    try:
+        added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        return {str(token["content"]) for token in added}
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()
 
 
 @lru_cache(maxsize=65536)

@@ -17,9 +17,10 @@ from speech.errors import InputError, UserError
 from speech.families import ModelFamily, SpeechFamily, load_family
 from speech.families.causal import CausalSpeechFamily
 from speech.families.demo.speaking import SECTION
-from tests.speech.families.tts_checkpoints import write_cosyvoice2, write_demo_tts, write_llasa
+from tests.speech.families.tts_checkpoints import WRITERS, write_demo_tts, write_llasa
 
-WRITERS = {"demo_tts": write_demo_tts, "llasa": write_llasa, "cosyvoice2": write_cosyvoice2}
+SIZES = {"orpheus": 21}
+"""Speech tokens of the checkpoints where they are not 20."""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,11 @@ def demo(checkpoints: dict[str, Path]) -> CausalSpeechFamily:
     return found
 
 
+def spoken(family: CausalSpeechFamily, *tokens: int) -> list[str]:
+    """The names of codec tokens in the model's vocabulary."""
+    return [family.speech_token.format(family.first_speech_token + token) for token in tokens]
+
+
 def complaints(call: Callable[[], object]) -> list[str]:
     with pytest.raises(InputError) as caught:
         call()
@@ -51,7 +57,8 @@ def complaints(call: Callable[[], object]) -> list[str]:
 def test_only_speech_and_one_stop_token_may_be_sampled(family: CausalSpeechFamily) -> None:
     assert len(family.stop_token_ids) == 1
     allowed = family.tokenizer.convert_ids_to_tokens(list(family.allowed_token_ids))
-    assert sorted(allowed) == sorted([*(f"<|s_{i}|>" for i in range(20)), family.stop_token])
+    assert sorted(allowed) == sorted([*spoken(family, *range(len(family.speech_ids))), family.stop_token])
+    assert len(family.speech_ids) == SIZES.get(family.name, 20)
     assert list(family.allowed_token_ids) == sorted(family.allowed_token_ids)
 
 
@@ -68,36 +75,37 @@ def test_target_and_speech_tokens_are_inverse(family: SpeechFamily, tokens: list
 def test_tokens_of_another_kind_are_refused(family: SpeechFamily) -> None:
     with pytest.raises(ValueError, match="neither speech nor stop"):
         family.speech_tokens([family.speech_ids.start, 5])
-    for wrong in (-1, 20):
-        with pytest.raises(ValueError, match=rf"speech token {wrong} is none of the model's 0 … 19"):
+    size = len(family.speech_ids)
+    for wrong in (-1, size):
+        with pytest.raises(ValueError, match=rf"speech token {wrong} is none of the model's 0 … {size - 1}"):
             family.target_ids([0, wrong])
         with pytest.raises(ValueError, match=rf"speech token {wrong} is none"):
             family.layout("hello", "good day", [0, wrong])
 
 
-def test_a_prompt_is_all_tokens_and_asks_for_speech(family: SpeechFamily) -> None:
+def test_a_prompt_is_all_tokens_and_asks_for_speech(family: CausalSpeechFamily) -> None:
     layout = family.layout("turn on the light", "good day", [3, 1, 4])
     assert layout.audio_length == 0 and all(layout.is_token)
     written = family.tokenizer.decode(list(layout.token_ids))
     assert "turn on the light" in written
-    assert "<|s_3|><|s_1|><|s_4|>" in written
+    assert "".join(spoken(family, 3, 1, 4)) in written
     other = family.layout("turn on the light", "good day", [3, 1, 5])
     assert layout.token_ids != other.token_ids
 
 
-def test_a_text_must_be_readable(family: SpeechFamily) -> None:
+def test_a_text_must_be_readable(family: CausalSpeechFamily) -> None:
     assert complaints(lambda: family.layout("  ", "good day", [1])) == ["text: is empty"]
     half = "text: holds half of a UTF-16 pair (U+DCE9): it cannot be written as UTF-8"
     assert complaints(lambda: family.layout("caf\udce9", "good day", [1])) == [half]
-    found = complaints(lambda: family.layout("a <|s_3|> b", "good day", [1]))
+    found = complaints(lambda: family.layout(f"a {spoken(family, 3)[0]} b", "good day", [1]))
     # The demo has not even learned the characters of which a control token is written.
     assert found[0].startswith("text: cannot be read" if family.name == "demo_tts" else "text: holds the control token")
 
 
 def test_a_text_holds_no_orders_to_the_model(family: CausalSpeechFamily) -> None:
     # Another alphabet than that of the demo's tokens, in which `<` cannot be read.
-    assert {family.stop_token, *family.markers, "<|s_0|>"} <= set(family.control_tokens.values())
-    for token in (family.stop_token, "<|s_3|>", *family.markers):
+    assert {family.stop_token, *family.markers, *spoken(family, 0)} <= set(family.control_tokens.values())
+    for token in (family.stop_token, *spoken(family, 3), *family.markers):
         found = complaints(lambda token=token: family.layout(f"hello {token}", "good day", [1]))
         cannot = "text: cannot be read by the model: '<' (U+003C LESS-THAN SIGN)"
         assert found[0] == (cannot if family.name == "demo_tts" else f"text: holds the control token {token}")
@@ -157,7 +165,7 @@ def test_an_export_is_a_plain_model_that_holds_the_new_weights(family: CausalSpe
     stored = family._stored_dtype
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, new[name].to(stored).float()), name
-    text = "hello <|s_4|>"
+    text = f"hello {spoken(family, 4)[0]}"
     assert AutoTokenizer.from_pretrained(tmp_path / "new").encode(text) == family.tokenizer.encode(text)
     with pytest.raises(UserError, match="exists already"):
         family.export(tmp_path / "new", {})
@@ -166,6 +174,22 @@ def test_an_export_is_a_plain_model_that_holds_the_new_weights(family: CausalSpe
     with pytest.raises(ValueError, match="has shape"):
         family.export(tmp_path / "other", {"language_model": {"model.norm.weight": torch.ones(3)}})
     assert not (tmp_path / "other").exists()
+
+
+def test_logits_are_those_of_plain_transformers(family: CausalSpeechFamily, tmp_path: Path) -> None:
+    """Of the checkpoint, and of an export of changed weights in the checkpoint's own type."""
+    own = family.load_language_model()
+    ids = torch.tensor([[*family.layout("hello", "good day", [1, 2]).token_ids, *family.target_ids([3, 4])]])
+    with torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(family.path, dtype=torch.float32)
+        assert torch.equal(own(ids).logits, plain(ids).logits)
+        for parameter in own.parameters():
+            parameter.mul_(1.25).copy_(parameter.to(family._stored_dtype))
+        family.export(tmp_path / "new", {"language_model": dict(own.named_parameters())})
+        new = AutoModelForCausalLM.from_pretrained(tmp_path / "new", dtype=torch.float32)
+        allowed = list(family.allowed_token_ids)
+        assert torch.equal(own(ids).logits[..., allowed], new(ids).logits[..., allowed])
+        assert not torch.allclose(plain(ids).logits, new(ids).logits, atol=0.1)
 
 
 def test_the_engine_is_sent_what_its_folder_holds(family: CausalSpeechFamily, tmp_path: Path) -> None:
@@ -209,6 +233,17 @@ def test_defects_of_a_checkpoint_are_named(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks model\.safetensors"):
         load_family(folder)
+
+
+def test_families_of_one_model_type_are_told_apart_by_their_tokens(tmp_path: Path) -> None:
+    folder = write_llasa(tmp_path / "model")
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("SPEECH_GENERATION_END", "SPEECH_FIN"), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_family(folder)
+    assert "name the family (model.family)" in str(caught.value)
+    assert "llasa: lacks <|SPEECH_GENERATION_END|>" in str(caught.value)
+    assert "orpheus: lacks <custom_token_10>" in str(caught.value)
 
 
 def test_initialisation_is_a_function_of_its_seed(tmp_path: Path) -> None:

@@ -66,6 +66,18 @@ def write_llasa(folder: Path, codec_size: int = 20) -> Path:
     return folder
 
 
+def write_orpheus(folder: Path, codebook: int = 3) -> Path:
+    """Llama with a tied output layer; `<custom_token_0>` … after Llama's own, the last two of them unused, and no chat
+    template."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
+    tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"})
+    tokenizer.add_tokens([f"<custom_token_{i}>" for i in range(10 + 7 * codebook + 2)])
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    _save(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **SHAPE)), folder)
+    return folder
+
+
 def write_cosyvoice2(folder: Path, codec_size: int = 20) -> Path:
     """Qwen2 with an output layer that is zero for text and has a bias, padded to a multiple of 128, in bfloat16."""
     tokenizer = byte_tokenizer()
@@ -89,6 +101,14 @@ def write_cosyvoice2(folder: Path, codec_size: int = 20) -> Path:
     bias[first : first + codec_size + 3] = 0.1
     save_file({**_stored(folder), "lm_head.bias": bias}, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+WRITERS = {
+    "demo_tts": write_demo_tts,
+    "llasa": write_llasa,
+    "cosyvoice2": write_cosyvoice2,
+    "orpheus": write_orpheus,
+}
 
 
 def _save(model: PreTrainedModel, folder: Path, scale: float = 3.0) -> None:
