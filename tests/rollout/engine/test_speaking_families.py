@@ -20,7 +20,7 @@ from speech.families.causal import CausalSpeechFamily
 from speech.records import EncodedAudio, Group, Prompt, Utterance
 from speech.runtime.weights import Probe, WeightBucket
 from tests.rollout.tiny_lm import CONFIG
-from tests.speech.families.tts_checkpoints import WRITERS
+from tests.speech.families.tts_checkpoints import OPTIONS, WRITERS
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +89,7 @@ class Pair:
 @pytest.fixture(scope="module", params=list(WRITERS))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     family = load_family(
-        WRITERS[request.param](tmp_path_factory.mktemp(request.param) / "model")
+        WRITERS[request.param](tmp_path_factory.mktemp(request.param) / "model"), options=OPTIONS.get(request.param)
     )
     assert isinstance(family, CausalSpeechFamily) and family.name == request.param
     pair = Pair(family)

@@ -17,7 +17,7 @@ from speech.errors import InputError, UserError
 from speech.families import ModelFamily, SpeechFamily, load_family
 from speech.families.causal import CausalSpeechFamily
 from speech.families.demo.speaking import SECTION
-from tests.speech.families.tts_checkpoints import WRITERS, write_demo_tts, write_llasa
+from tests.speech.families.tts_checkpoints import OPTIONS, WRITERS, write_demo_tts, write_llasa
 
 SIZES = {"orpheus": 21}
 """Speech tokens of the checkpoints where they are not 20."""
@@ -31,7 +31,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module", params=list(WRITERS))
 def family(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> CausalSpeechFamily:
     """Each family, found by its `config.json` alone."""
-    found = load_family(checkpoints[request.param])
+    found = load_family(checkpoints[request.param], options=OPTIONS.get(request.param))
     assert found.name == request.param and isinstance(found, CausalSpeechFamily)
     return found
 
@@ -87,7 +87,7 @@ def test_a_prompt_is_all_tokens_and_asks_for_speech(family: CausalSpeechFamily) 
     layout = family.layout("turn on the light", "good day", [3, 1, 4])
     assert layout.audio_length == 0 and all(layout.is_token)
     written = family.tokenizer.decode(list(layout.token_ids))
-    assert "turn on the light" in written
+    assert ("tˈɜːn ɔnðə lˈaɪt" if family.name == "neutts" else "turn on the light") in written
     assert "".join(spoken(family, 3, 1, 4)) in written
     other = family.layout("turn on the light", "good day", [3, 1, 5])
     assert layout.token_ids != other.token_ids

@@ -78,6 +78,19 @@ def write_orpheus(folder: Path, codebook: int = 3) -> Path:
     return folder
 
 
+def write_neutts(folder: Path, codec_size: int = 20) -> Path:
+    """Qwen2 with a tied output layer; markers, then `<|speech_0|>` …"""
+    tokenizer = byte_tokenizer()
+    names = ["TEXT_REPLACE", "SPEECH_REPLACE", "TEXT_PROMPT_START", "TEXT_PROMPT_END", "SPEECH_GENERATION_START",
+             "SPEECH_GENERATION_END"]  # fmt: skip
+    tokenizer.add_tokens([*(f"<|{name}|>" for name in names), *(f"<|speech_{i}|>" for i in range(codec_size))])
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {name: value for name, value in SHAPE.items() if name != "head_dim"}
+    _save(Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), tie_word_embeddings=True, **shape)), folder)
+    return folder
+
+
 def write_cosyvoice2(folder: Path, codec_size: int = 20) -> Path:
     """Qwen2 with an output layer that is zero for text and has a bias, padded to a multiple of 128, in bfloat16."""
     tokenizer = byte_tokenizer()
@@ -108,7 +121,11 @@ WRITERS = {
     "llasa": write_llasa,
     "cosyvoice2": write_cosyvoice2,
     "orpheus": write_orpheus,
+    "neutts": write_neutts,
 }
+ESPEAK = "tests.speech.families.phonemes:espeak"
+OPTIONS = {"neutts": {"phonemes": ESPEAK}}
+"""Of families that read no plain text without them."""
 
 
 def _save(model: PreTrainedModel, folder: Path, scale: float = 3.0) -> None:
