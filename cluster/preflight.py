@@ -19,6 +19,7 @@ from cluster.config.checks import POLICY_OBJECTIVES
 from rewards.config import JudgeConfig
 from speech.errors import UserError
 from speech.runtime.checkpoint_files import require_files, weight_files
+from speech.runtime.codec_source import S3_FILES, split_source
 from speech.runtime.schema import Problems
 
 CONNECT_S = 3.0
@@ -78,7 +79,9 @@ def _model(config: RunConfig) -> Problems:
         # A family of one's own may keep its weights and its tokenizer as it likes.
         found = _folder("model.path", model.path, is_whole=model.family is None or ":" not in model.family)
     if model.codec is not None:
-        found += _folder("model.codec", model.codec)
+        folder = split_source(model.codec)[1]
+        if not list(Path(folder).glob(S3_FILES)):
+            found += _folder("model.codec", folder)
     if not found and config.objective in POLICY_OBJECTIVES:
         found += _context(config)
     return found

@@ -37,6 +37,7 @@ from rollout.environment import actor_environment
 from speech.codecs import load_codec
 from speech.errors import PhaseTimeoutError, UserError, last_line
 from speech.families import LanguageModelFamily, SpeechFamily, load_family
+from speech.runtime.codec_source import resolved_source
 from speech.runtime.spans import Span
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class System:
         config, model, options = self.config, self._model, self._placement.encoder
         if config.model.codec is not None:
             mode: VoiceMode = "target" if config.objective == "sft" else "prompt"
-            return VoiceEncoderPool(model, str(Path(config.model.codec).resolve()), config.encoder, mode, options)
+            return VoiceEncoderPool(model, resolved_source(config.model.codec), config.encoder, mode, options)
         trained = config.learner.train
         parts: EncoderMode = "features" if "encoder" in trained else "states" if "adaptor" in trained else "embeddings"
         return AudioEncoderPool(model, config.encoder, parts, options)
@@ -272,4 +273,4 @@ def listens(config: RunConfig, training: bool) -> bool:
 
 def codec_factory(config: RunConfig) -> CodecFactory | None:
     """How a reward actor gets the run's codec; None for a model that hears."""
-    return None if config.model.codec is None else partial(load_codec, Path(config.model.codec).resolve())
+    return None if config.model.codec is None else partial(load_codec, resolved_source(config.model.codec))

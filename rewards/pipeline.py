@@ -57,8 +57,14 @@ class SoundPipeline:
 
     @cached_property
     def codec(self) -> Codec:
-        """The codec, loaded when first asked for."""
-        return self._build_codec()
+        """The codec, loaded when first asked for.
+
+        Raises:
+            UserError: it cannot be loaded, or nothing makes sound of its tokens.
+        """
+        codec = self._build_codec()
+        codec.check_decoder()
+        return codec
 
     def load(self) -> None:
         """Load the codec and the models that the rewards need.

@@ -26,7 +26,8 @@ class ModelConfig:
     """Options of the family (docs/model-families.md), such as `force_language: en`."""
 
     codec: str | None = None
-    """Folder of the codec whose tokens the model speaks or reads; only for TTS."""
+    """Folder of the codec whose tokens the model speaks or reads; only for TTS. `module:attribute@folder` adds a codec
+    class, or a token2wav, of your own (docs/codecs.md)."""
 
 
 @dataclass

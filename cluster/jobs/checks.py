@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cluster.config import RunConfig, load_config
 from cluster.config.source import read_source
 from speech.errors import UserError
+from speech.runtime.codec_source import split_source
 
 if TYPE_CHECKING:
     from cluster.jobs.upload import Upload
@@ -47,7 +48,7 @@ def check_travels(upload: Upload, file: str, config: RunConfig) -> None:
     sound = config.rewards.sound
     paths = {
         "model.path": None if config.objective == "token2text" and config.model.path == "new" else config.model.path,
-        "model.codec": config.model.codec,
+        "model.codec": None if config.model.codec is None else split_source(config.model.codec)[1],
         "data.train": config.data.train,
         "data.valid": config.data.valid,
         "data.test": config.data.test,

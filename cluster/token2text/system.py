@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
 
 import ray
@@ -18,6 +17,7 @@ from learner.token2text.model import Token2TextConfig
 from learner.token2text.rank import Token2TextSpec
 from rollout.environment import actor_environment
 from speech.errors import PhaseTimeoutError, UserError
+from speech.runtime.codec_source import resolved_source
 
 
 class Token2TextSystem:
@@ -37,7 +37,7 @@ class Token2TextSystem:
         start_ray(config)
         try:
             check_room(gpus_wanted(config, training=True), config.engines.startup_timeout_s)
-            self.codecs = CodecPool(str(Path(config.model.codec or "").resolve()), config.encoder)
+            self.codecs = CodecPool(resolved_source(config.model.codec or ""), config.encoder)
             self.codec_size, self._features = self.codecs.describe(config.engines.startup_timeout_s)
         except BaseException:
             ray.shutdown()

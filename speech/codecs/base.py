@@ -36,8 +36,9 @@ class Codec(ABC):
         self.path = path
 
     @classmethod
-    def recognises(cls, config: Mapping[str, Any]) -> bool:
-        """Whether a folder with this `config.json` is of this codec; asked when no codec is named."""
+    def recognises(cls, config: Mapping[str, Any], folder: Path) -> bool:
+        """Whether a folder with this `config.json` (empty where there is none) is of this codec; asked when no codec is
+        named."""
         return config.get("model_type") in cls.model_types
 
     @abstractmethod
@@ -63,6 +64,13 @@ class Codec(ABC):
 
         Raises:
             ValueError: an id is outside 0 … size − 1, or out of its place. The sample then has no reward.
+        """
+
+    def check_decoder(self) -> None:  # noqa: B027 - most have nothing to look for
+        """Look for what `decode` needs.
+
+        Raises:
+            UserError: it is not there. A codec that needs nothing but its folder never raises.
         """
 
     def features(self) -> np.ndarray | None:

@@ -55,7 +55,7 @@ class SnacCodec(Codec):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         config = read_json(path / "config.json")
-        if not self.recognises(config):
+        if not self.recognises(config, path):
             raise UserError(f"{path / 'config.json'}: lacks vq_strides; is it a checkpoint of SNAC?")
         strides, window = tuple(config["vq_strides"]), config.get("attn_window_size", 32)
         if strides != STRIDES or window is not None or not config.get("depthwise", True):
@@ -75,7 +75,7 @@ class SnacCodec(Codec):
         self.token_rate = len(PLACES) * self.sample_rate / self._frame
 
     @classmethod
-    def recognises(cls, config: Mapping[str, Any]) -> bool:
+    def recognises(cls, config: Mapping[str, Any], folder: Path) -> bool:
         return "vq_strides" in config
 
     @torch.inference_mode()

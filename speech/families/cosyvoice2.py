@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import ClassVar
 
 from speech.families.base import unusable
 from speech.families.causal import CausalSpeechFamily
@@ -36,20 +37,23 @@ class CosyVoice2Family(CausalSpeechFamily):
     model_types = ("qwen2",)
     codec = "cosyvoice2"
     stop_token = "<|eos1|>"
-    markers = (START, TASK)
+    markers: ClassVar[tuple[str, ...]] = (START, TASK)
 
     def may_stand_in_text(self, token: str) -> bool:
         """Sounds may, which are written in other brackets: `[breath]`, `<laughter>`."""
         return _CONTROL.fullmatch(token) is None
 
+    def complete_instruction(self, instruction: str) -> str:
+        """What stands before the mark, without which an empty one has no mark either."""
+        return instruction
+
     def layout(self, text: str, voice_text: str, voice_tokens: Sequence[int]) -> PromptLayout:
         instruction, said = split_instruction(text)
         self.text_ids(said)
-        order: list[int] = []
-        if instruction:
-            if not self._has(INSTRUCTION_END):
-                raise unusable(text, "text", [f"holds an instruction, but the tokenizer lacks {INSTRUCTION_END}"])
-            order = [*self.text_ids(instruction), self._id(INSTRUCTION_END)]
+        if instruction and not self._has(INSTRUCTION_END):
+            raise unusable(text, "text", [f"holds an instruction, but the tokenizer lacks {INSTRUCTION_END}"])
+        instruction = self.complete_instruction(instruction)
+        order = [*self.text_ids(instruction), self._id(INSTRUCTION_END)] if instruction else []
         if voice_tokens:
             # The voice is continued: without its words the text would begin with speech that it does not contain.
             self.text_ids(voice_text, "prompt_text")

@@ -12,10 +12,12 @@ import torch
 from speech.codecs import load_codec
 from speech.codecs.demo.codec import save_model
 from speech.codecs.demo.network import DemoCodecConfig, DemoCodecModel
+from speech.families import load_family
 from speech.runtime.weights import tensor_digest
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.end_to_end.runs import ROOT, records, run, write_config
-from tests.speech.families.tts_checkpoints import write_demo_tts
+from tests.speech.codecs.onnx_files import write_s3_tokenizer
+from tests.speech.families.tts_checkpoints import write_cosyvoice3, write_demo_tts
 
 pytestmark = pytest.mark.slow
 
@@ -129,6 +131,32 @@ def test_sft_learns_the_tokens_of_recordings(tmp_path: Path, codec: Path, manife
     assert losses[-1] < losses[0] - 0.2
     exported = tmp_path / "runs" / "tiny" / "export"
     assert (exported / "model.safetensors").is_file()
+    assert tensor_digest(_embedding(exported)) != tensor_digest(_embedding(tmp_path / "model"))
+
+
+def test_cosyvoice3_learns_from_the_sound_of_the_users_own_function(tmp_path: Path, manifest: Path) -> None:
+    """Voices become tokens by an ONNX file, samples sound by `token2wav`, and a reward that knows only the sound."""
+    lines = [{**line, "prompt_text": "good day"} for line in records(manifest)]
+    (tmp_path / "voices.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_s3_tokenizer(tmp_path / "codec" / "speech_tokenizer_v3.onnx")
+    config = write_config(
+        tmp_path,
+        write_cosyvoice3(tmp_path / "model"),
+        model__codec=f"tests.speech.codecs.tones:make@{tmp_path / 'codec'}",
+        data={"train": str(tmp_path / "voices.jsonl"), "batch_prompts": 4},
+        rewards={"items": [{"name": "tests.speech.codecs.tones:brightness"}, {"name": "trailing_silence"}]},
+        sampling={"group_size": 3, "temperature": 1.0, "max_new_tokens": 20, "min_new_tokens": 4},
+        engines__max_model_len=500,
+        steps=2,
+    )
+    run("train", str(config))
+    metrics = records(tmp_path / "runs" / "tiny" / "metrics.jsonl")
+    assert len(metrics) == 2
+    for line in metrics:
+        assert line["reward/invalid"] == 0 and line["reward_part/tests.speech.codecs.tones:brightness"] > 0.4
+        assert line["logprob_gap/max"] < 1e-2 and line["logprob_gap/mean"] < 1e-4
+    exported = tmp_path / "runs" / "tiny" / "export"
+    assert load_family(exported).name == "cosyvoice3"
     assert tensor_digest(_embedding(exported)) != tensor_digest(_embedding(tmp_path / "model"))
 
 

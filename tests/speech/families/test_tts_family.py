@@ -19,7 +19,7 @@ from speech.families.causal import CausalSpeechFamily
 from speech.families.demo.speaking import SECTION
 from tests.speech.families.tts_checkpoints import OPTIONS, WRITERS, write_demo_tts, write_llasa
 
-SIZES = {"orpheus": 21}
+SIZES = {"orpheus": 21, "cosyvoice3": 6561}
 """Speech tokens of the checkpoints where they are not 20."""
 
 
@@ -113,8 +113,8 @@ def test_a_text_holds_no_orders_to_the_model(family: CausalSpeechFamily) -> None
 
 def test_an_instruction_is_not_read_aloud(family: CausalSpeechFamily) -> None:
     """A tokenizer without the mark would spell it, and the instruction would be part of the text."""
-    if family.name == "cosyvoice2":
-        return  # tests/speech/families/test_cosyvoice2.py
+    if family.name in ("cosyvoice2", "cosyvoice3"):
+        return  # tests/speech/families/test_cosyvoice2.py and test_cosyvoice3.py
     assert complaints(lambda: family.layout("softly<|endofprompt|>hello", "good day", [1])) == [
         "text: holds an instruction (before <|endofprompt|>), which the model does not take"
     ]
@@ -164,7 +164,11 @@ def test_an_export_is_a_plain_model_that_holds_the_new_weights(family: CausalSpe
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "new", dtype=torch.float32)
     stored = family._stored_dtype
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, new[name].to(stored).float()), name
+        expected = new[name].to(stored).float()
+        if family.name == "cosyvoice3" and len(expected) == len(new["model.embed_tokens.weight"]):
+            rows = [i for i in range(len(expected)) if i not in family.second_names]
+            parameter, expected = parameter[rows], expected[rows]  # tests/speech/families/test_cosyvoice3.py
+        assert torch.equal(parameter, expected), name
     text = f"hello {spoken(family, 4)[0]}"
     assert AutoTokenizer.from_pretrained(tmp_path / "new").encode(text) == family.tokenizer.encode(text)
     with pytest.raises(UserError, match="exists already"):

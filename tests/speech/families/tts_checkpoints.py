@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from assets.build.tts_model import byte_tokenizer, initialise_demo_tts
+from speech.families.cosyvoice3 import ALIASES, SIZE
 from speech.families.llasa import SPEECH_END, SPEECH_START, TEXT_END, TEXT_START
 
 TOKENIZER = Path("assets/tokenizer")
@@ -116,12 +117,38 @@ def write_cosyvoice2(folder: Path, codec_size: int = 20) -> Path:
     return folder
 
 
+def write_cosyvoice3(folder: Path) -> Path:
+    """Qwen2 as the recipe converts it, with all 6,761 speech tokens, padded to a multiple of 128, in bfloat16."""
+    tokenizer = byte_tokenizer()
+    marks = ["<|im_start|>", "<|im_end|>", "<|endofprompt|>", "[breath]", "<strong>", "<|endofsystem|>", "[AA0]"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    first = len(tokenizer)
+    tokenizer.add_tokens([*(f"<|s_{i}|>" for i in range(SIZE + 200)), *ALIASES])
+    tokenizer.chat_template = COSYVOICE_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    rows = -(-len(tokenizer) // 128) * 128
+    torch.manual_seed(0)
+    shape = {name: value for name, value in SHAPE.items() if name != "head_dim"}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=rows, tie_word_embeddings=False, **shape))
+    with torch.no_grad():
+        model.lm_head.weight[:first] = 0
+        model.lm_head.weight[first + SIZE + 200 :] = 0
+        for weight in (model.lm_head.weight, model.model.embed_tokens.weight):
+            for alias, row in ALIASES.items():
+                weight[tokenizer.convert_tokens_to_ids(alias)] = weight[tokenizer.convert_tokens_to_ids(row)]
+        # Speech that ends: among 6,562 near-uniform tokens none would be likely.
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids(ALIASES["<|eos|>"])] *= 3
+    _save(model.to(torch.bfloat16), folder)
+    return folder
+
+
 WRITERS = {
     "demo_tts": write_demo_tts,
     "llasa": write_llasa,
     "cosyvoice2": write_cosyvoice2,
     "orpheus": write_orpheus,
     "neutts": write_neutts,
+    "cosyvoice3": write_cosyvoice3,
 }
 ESPEAK = "tests.speech.families.phonemes:espeak"
 OPTIONS = {"neutts": {"phonemes": ESPEAK}}
