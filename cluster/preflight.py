@@ -18,7 +18,7 @@ from cluster.config import RunConfig
 from cluster.config.checks import POLICY_OBJECTIVES
 from rewards.config import JudgeConfig
 from speech.errors import UserError
-from speech.runtime.checkpoint_files import require_files, weight_files
+from speech.runtime.checkpoint_files import refuse_chatterbox, require_files, weight_files
 from speech.runtime.codec_source import S3_FILES, split_source
 from speech.runtime.schema import Problems
 
@@ -93,6 +93,10 @@ def _folder(key: str, path: str, is_whole: bool = False) -> Problems:
     if not folder.is_dir():
         return [(key, f"folder {path} does not exist (the working folder is {Path.cwd()})")]
     found: Problems = []
+    try:
+        refuse_chatterbox(folder)
+    except UserError as error:
+        return [(key, str(error))]
     try:
         require_files(folder, ["config.json"])
     except UserError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from speech.errors import UserError, did_you_mean
 from speech.families.base import AudioEncoder, LanguageModelFamily, ModelFamily, SpeechFamily
+from speech.runtime.checkpoint_files import refuse_chatterbox
 from speech.runtime.registry import discover, named_class
 
 FAMILIES: dict[str, type[LanguageModelFamily]] = discover("speech.families", LanguageModelFamily)  # type: ignore[type-abstract]
@@ -34,6 +35,7 @@ def load_family(
     config_path = folder / "config.json"
     if not folder.is_dir():
         raise UserError(f"model folder {folder} does not exist")
+    refuse_chatterbox(folder)
     if not config_path.is_file():
         raise UserError(f"model folder {folder} lacks config.json; is it a Hugging Face checkpoint?")
     if name is None:

@@ -16,6 +16,27 @@ def require_files(folder: Path, names: Iterable[str]) -> None:
         raise UserError(f"model folder {folder} lacks {', '.join(missing)}")
 
 
+def refuse_chatterbox(folder: Path) -> None:
+    """Raise a `UserError` that says why a folder of Chatterbox, which has no `config.json`, cannot be trained.
+
+    docs/model-families.md says the same at more length.
+    """
+    found = sorted(file.name for file in folder.glob("t3_*.safetensors"))
+    if not found:
+        return
+    if found[0].startswith(("t3_turbo", "t3_nano")):
+        reason = (
+            "whose output layer has a bias, for which neither vLLM's GPT-2 nor the learner has a place; its voice "
+            "is an embedding that no part here makes"
+        )
+    else:
+        reason = (
+            "which the engine cannot sample: a speech token goes in as the sum of its embedding and of one for its "
+            "place in the speech, and vLLM embeds a sampled token by its id alone"
+        )
+    raise UserError(f"{folder / found[0]} is Chatterbox's T3, {reason} (docs/model-families.md#refused)")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, sharded or not. Pickled weights are refused: data must not run code.
 
