@@ -145,6 +145,23 @@ def test_decode_reads_the_tokens(codec: Codec) -> None:
     assert not np.allclose(codec.decode([ids], [[]])[0], codec.decode([other], [[]])[0], atol=1e-7)
 
 
+@torch.no_grad()
+def test_codes_and_sound_are_those_of_transformers(codec: Codec) -> None:
+    """Only their order in one stream is ours."""
+    model, codebooks = codec.model, {"dac": 3, "mimi": 4}.get(codec.name, 1)  # type: ignore[attr-defined]
+    entries = codec.size // codebooks
+    wave = _speech(codec, 0.8)  # whole frames
+    [tokens] = codec.encode([wave])
+    codes = torch.tensor(tokens).view(-1, codebooks).T % entries
+    if codebooks > 1:  # the others also read features (`_semantic`)
+        assert torch.equal(codes, model.encode(torch.from_numpy(wave)[None, None]).audio_codes[0])
+    sound = model.decode(audio_codes=codes[None]).audio_values.flatten().clamp(-1, 1).numpy()
+    [ours] = codec.decode([tokens], [[]])
+    shared = min(len(ours), len(sound))
+    assert len(ours) == len(wave) and abs(len(sound) - len(ours)) < codec.sample_rate / codec.token_rate * codebooks
+    np.testing.assert_array_equal(ours[:shared], sound[:shared])
+
+
 @pytest.mark.parametrize("bad", [-1, 10**6])
 def test_ids_out_of_range(codec: Codec, bad: int) -> None:
     with pytest.raises(ValueError, match=f"utterance 1: id {bad} at position 2"):
