@@ -33,7 +33,7 @@ _EXAMPLES = """examples:
       --text "turn on the light" --voice speaker.wav -o out.wav
   … --temperature 0            the likeliest token at every step: always the same, but apt to loop
   … --seed 1                   another reading of the same text
-The voice is a recording of a few seconds, of any sample rate; Llasa and CosyVoice2 also need its words (--voice-text).
+The voice is a recording of a few seconds, of any sample rate; most models also need its words (--voice-text).
 The exit code is 2, and nothing is written, when the text or the voice cannot be used or no speech comes out."""
 
 
@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `speechrl synthesize`."""
     parser.epilog = _EXAMPLES
     parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder of a model that speaks")
-    parser.add_argument("--codec", required=True, metavar="DIR", help="folder of the codec whose tokens it speaks")
+    parser.add_argument(
+        "--codec", required=True, metavar="DIR", help="folder of the codec whose tokens it speaks, as in model.codec"
+    )
     parser.add_argument("--text", required=True, metavar="TEXT", help="what to say")
     parser.add_argument("--voice", required=True, metavar="FILE", help="recording of the voice to say it in")
     parser.add_argument("--voice-text", default="", metavar="TEXT", help="what is said in that recording")

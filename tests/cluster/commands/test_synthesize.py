@@ -16,7 +16,8 @@ from cluster.commands.synthesize import sample_ids, synthesise
 from speech.codecs import Codec, load_codec
 from speech.errors import UserError
 from speech.families.demo.speaking import DemoTTSFamily
-from tests.speech.families.tts_checkpoints import write_demo_tts
+from tests.speech.codecs.test_snac import write_snac
+from tests.speech.families.tts_checkpoints import write_demo_tts, write_orpheus
 
 CODEC = Path("assets/tts_codec")
 TEXT = "turn on the light"
@@ -161,3 +162,16 @@ def test_a_model_that_stops_at_once_is_an_error(
     save_file(weights, tmp_path / "mute" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="without a single speech token"):
         synthesise(DemoTTSFamily(tmp_path / "mute"), codec, TEXT, str(folder / "voice.wav"))
+
+
+def test_tokens_that_make_no_sound_together_are_no_crash(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A random Orpheus does not keep the places of SNAC's frames."""
+    write_orpheus(tmp_path / "model", codebook=16)
+    write_snac(tmp_path / "codec")
+    out = tmp_path / "out.wav"
+    more = ("--codec", str(tmp_path / "codec"), "--model", str(tmp_path / "model"), "--voice-text", "good day")
+    assert cli.main(arguments(folder, out, *more)) == 2
+    assert "cannot be decoded: tokens of utterance 0: id" in capsys.readouterr().err
+    assert not out.exists()

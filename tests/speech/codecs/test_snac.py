@@ -31,14 +31,18 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_snac(folder: Path) -> Path:
     """As on the hub: no model_type, and a pickle of tensors."""
-    folder = tmp_path_factory.mktemp("snac")
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     torch.save(_Network(CONFIG).state_dict(), folder / "pytorch_model.bin")
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_snac(tmp_path_factory.mktemp("snac"))
 
 
 @pytest.fixture(scope="module")

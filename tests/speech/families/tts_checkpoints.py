@@ -136,8 +136,6 @@ def write_cosyvoice3(folder: Path) -> Path:
         for weight in (model.lm_head.weight, model.model.embed_tokens.weight):
             for alias, row in ALIASES.items():
                 weight[tokenizer.convert_tokens_to_ids(alias)] = weight[tokenizer.convert_tokens_to_ids(row)]
-        # Speech that ends: among 6,562 near-uniform tokens none would be likely.
-        model.lm_head.weight[tokenizer.convert_tokens_to_ids(ALIASES["<|eos|>"])] *= 3
     _save(model.to(torch.bfloat16), folder)
     return folder
 
