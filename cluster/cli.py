@@ -70,6 +70,10 @@ def _run(arguments: list[str]) -> int:
         from cluster.commands import jobs
 
         return {"submit": jobs.run_submit, "jobs": jobs.run_jobs, "stop": jobs.run_stop}[args.command](args)
+    if args.command == "serve-reward":
+        from cluster.commands.serve_reward import run as serve_reward
+
+        return int(serve_reward(args))
     if args.command == "audit":
         from cluster.commands.audit import run_audit
 
@@ -206,6 +210,21 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
         "The family of a checkpoint is found from its config.json; model.family names another, or your own as\n"
         "module:Class. docs/model-families.md says more about each.",
     )
+    serve = command(
+        "serve-reward",
+        "compute a reward for others over HTTP",
+        "examples:\n"
+        "  speechrl serve-reward accuracy options.shape=exp\n"
+        "  speechrl serve-reward tts_accuracy sound.judge.kind=demo sound.judge.path=assets/asr_demo\n"
+        "  speechrl serve-reward my_rewards:politeness --host 0.0.0.0 --port 9000\n"
+        "A run asks it by the reward `http`, or `http_sound` for a reward on sound (docs/http-rewards.md).\n"
+        "It asks for no token: only trusted machines may reach it.",
+    )
+    serve.add_argument("reward", metavar="NAME", help="a reward of docs/rewards.md, or module:function")
+    serve.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="options.… and sound.…")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    serve.add_argument("--port", type=int, default=8600, help="default 8600; 0 takes a free one")
+
     config = command(
         "config",
         "print the resolved configuration",

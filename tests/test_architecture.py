@@ -45,10 +45,11 @@ FLOORS = {
         ("registries", "memory"),
     ),
     "rewards": (
-        ("actor", "report"),
+        ("actor", "report", "server"),
         ("pipeline",),
         ("compose",),
         ("on_text", "on_sound"),
+        ("over_http",),
         ("listening",),
         ("registry", "config", "shapes"),
         ("registries",),

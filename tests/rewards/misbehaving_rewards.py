@@ -78,3 +78,9 @@ class HangingJudge(Judge):
         if max(map(len, waves)) > sample_rate / 2:
             time.sleep(600)
         return [Transcript("word") for _ in waves]
+
+
+def first_unknown(group: Group) -> list[PartScore]:
+    """The first sample has no score, the others have that of their length."""
+    others = group.trajectories[1:]
+    return [PartScore(invalid="not heard"), *(PartScore(value=float(len(t.text))) for t in others)]
