@@ -70,6 +70,10 @@ def _run(arguments: list[str]) -> int:
         from cluster.commands import jobs
 
         return {"submit": jobs.run_submit, "jobs": jobs.run_jobs, "stop": jobs.run_stop}[args.command](args)
+    if args.command == "plan":
+        from cluster.commands.plan import run as plan
+
+        return int(plan(args))
     if args.command == "serve-reward":
         from cluster.commands.serve_reward import run as serve_reward
 
@@ -210,6 +214,22 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
         "The family of a checkpoint is found from its config.json; model.family names another, or your own as\n"
         "module:Class. docs/model-families.md says more about each.",
     )
+    plan = command(
+        "plan",
+        "estimate the memory of a run",
+        "examples:\n"
+        "  speechrl plan configs/asr_demo.yaml\n"
+        "  speechrl plan my_run.yaml --gpus 8 --memory 80 learner.ranks=4\n"
+        "Reads headers only, so that any machine can plan for another. GB are 10^9 bytes. The exit code is 1 when\n"
+        "the run does not fit; the keys that need less are named then.",
+    )
+    plan.add_argument("config", metavar="CONFIG", help="YAML file")
+    plan.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=_OVERRIDES)
+    plan.add_argument("--gpus", type=int, metavar="N", help="GPUs of the cluster")
+    plan.add_argument(
+        "--memory", type=float, metavar="GB", help="of each GPU, or of the machine where the run asks for no GPU"
+    )
+
     serve = command(
         "serve-reward",
         "compute a reward for others over HTTP",

@@ -30,6 +30,7 @@ FLOORS = {
         ("fleet",),
         ("monitoring",),
         ("actors", "runs", "data", "jobs"),
+        ("sizing",),
         ("preflight",),
         ("config",),
     ),
@@ -91,6 +92,7 @@ PURE = (
     "cluster.monitoring.watchdog",
     "cluster.runs.checkpoints",
     "cluster.runs.ledger",
+    "cluster.sizing.estimate",
     "cluster.training.admission",
     "cluster.training.length_history",
     "cluster.training.metrics",
@@ -103,6 +105,7 @@ LIGHT = (
     "cluster.preflight",
     "cluster.commands.audit",
     "cluster.commands.jobs",
+    "cluster.commands.plan",
     "cluster.commands.train",
 )
 """What a command needs before it does its work: loads no torch either, so that it answers at once."""
