@@ -50,6 +50,10 @@ def _run(arguments: list[str]) -> int:
 
         if args.address is not None:
             args.overrides.append(f"ray.address={args.address}")
+        if args.dry_run:
+            from cluster.commands.dry_run import dry_run
+
+            return int(dry_run(args.config, args.overrides))
         run_config = load_config(args.config, args.overrides, problems_here)
         from cluster.commands.train import train  # takes seconds; a typo should not have to wait for it
 
@@ -134,11 +138,13 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
         "  speechrl train configs/asr_demo.yaml\n"
         "  speechrl train configs/asr_demo.yaml name=small_lr learner.lr=3e-6\n"
         "  speechrl train my_run.yaml --address auto      join a running Ray cluster\n"
+        "  speechrl train my_run.yaml --dry-run           find all that would stop the run, in seconds\n"
         "Results are in runs/<name>/. Ctrl-C saves a checkpoint and ends.",
     )
     train.add_argument("config", metavar="CONFIG", help="YAML file; `speechrl config --reference` lists its keys")
     train.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=_OVERRIDES)
     train.add_argument("--address", help="Ray cluster to join; short for ray.address=…")
+    train.add_argument("--dry-run", action="store_true", help="check everything but weights, and start nothing")
 
     evaluate = command(
         "evaluate",

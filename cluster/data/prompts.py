@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster.config import DataConfig, RunConfig
 from cluster.data.unreadable import with_unreadable
-from speech.errors import UserError
+from speech.errors import InputError, UserError
 from speech.manifests import Manifest, load_manifest
 from speech.manifests.store import stored
 from speech.records import Prompt, Utterance
@@ -36,18 +36,26 @@ def load_manifests(config: RunConfig) -> dict[str, Manifest]:
     """The manifests that a run reads, by split.
 
     Raises:
-        InputError: naming every bad line, unless `data.on_bad` is `skip`.
+        InputError: naming every bad line of all of them, unless `data.on_bad` is `skip`.
     """
-    manifests = {
-        split: load_split(config.data, path)
-        for split, path in (
-            ("train", config.data.train),
-            ("valid", config.data.valid if config.evaluation.every else None),
-            ("test", config.data.test),
-            ("replay", config.data.replay),
-        )
-        if path is not None
-    }
+    manifests: dict[str, Manifest] = {}
+    errors: list[InputError] = []
+    for split, path in (
+        ("train", config.data.train),
+        ("valid", config.data.valid if config.evaluation.every else None),
+        ("test", config.data.test),
+        ("replay", config.data.replay),
+    ):
+        if path is None:
+            continue
+        try:
+            manifests[split] = load_split(config.data, path)
+        except InputError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise InputError(f"{len(errors)} manifests:", [problem for error in errors for problem in error.problems])
+    if errors:
+        raise errors[0]
     return manifests | {"train": with_unreadable(config.data, manifests["train"])}
 
 

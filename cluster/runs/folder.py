@@ -120,7 +120,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
         try:
-            self._refuse_other_config(config)
+            self.refuse_other_config(config)
             with writing(self.path):
                 for folder in (self._rollouts, self.checkpoints.path, self.path / "tensorboard"):
                     folder.mkdir(exist_ok=True)
@@ -238,7 +238,12 @@ class RunFolder:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
 
-    def _refuse_other_config(self, config: RunConfig) -> None:
+    def refuse_other_config(self, config: RunConfig) -> None:
+        """Compare with the configuration of a run that has results here; changes nothing on disk.
+
+        Raises:
+            UserError: it is another one.
+        """
         file = self.path / "config.yaml"
         has_results = bool(self.checkpoints.steps()) or bool(durable.read(self._metrics))
         if not file.exists() or not has_results:

@@ -46,11 +46,7 @@ def train_token2text(config: RunConfig, manifests: Mapping[str, Manifest]) -> st
     Raises:
         UserError: bad input or configuration; nothing has been trained then.
     """
-    start = None if config.model.path == NEW else str(Path(config.model.path).resolve())
-    # Only the actor that loads the codec knows its size, and bad texts should not have to wait for that.
-    model = new_model(config.token2text, 1, manifests["train"]) if start is None else Token2TextConfig.load(start)
-    checks = [RECORDING_CHECK, target_check(model)]
-    manifests, unfit = without_unfit(config, manifests, dict.fromkeys(manifests, checks))
+    start, model, manifests, unfit = usable_manifests(config, manifests)
     with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
         resume_from = folder.open(config)
         check_data(folder.path, compared(config, manifests), resume_from is not None)
@@ -65,6 +61,18 @@ def train_token2text(config: RunConfig, manifests: Mapping[str, Manifest]) -> st
                 status = run.execute(resume_from)
         run.print_result(status)
     return status
+
+
+def usable_manifests(
+    config: RunConfig, manifests: Mapping[str, Manifest]
+) -> tuple[str | None, Token2TextConfig, dict[str, Manifest], dict[str, str]]:
+    """The folder of the model to start from (None for a new one), the model's form, and see `without_unfit`."""
+    start = None if config.model.path == NEW else str(Path(config.model.path).resolve())
+    # Only the actor that loads the codec knows its size, and bad texts should not have to wait for that.
+    model = new_model(config.token2text, 1, manifests["train"]) if start is None else Token2TextConfig.load(start)
+    checks = [RECORDING_CHECK, target_check(model)]
+    usable, unfit = without_unfit(config, manifests, dict.fromkeys(manifests, checks))
+    return start, model, usable, unfit
 
 
 class Token2TextRun(Run):

@@ -63,7 +63,7 @@ def train_policy(config: RunConfig, manifests: Mapping[str, Manifest]) -> str:
         UserError: bad input or configuration; nothing has been trained then.
     """
     family = run_family(config)  # an incomplete model must not leave a run's folder behind
-    manifests, unfit = without_unfit(config, manifests, _checks(config, family, manifests["train"]))
+    manifests, unfit = usable_manifests(config, family, manifests)
     with RunFolder(config.runs_dir, config.name) as folder, PeakMemory() as memory:
         resume_from = folder.open(config)
         check_data(folder.path, compared(config, manifests), resume_from is not None)
@@ -76,6 +76,13 @@ def train_policy(config: RunConfig, manifests: Mapping[str, Manifest]) -> str:
                 status = run.execute(resume_from)
         run.print_result(status)
     return status
+
+
+def usable_manifests(
+    config: RunConfig, family: LanguageModelFamily, manifests: Mapping[str, Manifest]
+) -> tuple[dict[str, Manifest], dict[str, str]]:
+    """See `without_unfit`."""
+    return without_unfit(config, manifests, _checks(config, family, manifests["train"]))
 
 
 def _checks(config: RunConfig, family: LanguageModelFamily, train: Manifest) -> dict[str, list[Check]]:
