@@ -20,6 +20,7 @@ from rewards.config import JudgeConfig
 from speech.errors import UserError
 from speech.runtime.checkpoint_files import refuse_chatterbox, require_files, weight_files
 from speech.runtime.codec_source import S3_FILES, split_source
+from speech.runtime.hub import model_folder
 from speech.runtime.schema import Problems
 
 CONNECT_S = 3.0
@@ -76,14 +77,18 @@ def _model(config: RunConfig) -> Problems:
     if config.objective == "token2text":
         found = [] if model.path == "new" else _folder("model.path", model.path)
     else:
+        try:
+            folder = str(model_folder(model.path))
+        except UserError as error:
+            return [("model.path", str(error))]
         # A family of one's own may keep its weights and its tokenizer as it likes.
-        found = _folder("model.path", model.path, is_whole=model.family is None or ":" not in model.family)
+        found = _folder("model.path", folder, is_whole=model.family is None or ":" not in model.family)
     if model.codec is not None:
         folder = split_source(model.codec)[1]
         if not list(Path(folder).glob(S3_FILES)):
             found += _folder("model.codec", folder)
     if not found and config.objective in POLICY_OBJECTIVES:
-        found += _context(config)
+        found += _context(config, Path(folder))
     return found
 
 
@@ -111,9 +116,9 @@ def _folder(key: str, path: str, is_whole: bool = False) -> Problems:
     return found
 
 
-def _context(config: RunConfig) -> Problems:
+def _context(config: RunConfig, folder: Path) -> Problems:
     """vLLM refuses a context that is longer than the model's positions."""
-    file = Path(config.model.path) / "config.json"
+    file = folder / "config.json"
     try:
         whole = json.loads(file.read_text(encoding="utf-8"))
         parts = [whole, *(part for part in whole.values() if isinstance(part, dict))]

@@ -38,6 +38,7 @@ from speech.codecs import load_codec
 from speech.errors import PhaseTimeoutError, UserError, last_line
 from speech.families import LanguageModelFamily, SpeechFamily, load_family
 from speech.runtime.codec_source import resolved_source
+from speech.runtime.hub import model_folder, pinned
 from speech.runtime.spans import Span
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class System:
         self.config = config
         self.training = training
         self.family = run_family(config, training)
-        self._model = ModelRef(str(Path(config.model.path).resolve()), config.model.family, config.model.options)
+        self._model = ModelRef(pinned(config.model.path), config.model.family, config.model.options)
         self.encoders: EncoderPool
         self._fleet: EngineFleet | None = None
         self._learner: LearnerGroup | None = None
@@ -248,7 +249,7 @@ def run_family(config: RunConfig, training: bool = True) -> LanguageModelFamily:
     Raises:
         UserError: an incomplete model, an unknown option, or a model and a codec that do not go together.
     """
-    family = load_family(config.model.path, config.model.family, config.model.options)
+    family = load_family(model_folder(config.model.path), config.model.family, config.model.options)
     if not isinstance(family, SpeechFamily):
         if config.model.codec is not None:
             raise UserError(f"model.codec: family {family.name!r} hears and does not speak; it needs no codec")

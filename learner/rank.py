@@ -40,6 +40,7 @@ from learner.model.twin import PolicyTwin
 from learner.spec import RankSpec, StepResult
 from speech.families import load_family
 from speech.records import EncodedAudio, PromptLayout
+from speech.runtime.hub import model_folder
 from speech.runtime.shared_weights import Bucket, WeightFolder, fits_shared_memory
 from speech.runtime.weights import WeightBucket
 
@@ -60,7 +61,7 @@ class LearnerRank:
         config = spec.config
         self.context = RankContext(config, rank, world_size, init_method)
         self.device = self.context.device
-        self.family = load_family(spec.model, spec.family)
+        self.family = load_family(model_folder(spec.model), spec.family)
         self.policy = self._load(ctc=config.ctc_weight > 0)
         self.twin = PolicyTwin(self.policy)
         self.reference = self._load(frozen=True) if needs_reference(spec) else None

@@ -21,6 +21,7 @@ from rollout.errors import WeightsLostError
 from rollout.vllm_process.root_cause import causes_named
 from speech.errors import UserError, last_line
 from speech.records import BadUtterance, Group, Prompt, PromptLayout, Utterance
+from speech.runtime.hub import model_folder
 from speech.runtime.importing import ours_first
 from speech.runtime.spans import Span, SpanRecorder
 
@@ -120,7 +121,7 @@ class EncoderActor:
         from speech.families import ModelFamily, load_family
 
         torch.set_num_threads(config.threads)
-        loaded = load_family(model, family, options)
+        loaded = load_family(model_folder(model), family, options)
         if not isinstance(loaded, ModelFamily):
             raise UserError(f"model family {loaded.name!r} has no audio encoder: it speaks")
         self._encoder = UtteranceEncoder(
@@ -177,7 +178,7 @@ class VoiceActor:
         from speech.families import SpeechFamily, load_family
 
         torch.set_num_threads(config.threads)
-        loaded = load_family(model, family, options)
+        loaded = load_family(model_folder(model), family, options)
         if not isinstance(loaded, SpeechFamily):
             raise UserError(f"model family {loaded.name!r} does not speak")
         self._voices = VoiceEncoder(loaded, load_codec(codec, loaded.codec), config, load_audio)
@@ -251,7 +252,7 @@ class EngineActor:
 
         ours_first()  # for vLLM's processes, which import our plug-in
         logging.getLogger("vllm").setLevel(logging.WARNING)
-        self._engine = RolloutEngine(load_family(model, family, options), config, sleeps)
+        self._engine = RolloutEngine(load_family(model_folder(model), family, options), config, sleeps)
         self._spans = SpanRecorder()
 
     async def start(self, version: int | None = 0) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -17,6 +16,7 @@ from cluster.sizing.estimate import GB, LINKS, Component, Estimate, estimate
 from cluster.sizing.fit import remedies, shortages
 from cluster.sizing.shape import ModelShape, file_bytes, read_shape
 from speech.errors import UserError
+from speech.runtime.hub import model_folder
 
 _SHOWN = 5
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     if config.objective not in POLICY_OBJECTIVES:
         raise UserError(f"plan: `objective: {config.objective}` trains no language model; its models are small")
-    shape = read_shape(Path(config.model.path))
+    shape = read_shape(model_folder(config.model.path))
     measure = partial(estimate, shape=shape, files=_files(config))
     found, memory = measure(config), None if args.memory is None else args.memory * GB
     console = Console()

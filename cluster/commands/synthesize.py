@@ -24,6 +24,7 @@ from speech.codecs import Codec, load_codec
 from speech.errors import InputError, Problem, UserError
 from speech.families import SpeechFamily, load_family
 from speech.records import BadUtterance, Utterance, split_instruction
+from speech.runtime.hub import model_folder
 
 LONGEST_S = 30.0
 """What a text may take unless `--max-new-tokens` says otherwise."""
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, is {args.max_new_tokens}")
     transformers.logging.disable_progress_bar()  # loading takes a second; errors should stand alone
-    family = load_family(args.model)
+    family = load_family(model_folder(args.model))
     if not isinstance(family, SpeechFamily):
         raise UserError(f"{args.model}: family {family.name!r} hears and does not speak")
     codec = load_codec(args.codec, family.codec)

@@ -16,7 +16,8 @@ from speech.audio import AudioLimits
 @dataclass
 class ModelConfig:
     path: str
-    """Folder of the starting checkpoint, in Hugging Face form; with `objective: token2text` the Token2Text model to
+    """Folder of the starting checkpoint, in Hugging Face form, or its name on the hub (`owner/name`,
+    `owner/name@revision`), which is fetched unless it is cached; with `objective: token2text` the Token2Text model to
     start from, or `new` for one of the shape in `token2text`."""
 
     family: str | None = None

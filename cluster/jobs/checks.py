@@ -10,6 +10,7 @@ from cluster.config import RunConfig, load_config
 from cluster.config.source import read_source
 from speech.errors import UserError
 from speech.runtime.codec_source import split_source
+from speech.runtime.hub import is_hub_name
 
 if TYPE_CHECKING:
     from cluster.jobs.upload import Upload
@@ -67,6 +68,8 @@ def check_travels(upload: Upload, file: str, config: RunConfig) -> None:
     paths |= {key: path for key, path in maybe.items() if path and (upload.folder / path).exists()}
     files = read_source(file, (), {}, []).files
     relative = {key: path for key, path in paths.items() if path is not None and not Path(path).is_absolute()}
+    if is_hub_name(config.model.path):
+        del relative["model.path"]
     problems = [f"{name}: {why}" for name in files if (why := upload.lacks(inside(Path(name), upload.folder)))]
     problems += [f"{key}: {path}: {why}" for key, path in relative.items() if (why := upload.lacks(path))]
     if problems:

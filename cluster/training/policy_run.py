@@ -51,6 +51,7 @@ from speech.audio import load_audio
 from speech.errors import UserError
 from speech.families import LanguageModelFamily, ModelFamily
 from speech.manifests import Manifest
+from speech.runtime.hub import pinned
 from speech.text import NORMALISER_VERSION
 
 logger = logging.getLogger(__name__)
@@ -266,7 +267,7 @@ class PolicyRun(Run):
 
     def conditions(self) -> dict[str, Any]:
         conditions = {
-            "model": str(Path(self.config.model.path).resolve()),
+            "model": pinned(self.config.model.path),
             "manifest": self.manifests["test"].path,
             "utterances": len(self.manifests["test"].utterances),
             FINGERPRINT: self.manifests["test"].fingerprint(),
