@@ -4,7 +4,8 @@
 # make paper-table  every row of the paper's tables, three seeds, and the stability plot (6 hours)
 # make bench-peer  side by side with TRL (about an hour)
 # make check  ruff and mypy
-PYTHON ?= python3.11
+# The interpreter of .venv; empty takes the first that requirements/find_python.sh finds.
+PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
@@ -18,7 +19,7 @@ setup: $(DONE)
 # The lock is complete, so --no-deps both speeds the installation up and keeps CUDA builds out (PyPI's torchvision and
 # torchaudio break a CPU torch). Where no index offers a CPU build of torch, the general build works too.
 $(DONE): requirements/cpu.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	python=$(or $(PYTHON),$$(sh requirements/find_python.sh)) && "$$python" -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=24" "setuptools>=77"
 	@echo "installing the CPU environment (about 4 GB; several minutes)"
 	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.lock || { \
@@ -54,7 +55,7 @@ paper-table: setup
 
 # Trajectories per second beside TRL's (about an hour). Its environment sees torch and transformers of ours.
 bench-peer: setup
-	$(PYTHON) -m venv $(PEER)
+	$(BIN)/python -m venv $(PEER)
 	realpath $(BIN)/../lib/python*/site-packages > $$(echo $(PEER)/lib/python*/site-packages)/speechrl.pth
 	$(PEER)/bin/pip install --quiet --no-deps -r requirements/peer.txt
 	$(BIN)/python -m benchmarks.peer.bench --peer $(PEER)/bin/python
