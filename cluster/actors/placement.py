@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ray.util.placement_group import placement_group
@@ -9,6 +10,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import RunConfig
 
+logger = logging.getLogger(__name__)
+
+EXPERIMENTAL = (
+    "placement: `colocated` is experimental: no engine of ours has slept and woken on a GPU yet; "
+    "`disaggregated` gives every component its own"
+)
 ENGINE_SHARE, RANK_SHARE, ENCODER_SHARE = 0.5, 0.4, 0.1
 """Of one GPU, in Ray's books. They only say who may be there: whoever's turn it is has the GPU to itself."""
 
@@ -25,6 +32,7 @@ class Placement:
         self._bundles: list[dict[str, Any]] = []
         self._encoder_share = 0.0
         if shares_gpus(config):
+            logger.warning(EXPERIMENTAL)
             count = config.engines.count
             cpus = 2 + -(-config.encoder.max_count // count) * config.encoder.threads
             group = placement_group([{"GPU": 1, "CPU": cpus}] * count)

@@ -187,7 +187,8 @@ class RunConfig:
 
     placement: Literal["disaggregated", "colocated"] = "disaggregated"
     """`disaggregated`: every component has its own devices. `colocated`: engines, encoder and learner take turns on the
-    same GPUs and leave them when their turn is over; without GPUs nothing has to leave."""
+    same GPUs and leave them when their turn is over (experimental: no engine has slept and woken on a GPU yet); without
+    GPUs nothing has to leave."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How groups are sampled."""

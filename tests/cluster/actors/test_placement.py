@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import ray
 
+from cluster.actors import placement
 from cluster.actors.placement import Placement, shares_gpus
 from cluster.config import RunConfig, load_config
 
@@ -16,12 +17,23 @@ def config(*overrides: str) -> RunConfig:
     return load_config(None, [*BASE, *overrides])
 
 
-def test_everyone_has_own_devices_unless_told_otherwise() -> None:
+def test_everyone_has_own_devices_unless_told_otherwise(caplog: pytest.LogCaptureFixture) -> None:
     for overrides in ([], GPUS, ["placement=colocated"]):
         run = config(*overrides)
         assert not shares_gpus(run)
-        placement = Placement(run)
-        assert placement.engine(0) == placement.rank(0) == placement.encoder(0) == {}
+        places = Placement(run)
+        assert not caplog.records
+        assert places.engine(0) == places.rank(0) == places.encoder(0) == {}
+
+
+def test_shared_gpus_are_said_to_be_experimental(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "placement_group", lambda bundles: None)  # no Ray runs
+    Placement(config("placement=colocated", *GPUS))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        placement.EXPERIMENTAL
+    ]
 
 
 @pytest.mark.slow
@@ -32,11 +44,9 @@ def test_components_of_one_index_share_a_gpu() -> None:
             return list(ray.get_gpu_ids())
 
     actor = ray.remote(num_cpus=0)(Where)
-    placement = Placement(config("placement=colocated", *GPUS, "encoder.count=2"))
+    places = Placement(config("placement=colocated", *GPUS, "encoder.count=2"))
     actors = [
-        actor.options(**place(i)).remote()
-        for i in range(2)
-        for place in (placement.engine, placement.rank, placement.encoder)
+        actor.options(**place(i)).remote() for i in range(2) for place in (places.engine, places.rank, places.encoder)
     ]
     found = ray.get([a.gpu.remote() for a in actors], timeout=60)
     assert found[0] == found[1] == found[2] and found[3] == found[4] == found[5]
