@@ -74,6 +74,10 @@ def _run(arguments: list[str]) -> int:
         from cluster.commands import jobs
 
         return {"submit": jobs.run_submit, "jobs": jobs.run_jobs, "stop": jobs.run_stop}[args.command](args)
+    if args.command == "doctor":
+        from cluster.commands.doctor import run as doctor
+
+        return int(doctor(args))
     if args.command == "plan":
         from cluster.commands.plan import run as plan
 
@@ -220,6 +224,19 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
         "The family of a checkpoint is found from its config.json; model.family names another, or your own as\n"
         "module:Class. docs/model-families.md says more about each.",
     )
+    doctor = command(
+        "doctor",
+        "check this machine and what is installed",
+        "examples:\n"
+        "  speechrl doctor\n"
+        "  speechrl doctor --model Qwen/Qwen3-ASR-0.6B-hf\n"
+        "  speechrl doctor my_run.yaml steps=10           also what `train --dry-run` checks\n"
+        "One line for each check, OK, WARN or FAIL, with what to do about it. The exit code is 1 after a FAIL.",
+    )
+    doctor.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file of a run")
+    doctor.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=_OVERRIDES)
+    doctor.add_argument("--model", metavar="DIR", help="checkpoint folder, or name on the hub")
+
     plan = command(
         "plan",
         "estimate the memory of a run",

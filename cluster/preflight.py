@@ -52,9 +52,9 @@ def problems_here(config: RunConfig, training: bool = True) -> Problems:
         found += _judge(f"rewards.sound.{name}.path", judge)
     address = config.ray.address or surrounding_cluster()
     if address is None or address == "local":
-        found += [*_memory(config), *_gpus(config, training), *_temporary_folder()]
+        found += [*_memory(config), *_gpus(config, training), *temporary_folder()]
     else:
-        found += _address(address)
+        found += address_problems(address)
     return found
 
 
@@ -157,7 +157,7 @@ def _memory(config: RunConfig) -> Problems:
     if engines.gpus_per_engine or config.objective not in POLICY_OBJECTIVES:
         return []
     memory = psutil.virtual_memory()
-    total, gib = min([memory.total, *_container_limit()]), 2**30
+    total, gib = min([memory.total, *container_limits()]), 2**30
     wanted = engines.kv_cache_gb * engines.max_count * gib
     if wanted <= total and engines.kv_cache_gb * gib <= memory.available:
         return []
@@ -166,7 +166,8 @@ def _memory(config: RunConfig) -> Problems:
     return [("engines.kv_cache_gb", f"{engines.kv_cache_gb:g} GiB{each}: {has}")]
 
 
-def _container_limit() -> Iterable[int]:
+def container_limits() -> Iterable[int]:
+    """Bytes of memory that this process's container may use, where it is in one."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         file = Path("/sys/fs/cgroup") / name
         if file.is_file() and (text := file.read_text().strip()).isdigit():
@@ -189,7 +190,7 @@ def _gpus(config: RunConfig, training: bool) -> Problems:
     return [(key, f"asks for GPUs, {gpus:g} in all; this machine has {has}") for key, gpus in wanted.items()]
 
 
-def _temporary_folder() -> Problems:
+def temporary_folder() -> Problems:
     """Ray opens Unix sockets below it, whose paths the kernel limits. vLLM's are in its engine's home, which moves."""
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     key = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
@@ -205,7 +206,7 @@ def _temporary_folder() -> Problems:
     return []
 
 
-def _address(address: str) -> Problems:
+def address_problems(address: str) -> Problems:
     """Whether somebody listens there who may be a head; Ray finds out whether it is."""
     if address == "auto":
         return []

@@ -26,6 +26,24 @@ def dry_run(path: str, overrides: Sequence[str]) -> int:
     Raises:
         UserError: all that is wrong, in one message.
     """
+    config, manifests, complaints = check_run(path, overrides)
+    if complaints:
+        raise UserError("\n".join(["the run would not start:", *complaints]))
+    counts = ", ".join(f"{split} {len(manifest.utterances):,}" for split, manifest in manifests.items())
+    sys.stdout.write(
+        f"dry run of {config.name!r}: nothing is wrong\n"
+        f"checked: configuration, {config.model.path}, utterances ({counts}) and their prompts, rewards, resources\n"
+        f"not checked: weights, engines, recordings but the first {FIRST} of each split\n"
+    )
+    return 0
+
+
+def check_run(path: str, overrides: Sequence[str]) -> tuple[RunConfig, dict[str, Manifest], list[str]]:
+    """A run's configuration, its manifests as far as they can be read, and what is wrong.
+
+    Raises:
+        InputError: keys that make no sense anywhere, so that nothing else can be said.
+    """
     complaints: list[str] = []
     wrong: set[str] = set()
     try:
@@ -33,7 +51,7 @@ def dry_run(path: str, overrides: Sequence[str]) -> int:
     except InputError as error:
         try:
             config = load_config(path, overrides)
-        except InputError:  # keys that make no sense anywhere: what they mean for the data cannot be said
+        except InputError:
             raise error from None
         complaints.append(str(error))
         wrong = {key.partition(".")[0] for key, _ in problems_here(config)}
@@ -49,15 +67,7 @@ def dry_run(path: str, overrides: Sequence[str]) -> int:
             _check_cluster(config)
     with _gathered(complaints):
         RunFolder(config.runs_dir, config.name).refuse_other_config(config)
-    if complaints:
-        raise UserError("\n".join(["the run would not start:", *complaints]))
-    counts = ", ".join(f"{split} {len(manifest.utterances):,}" for split, manifest in manifests.items())
-    sys.stdout.write(
-        f"dry run of {config.name!r}: nothing is wrong\n"
-        f"checked: configuration, {config.model.path}, utterances ({counts}) and their prompts, rewards, resources\n"
-        f"not checked: weights, engines, recordings but the first {FIRST} of each split\n"
-    )
-    return 0
+    return config, manifests, complaints
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def data(tmp_path: Path) -> str:
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """8 GiB, of which 6 are free, in no container, on no cluster."""
     monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: Memory(8 * 2**30, 6 * 2**30))
-    monkeypatch.setattr(preflight, "_container_limit", lambda: [])
+    monkeypatch.setattr(preflight, "container_limits", lambda: [])
     for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
 
