@@ -158,18 +158,20 @@ def _learner(config: RunConfig, shape: ModelShape, files: Mapping[str, int | Non
     copies = []
     if config.checkpoint.asynchronous:
         copies.append(Amount("checkpoint: copy of weights and moments", 12 * trained / ranks))
-    if ranks > 1 or on_gpu:
-        copies.append(Amount("checkpoint: whole model on rank 0", 4.0 * trained))
-    published = Amount("publication: object store", float(shape.language_model * BYTES[config.engines.dtype]))
     process = Amount("process", LEARNER_PROCESS)
+    first = [Amount("publication: object store", float(shape.language_model * BYTES[config.engines.dtype]))]
+    if ranks > 1 or on_gpu:
+        first.append(Amount("checkpoint: whole model", 4.0 * trained))
+    besides = Component("learner rank 0, besides", 1, "host", tuple(first))
+    held_then = [*state, *(amount for amount in update if amount.size)]
+    if not on_gpu:
+        return [Component("learner rank", ranks, "host", (*held_then, *copies, process)), besides], positions
     context = Amount("CUDA context", CUDA_CONTEXT)
-    update = [amount for amount in update if amount.size]
-    if on_gpu:
-        return [
-            Component("learner rank", ranks, "GPU", (*state, *update, context), min(1.0, learner.gpus_per_rank)),
-            Component("learner rank", ranks, "host", (*copies, published, process)),
-        ], positions
-    return [Component("learner rank", ranks, "host", (*state, *update, *copies, published, process))], positions
+    return [
+        Component("learner rank", ranks, "GPU", (*held_then, context), min(1.0, learner.gpus_per_rank)),
+        Component("learner rank", ranks, "host", (*copies, process)),
+        besides,
+    ], positions
 
 
 def _held(train: list[Literal["language_model", "adaptor", "encoder"]]) -> set[str]:
