@@ -1,5 +1,6 @@
 #!/bin/sh
-# Prints the first Python 3.11, 3.12 or 3.13 that can make a virtual environment. 3.11 first: cpu.lock was resolved for it.
+# Prints the first Python 3.11, 3.12 or 3.13 that can make a virtual environment; 3.11 first, for which cpu.lock was
+# resolved.
 # Names of other versions are skipped, and so are those that do not run (pyenv's shims) or lack venv (Debian's python3).
 found=
 for python in python3.11 python3.12 python3.13 python3 python; do

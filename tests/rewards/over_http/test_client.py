@@ -138,6 +138,12 @@ def test_nobody_listens(group: Group) -> None:
     assert "connection: ConnectionRefusedError" in str(ask(f"http://127.0.0.1:{port}", group)[0][1])
 
 
+def test_https_is_not_answered_in_plain_text(group: Group) -> None:
+    with raw(scores(1, 1)) as (url, bodies):
+        total, reason = ask(url.replace("http://", "https://"), group, retries=0)[0]
+    assert total is None and "connection: SSLError" in str(reason) and not bodies
+
+
 def test_a_server_too_long_in_its_answer(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "LARGEST_ANSWER", 1000)
     with raw(says(" " * 2000)) as (url, _):
