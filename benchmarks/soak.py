@@ -47,8 +47,9 @@ from tests.end_to_end.runs import ROOT, records
 
 MARK = "SPEECHRL_SOAK"
 """Environment variable of every process of the run."""
-WARM_UP_S = 180.0
-"""Of the life of a process, or of a piece, that is no part of its slope: it loads, and its caches fill."""
+WARM_UP_S = 600.0
+"""Of the life of a process, or of a piece, that is no part of its slope: it loads, its caches fill, and its
+allocator meets tensors of every size."""
 GROWTH = 0.02
 """Share of its mean by which something may grow in an hour, if at all beyond its error."""
 MACHINE = "(machine)"

@@ -19,6 +19,10 @@ from speech.runtime.importing import worker_setup
 
 logger = logging.getLogger(__name__)
 
+TASKS_REMEMBERED = 10_000
+"""Calls of which Ray's head keeps an account for `ray list tasks`: 3 KB of each, by default of 100,000. A step makes
+about 40."""
+
 
 def not_started(error: Exception, standing: str, timeout: float) -> UserError:
     """The end of a run whose actors do not start.
@@ -73,6 +77,7 @@ def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
             "num_cpus": cpus,
             "include_dashboard": False,
             "object_store_memory": None if store is None else store * 2**20,
+            "_system_config": {"task_events_max_num_task_in_gcs": TASKS_REMEMBERED},
         }
         ensure_token()
     if not (address or "").startswith("ray://"):  # whose workers do not see the driver's working folder
