@@ -33,7 +33,7 @@ class EnglishNumbers:
         self._counted = {*grammar.zeros, *grammar.ones, *grammar.tens, *grammar.ones_suffixed, *grammar.tens_suffixed}
         units = {str(value): name for name, value in {**grammar.ones, **grammar.tens}.items()}
         tens = {str(t + n): f"{name} {units[str(n)]}" for name, t in grammar.tens.items() for n in range(1, 10)}
-        self._read = units | tens
+        self._read = {"0": _DIGIT_NAMES[0]} | units | tens
 
     def __call__(self, words: Sequence[str]) -> list[str | Number]:
         """Words that are no numbers stay as they are."""
@@ -88,7 +88,8 @@ class EnglishNumbers:
             for place in range(1, len(run)):
                 if self._units(run[:place]) + self._units(run[place:]) == units:
                     return self._numbers(run[:place]) + self._numbers(run[place:])
-        words = tuple(part for word in run for part in self._read.get(word, _CURRENCIES.get(word, word)).split())
+        multiplied = not self._multipliers.isdisjoint(run)
+        words = tuple(part for word in run for part in self._as_read(word, multiplied))
         read = not any(_DIGITS.fullmatch(word) for word in words)
         return [
             Number(
@@ -96,6 +97,7 @@ class EnglishNumbers:
                 words=words if read else (),
                 counted=self._counted.issuperset(words),
                 written=any(_DIGITS.fullmatch(word) for word in run),
+                multiplied=multiplied,
             )
         ]
 
@@ -109,6 +111,12 @@ class EnglishNumbers:
             has_digit = any(character.isdigit() for character in units[0])
             units[:1] = [self._grammar.preceding_prefixers[run[0]] + units[0]] if has_digit else [run[0], units[0]]
         return tuple(units)
+
+    def _as_read(self, word: str, multiplied: bool) -> list[str]:
+        """The words of a written number up to 99, with a "hundred" after it also of `05` and `0.5`; others stay."""
+        if word in self._read or not multiplied or not _DIGITS.fullmatch(word):
+            return self._read.get(word, _CURRENCIES.get(word, word)).split()
+        return [part for digits in self._readable(word) for part in self._read.get(digits, digits).split()]
 
     def _readable(self, word: str) -> list[str]:
         """A written number in the form in which the grammar keeps all of its digits."""

@@ -15,9 +15,11 @@ class Number:
             which can be read in several ways.
         counted: all words are digits and tens, which are compared by their digits alone ("six twenty", "six two zero").
         written: a digit stood in the text.
+        multiplied: a "hundred", a "thousand" or the like was said, so that its digits are no digits one after another.
     """
 
     units: tuple[str, ...]
     words: tuple[str, ...]
     counted: bool
     written: bool
+    multiplied: bool

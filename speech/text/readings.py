@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import Final
@@ -47,7 +47,8 @@ def scored_pair(reference: str, hypothesis: str, language: str) -> tuple[str, st
         elif apart and not joined:
             second = _HALF_OF_DAY.sub(r"\1 \2 m", second)
     if is_spaced(code) and first != second and _NUMERAL.search(first):
-        second = " ".join(_grouped(first.split(), second.split()))
+        said, heard = (_multiplied(reference), _multiplied(hypothesis)) if code == "en" else ({}, {})
+        second = " ".join(_grouped(first.split(), second.split(), said, heard))
     return first, second
 
 
@@ -83,16 +84,49 @@ def _without_article(number: Number) -> tuple[str, ...]:
     return tuple("one" if word == "a" else word for word in number.words)
 
 
-def _grouped(reference: Sequence[str], hypothesis: Sequence[str]) -> Iterator[str]:
-    """The hypothesis, digits that are cut into other units than in the reference put into the reference's."""
-    wanted = {_joined(run): run for numeric, run in _runs(reference) if numeric}
-    for numeric, run in _runs(hypothesis):
-        yield from wanted.get(_joined(run), run) if numeric else run
+def _multiplied(text: str) -> dict[str, bool]:
+    """Units that were said with a hundred, a thousand or the like, and whether in words alone.
+
+    Their digits do not follow one another: a "hundred" left out would be free otherwise ("zero five hundred twenty",
+    "zero five twenty").
+    """
+    numbers = (item for item in english(text) if isinstance(item, Number))
+    return {unit: not number.written for number in numbers if number.multiplied for unit in number.units}
 
 
-def _runs(units: Sequence[str]) -> Iterator[tuple[bool, list[str]]]:
-    """Longest sequences of units that are digits, and what is between them."""
-    for numeric, run in groupby(units, key=lambda unit: unit == "one" or unit.isdecimal()):
+def _grouped(
+    reference: Sequence[str], hypothesis: Sequence[str], said: Mapping[str, bool], heard: Mapping[str, bool]
+) -> Iterator[str]:
+    """The hypothesis, digits that are cut into other units than in the reference put into the reference's.
+
+    Args:
+        said, heard: `_multiplied` of each. Written they may be cut into thousands, and not otherwise.
+    """
+    runs = [run for numeric, run in _runs(reference, said) if numeric]
+    wanted = {_joined(run): run for run in runs}
+    in_thousands = {_thousands(unit): [unit] for unit, in_words in said.items() if in_words}
+    for numeric, run in _runs(hypothesis, heard):
+        if numeric:
+            yield from in_thousands.get(tuple(run)) or wanted.get(_joined(run), run)
+        else:
+            for unit in run:
+                cut = list(_thousands(unit)) if heard.get(unit) else [unit]
+                yield from cut if cut in runs else [unit]
+
+
+def _thousands(unit: str) -> tuple[str, ...]:
+    """`10000` as it is written with a space, `10 000`."""
+    first = (len(unit) - 1) % 3 + 1
+    return (unit[:first], *(unit[place : place + 3] for place in range(first, len(unit), 3)))
+
+
+def _runs(units: Sequence[str], whole: Container[str]) -> Iterator[tuple[bool, list[str]]]:
+    """Longest sequences of units that are digits, and what is between them.
+
+    Args:
+        whole: digits that are not to be cut.
+    """
+    for numeric, run in groupby(units, key=lambda unit: unit not in whole and (unit == "one" or unit.isdecimal())):
         yield numeric, list(run)
 
 

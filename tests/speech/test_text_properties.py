@@ -60,6 +60,20 @@ def test_canonically_equivalent_texts_are_equal(form: str, raw: str, language: s
     assert t.normalise(unicodedata.normalize(form, raw), language) == t.normalise(raw, language)  # type: ignore[arg-type]
 
 
+def test_a_hundred_between_digits_is_not_free() -> None:
+    """Digits one after another are compared whatever they are grouped in; those of a number that was said are not."""
+    assert word_edits("zero 5 hundred twenty", "zero 5 twenty", "en").errors > 0
+    assert word_edits("0 5 20", "0 5 hundred 20", "en").errors > 0
+    assert word_edits("555 hundred twenty", "555 twenty", "en").errors > 0
+    assert word_edits("0 five million", "five million", "en").errors > 0, "nor a zero before it"
+    assert word_edits("five thousand five hundred", "five five hundred", "en").errors > 0
+    assert word_edits("five thousand five hundred", "5 500", "en").errors == 0, "thousands are written apart"
+    assert word_edits("we have 5 500 of them", "we have five thousand five hundred of them", "en").errors == 0
+    assert word_edits("five hundred twenty", "520", "en").errors == 0
+    assert word_edits("0 520", "zero five twenty", "en").errors == 0
+    assert word_edits("call 555 1212", "call 5551212", "en").errors == 0
+
+
 @settings(max_examples=1000, deadline=None)
 @given(WORDS, st.data())
 def test_no_dropped_word_is_free(words: list[str], data: st.DataObject) -> None:
