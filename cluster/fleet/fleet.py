@@ -36,6 +36,8 @@ STATS_TIMEOUT_S = 60.0
 SHUTDOWN_TIMEOUT_S = 60.0
 TRANSIENT = (RayError, ConnectionError)
 """What Ray's own calls raise while its head is away for a moment."""
+FETCHED = "owner is unknown"
+"""What Ray says of an item of a stream that nobody holds any more."""
 
 
 class _NodeWatch(Periodic):
@@ -354,6 +356,10 @@ class EngineFleet:
                     time.sleep(min(left, 0.05))
             except TRANSIENT:  # the next tick fails too, and judges it
                 time.sleep(min(left, TICK_S))
+            except ValueError as error:
+                # Another thread has fetched, and let go of, the group that this one was about to wait for.
+                if FETCHED not in str(error):
+                    raise
 
     def _started(self) -> bool:
         replicas, limit, now = self._engines.replicas, self.config.startup_timeout_s, time.monotonic()
