@@ -144,10 +144,12 @@ def rows(piece: int, seconds: float, before: set[str]) -> Iterator[tuple[Any, ..
                 yield now, piece, role(process), process.pid, round(age), round(size / 2**20, 2), process.num_fds()
     shared = [entry for entry in SHARED_MEMORY.iterdir() if entry.name not in before]
     # The harness gives each piece a folder for temporary files, which this process's environment names meanwhile.
-    root = Path(os.environ.get("TMPDIR", ""))
-    temporary = [Path(folder, name) for folder, folders, names in os.walk(root) for name in names + folders]
-    temporary = [file for file in temporary if not str(file.relative_to(root)).startswith(KEPT)]
-    for name, files in (("/dev/shm", shared), ("temporary files", temporary)):
+    looked_at = [("/dev/shm", shared)]
+    if (root := os.environ.get("TMPDIR")) is not None:  # else it is gone with the piece
+        found = [Path(folder, name) for folder, folders, names in os.walk(root) for name in names + folders]
+        temporary = [file for file in found if not str(file.relative_to(root)).startswith(KEPT)]
+        looked_at.append(("temporary files", temporary))
+    for name, files in looked_at:
         size = 0
         for entry in files:
             with suppress(FileNotFoundError):
