@@ -19,17 +19,28 @@ class Rounds:
         self._ranks, self._budget = ranks, token_budget
         self.open: list[TrainGroup] = []
         """The groups of the round that is not full yet."""
+        self._whole = self._longest = 0
 
     def add(self, groups: Sequence[TrainGroup]) -> list[list[TrainGroup]]:
         """The rounds that are full now that these groups have come."""
         full = []
         for group in groups:
-            if self.open and not self._fits(group):
+            length = group.packed_length
+            if self.open and not self._fits(group, length):
                 full.append(self.open)
-                self.open = []
+                self.open, self._whole, self._longest = [], 0, 0
             self.open.append(group)
+            self._whole += length
+            self._longest = max(self._longest, length)
         return full
 
-    def _fits(self, group: TrainGroup) -> bool:
+    def _fits(self, group: TrainGroup, length: int) -> bool:
+        whole, longest = self._whole + length, max(self._longest, length)
+        # Where each goes to the lightest rank, the fullest has at most this (Graham 1969). To deal them out anew for
+        # each group that comes would take the controller seconds with many ranks.
+        if whole + (self._ranks - 1) * longest <= self._ranks * self._budget:
+            return True
+        if whole > self._ranks * self._budget:
+            return False
         shares = balance_ranks([*self.open, group], self._ranks)
         return all(sum(member.packed_length for member in share) <= self._budget for share in shares)
