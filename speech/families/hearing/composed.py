@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -165,14 +165,8 @@ class ComposedFamily(NativeFamily):
 
     def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         sizes = self.config()["projector"]
-        with torch.device("meta"):
-            adaptor = Projector(
-                self.model_config.audio_config.hidden_size,
-                sizes["stack"],
-                sizes["hidden_size"],
-                self.text_config.hidden_size,
-            )
-        return self._fill(adaptor, "adaptor", dtype)
+        states, width = self.model_config.audio_config.hidden_size, self.text_config.hidden_size
+        return self._adaptor(partial(Projector, states, sizes["stack"], sizes["hidden_size"], width), dtype)
 
     def frames(self, samples: int) -> int:
         return sound_frames(samples) + SILENCE if self._hears_windows else max(samples, SHORTEST)
@@ -191,9 +185,7 @@ class ComposedFamily(NativeFamily):
     def prompt_text(self, utterance: Utterance) -> str:
         if self.tokenizer.chat_template is None:
             return f"USER: {_MARK}{self.instruction} ASSISTANT: "
-        messages = [{"role": "user", "content": _MARK + self.instruction}]
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text
+        return self._user_turn(self.tokenizer, _MARK + self.instruction)
 
     def layout(self, utterance: Utterance, audio_length: int) -> PromptLayout:
         text = self.prompt_text(utterance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -133,20 +133,13 @@ class FunAsrNanoFamily(NativeFamily):
         "encoder": ("model.audio_tower.",),
     }
     own_names = {"language_model": "model.", "adaptor": "projector.", "encoder": "tower."}
+    stop_token = "<|im_end|>"
 
     def __init__(self, path: Path, force_language: bool | str = False) -> None:
         if not isinstance(force_language, bool) and force_language not in LANGUAGE_CODE_TO_NAME:
             raise UserError(f"force_language is {force_language!r}; give true, false or one of zh, en, ja")
         super().__init__(path)
         self.force_language = force_language
-
-    @property
-    def audio_token(self) -> int:
-        return int(self.model_config.audio_token_id)
-
-    @cached_property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        return self._stops("<|im_end|>")
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -161,9 +154,8 @@ class FunAsrNanoFamily(NativeFamily):
         return FunAsrNanoAudioEncoder(tower, self._settings).eval()
 
     def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        with torch.device("meta"):
-            projector = FunAsrNanoMultiModalProjector(self.model_config)
-        return FunAsrNanoProjector(self._fill(projector, "adaptor", dtype)).eval()
+        projector = self._adaptor(partial(FunAsrNanoMultiModalProjector, self.model_config), dtype)
+        return FunAsrNanoProjector(projector).eval()
 
     def frames(self, samples: int) -> int:
         return rows(samples, self._settings["stride_lfr"])
@@ -176,9 +168,4 @@ class FunAsrNanoFamily(NativeFamily):
         code = self.force_language if isinstance(self.force_language, str) else utterance.language
         language = LANGUAGE_CODE_TO_NAME.get(code or "") if self.force_language else None
         content = [{"type": "audio"}, *([{"type": "language", "language": language}] if language else [])]
-        if self.tokenizer.chat_template is None:
-            raise UserError(f"model folder {self.path} lacks chat_template.jinja")
-        text: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        return text
+        return self._user_turn(self.tokenizer, content)

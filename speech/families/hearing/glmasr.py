@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from transformers.models.glmasr.modeling_glmasr import GlmAsrMultiModalProjector
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder
-from speech.families.hearing.native import NativeFamily
+from speech.families.hearing.native import NESTED_PLACES, NativeFamily
 from speech.families.hearing.windows import FRAMES, SILENCE, WindowEncoder, sound_frames
 from speech.records import Utterance
 
@@ -51,12 +51,7 @@ class GlmAsrFamily(NativeFamily):
     model_types = ("glmasr",)
     text_types = ("llama",)
     ties = True
-    places = {
-        "language_model": ("language_model.model.model.", "language_model.model.", "model.language_model."),
-        "lm_head": ("language_model.lm_head.", "lm_head."),
-        "adaptor": ("multi_modal_projector.", "model.multi_modal_projector."),
-        "encoder": ("audio_tower.", "model.audio_tower."),
-    }
+    places = NESTED_PLACES
 
     def __init__(self, path: Path, instruction: str | None = None) -> None:
         super().__init__(path)
@@ -67,20 +62,7 @@ class GlmAsrFamily(NativeFamily):
         processor = GlmAsrProcessor.from_pretrained(self.path)
         if processor.chat_template is None:
             raise UserError(f"model folder {self.path} lacks chat_template.jinja")
-        if processor.audio_token_id != self.audio_token:
-            raise UserError(
-                f"{self.path}: audio_token_id is {self.audio_token} in config.json but {processor.audio_token_id} in "
-                "the tokenizer"
-            )
-        return processor
-
-    @property
-    def audio_token(self) -> int:
-        return int(self.model_config.audio_token_id)
-
-    @cached_property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        return self._stops()
+        return self._checked(processor)
 
     def load_encoder(self, dtype: torch.dtype = torch.float32) -> AudioEncoder:
         tower = self._load_tower(GlmAsrEncoder, self.model_config.audio_config, dtype)
@@ -88,9 +70,7 @@ class GlmAsrFamily(NativeFamily):
         return GlmAsrWindowEncoder(tower, self.processor.feature_extractor, windows=windows).eval()
 
     def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        with torch.device("meta"):
-            adaptor = GlmAsrMultiModalProjector(self.model_config)
-        return self._fill(adaptor, "adaptor", dtype)
+        return self._adaptor(partial(GlmAsrMultiModalProjector, self.model_config), dtype)
 
     def frames(self, samples: int) -> int:
         return sound_frames(samples) + SILENCE
@@ -100,8 +80,4 @@ class GlmAsrFamily(NativeFamily):
 
     def prompt_text(self, utterance: Utterance) -> str:
         instruction = self.instruction or self.processor.default_transcription_prompt
-        content = [{"type": "audio"}, {"type": "text", "text": instruction}]
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        return text
+        return self._user_turn(self.processor, [{"type": "audio"}, {"type": "text", "text": instruction}])

@@ -20,7 +20,7 @@ from transformers.models.granite_speech.modeling_granite_speech import GraniteSp
 from speech.errors import UserError
 from speech.families.base import AudioEncoder
 from speech.families.checkpoint import copy_files
-from speech.families.hearing.native import NativeFamily
+from speech.families.hearing.native import NESTED_PLACES, NativeFamily
 from speech.records import Utterance
 from speech.runtime.checkpoint_files import require_files
 
@@ -113,11 +113,11 @@ class GraniteSpeechFamily(NativeFamily):
     text_types = ("granite",)
     ties = True
     places = {
-        "language_model": ("language_model.model.model.", "language_model.model.", "model.language_model."),
-        "lm_head": ("language_model.lm_head.", "lm_head."),
+        **NESTED_PLACES,
         "adaptor": ("projector.", "model.projector."),
         "encoder": ("encoder.", "model.encoder."),
     }
+    audio_token_key = "audio_token_index"
     own_names = {"language_model": "model.", "adaptor": "projector.", "encoder": "tower."}
 
     def __init__(self, path: Path, instruction: str = "can you transcribe the speech into a written format?") -> None:
@@ -125,10 +125,6 @@ class GraniteSpeechFamily(NativeFamily):
         self.instruction = instruction
         if self.model_config.has_lora_adapter:
             require_files(path, ADAPTER_FILES)
-
-    @property
-    def audio_token(self) -> int:
-        return int(self.model_config.audio_token_index)
 
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -154,12 +150,7 @@ class GraniteSpeechFamily(NativeFamily):
         return -(-frames // config.window_size) * (config.window_size // config.downsample_rate)
 
     def prompt_text(self, utterance: Utterance) -> str:
-        if self.tokenizer.chat_template is None:
-            raise UserError(f"model folder {self.path} lacks chat_template.jinja")
-        text: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": f"<|audio|>{self.instruction}"}], tokenize=False, add_generation_prompt=True
-        )
-        return text
+        return self._user_turn(self.tokenizer, f"<|audio|>{self.instruction}")
 
     def _language_tensors(self) -> dict[str, torch.Tensor]:
         tensors = super()._language_tensors()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -29,6 +29,15 @@ from speech.records import PromptLayout, Utterance
 from speech.runtime.checkpoint_files import require_files, weight_files
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Processor = TypeVar("Processor", bound=Any)
+
+NESTED_PLACES: Mapping[str, Sequence[str]] = {
+    "language_model": ("language_model.model.model.", "language_model.model.", "model.language_model."),
+    "lm_head": ("language_model.lm_head.", "lm_head."),
+    "adaptor": ("multi_modal_projector.", "model.multi_modal_projector."),
+    "encoder": ("audio_tower.", "model.audio_tower."),
+}
+"""`places` of checkpoints that hold a whole causal language model: the hub's names, and later ones of transformers."""
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
 
@@ -46,6 +55,8 @@ class NativeFamily(ModelFamily):
         tokenizer_files: the tokenizer's, of those that a checkpoint may have.
         more_files: others that an export takes over as they are.
         ties: the native class shares the head with the embeddings wherever its configuration says so.
+        audio_token_key: of the configuration: the id that stands in the prompt where audio is.
+        stop_token: what training teaches a response to end with; None for the first that the checkpoint declares.
     """
 
     places: ClassVar[Mapping[str, Sequence[str]]]
@@ -57,6 +68,8 @@ class NativeFamily(ModelFamily):
     )  # fmt: skip
     more_files: ClassVar[Sequence[str]] = ()
     ties: ClassVar[bool] = False
+    audio_token_key: ClassVar[str] = "audio_token_id"
+    stop_token: ClassVar[str | None] = None
     sample_rate: ClassVar[int] = 16_000
     model_config: Any
 
@@ -97,9 +110,13 @@ class NativeFamily(ModelFamily):
         return self.model_config.text_config
 
     @property
-    @abstractmethod
     def audio_token(self) -> int:
         """Id that stands in the prompt where audio is."""
+        return int(getattr(self.model_config, self.audio_token_key))
+
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        return self._stops(self.stop_token)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -163,6 +180,12 @@ class NativeFamily(ModelFamily):
         missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
         self._complain(f"the {part}", missing, unexpected)
         return module.to(dtype).eval()
+
+    def _adaptor(self, build: Callable[[], nn.Module], dtype: torch.dtype, prefix: str = "") -> nn.Module:
+        """The adaptor, without weights of its own before those of the checkpoint; `prefix`: see `_fill`."""
+        with torch.device("meta"):
+            adaptor = build()
+        return self._fill(adaptor, "adaptor", dtype, prefix)
 
     def _assemble(self, kind: type[Model], config: Any, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Model:
         model, report = kind.from_pretrained(
@@ -240,6 +263,35 @@ class NativeFamily(ModelFamily):
     @abstractmethod
     def prompt_text(self, utterance: Utterance) -> str:
         """The prompt up to the response, with the audio token once, as the checkpoint's own template builds it."""
+
+    def _user_turn(self, builder: Any, content: Any, template: str | None = None) -> str:
+        """What a processor or tokenizer makes of one turn of the user, up to the response.
+
+        Args:
+            template: in the place of the builder's own.
+
+        Raises:
+            UserError: there is no template.
+        """
+        if template is None and builder.chat_template is None:
+            raise UserError(f"model folder {self.path} lacks chat_template.jinja")
+        text: str = builder.apply_chat_template(
+            [{"role": "user", "content": content}], chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def _checked(self, processor: Processor) -> Processor:
+        """The processor.
+
+        Raises:
+            UserError: configuration and tokenizer do not agree on the token of audio.
+        """
+        if processor.audio_token_id != self.audio_token:
+            raise UserError(
+                f"{self.path}: {self.audio_token_key} is {self.audio_token} in config.json but "
+                f"{processor.audio_token_id} in the tokenizer"
+            )
+        return processor
 
     def layout(self, utterance: Utterance, audio_length: int) -> PromptLayout:
         text = self.prompt_text(utterance)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from transformers import (
 )
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
-from speech.errors import UserError
 from speech.families.base import AudioEncoder
 from speech.families.hearing.native import NativeFamily, too_long
 from speech.families.hearing.windows import HOP, sound_frames
@@ -87,6 +85,8 @@ class Qwen2_5OmniFamily(NativeFamily):  # noqa: N801 - the model's name
         "encoder": ("thinker.audio_tower.", "audio_tower."),
     }
     more_files = ("spk_dict.pt",)
+    audio_token_key = "audio_token_index"
+    stop_token = "<|im_end|>"
 
     def __init__(self, path: Path, instruction: str = "Transcribe the audio into text.") -> None:
         super().__init__(path)
@@ -97,23 +97,13 @@ class Qwen2_5OmniFamily(NativeFamily):  # noqa: N801 - the model's name
             return Qwen2_5OmniConfig.from_pretrained(self.path).thinker_config
         return Qwen2_5OmniThinkerConfig.from_pretrained(self.path)
 
-    @property
-    def audio_token(self) -> int:
-        return int(self.model_config.audio_token_index)
-
-    @cached_property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        return self._stops("<|im_end|>")
-
     def load_encoder(self, dtype: torch.dtype = torch.float32) -> AudioEncoder:
         tower = self._load_tower(Qwen2_5OmniAudioEncoder, self.model_config.audio_config, dtype)
         return Qwen2_5OmniWindowedEncoder(tower, WhisperFeatureExtractor.from_pretrained(self.path)).eval()
 
     def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         config = self.model_config.audio_config
-        with torch.device("meta"):
-            adaptor = nn.Linear(config.d_model, config.output_dim)
-        return self._fill(adaptor, "adaptor", dtype)
+        return self._adaptor(partial(nn.Linear, config.d_model, config.output_dim), dtype)
 
     def _language_config(self) -> PreTrainedConfig:
         text = super()._language_config().to_dict()
@@ -139,13 +129,5 @@ class Qwen2_5OmniFamily(NativeFamily):  # noqa: N801 - the model's name
         return str(json.loads(older.read_text(encoding="utf-8"))["chat_template"])
 
     def prompt_text(self, utterance: Utterance) -> str:
-        content: list[dict[str, Any]] = [{"type": "audio"}, {"type": "text", "text": self.instruction}]
-        if self._template is None and self.tokenizer.chat_template is None:
-            raise UserError(f"model folder {self.path} lacks chat_template.jinja")
-        text: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        return text
+        content = [{"type": "audio"}, {"type": "text", "text": self.instruction}]
+        return self._user_turn(self.tokenizer, content, self._template)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,9 +12,8 @@ from transformers import Qwen2AudioEncoder, Qwen2AudioProcessor
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioMultiModalProjector
 
-from speech.errors import UserError
 from speech.families.base import AudioEncoder
-from speech.families.hearing.native import NativeFamily
+from speech.families.hearing.native import NESTED_PLACES, NativeFamily
 from speech.families.hearing.windows import SILENCE, WindowEncoder, sound_frames
 from speech.records import Utterance
 
@@ -52,12 +51,9 @@ class Qwen2AudioFamily(NativeFamily):
     name = "qwen2_audio"
     model_types = ("qwen2_audio",)
     text_types = ("qwen2",)
-    places = {
-        "language_model": ("language_model.model.model.", "language_model.model.", "model.language_model."),
-        "lm_head": ("language_model.lm_head.", "lm_head."),
-        "adaptor": ("multi_modal_projector.", "model.multi_modal_projector."),
-        "encoder": ("audio_tower.", "model.audio_tower."),
-    }
+    places = NESTED_PLACES
+    audio_token_key = "audio_token_index"
+    stop_token = "<|im_end|>"
 
     def __init__(self, path: Path, instruction: str = "Transcribe the speech.") -> None:
         super().__init__(path)
@@ -65,30 +61,14 @@ class Qwen2AudioFamily(NativeFamily):
 
     @cached_property
     def processor(self) -> Qwen2AudioProcessor:
-        processor = Qwen2AudioProcessor.from_pretrained(self.path)
-        if processor.audio_token_id != self.audio_token:
-            raise UserError(
-                f"{self.path}: audio_token_index is {self.audio_token} in config.json but {processor.audio_token_id} "
-                "in the tokenizer"
-            )
-        return processor
-
-    @property
-    def audio_token(self) -> int:
-        return int(self.model_config.audio_token_index)
-
-    @cached_property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        return self._stops("<|im_end|>")
+        return self._checked(Qwen2AudioProcessor.from_pretrained(self.path))
 
     def load_encoder(self, dtype: torch.dtype = torch.float32) -> AudioEncoder:
         tower = self._load_tower(Qwen2AudioEncoder, self.model_config.audio_config, dtype)
         return Qwen2AudioWindowEncoder(tower, self.processor.feature_extractor).eval()
 
     def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        with torch.device("meta"):
-            adaptor = Qwen2AudioMultiModalProjector(self.model_config)
-        return self._fill(adaptor, "adaptor", dtype)
+        return self._adaptor(partial(Qwen2AudioMultiModalProjector, self.model_config), dtype)
 
     def frames(self, samples: int) -> int:
         return sound_frames(samples) + SILENCE
@@ -98,8 +78,4 @@ class Qwen2AudioFamily(NativeFamily):
         return ((frames - SILENCE - 1) // 2 + 1) // 2
 
     def prompt_text(self, utterance: Utterance) -> str:
-        content = [{"type": "audio"}, {"type": "text", "text": self.instruction}]
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        return text
+        return self._user_turn(self.processor, [{"type": "audio"}, {"type": "text", "text": self.instruction}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,7 @@ class Qwen3ASRFamily(NativeFamily):
     model_types = ("qwen3_asr",)
     text_types = ("qwen3",)
     ties = True
+    stop_token = "<|im_end|>"
     own_names = {"language_model": "model.", "adaptor": "linear_", "encoder": "audio_tower."}
     places = {
         "language_model": ("model.language_model.", "thinker.model."),
@@ -151,12 +152,7 @@ class Qwen3ASRFamily(NativeFamily):
         processor = self._original_processor() if self._is_original else Qwen3ASRProcessor.from_pretrained(self.path)
         if processor.chat_template is None:
             raise UserError(f"model folder {self.path} lacks chat_template.jinja")
-        if processor.audio_token_id != self.model_config.audio_token_id:
-            raise UserError(
-                f"{self.path}: audio_token_id is {self.model_config.audio_token_id} in config.json but "
-                f"{processor.audio_token_id} in the tokenizer"
-            )
-        return processor
+        return self._checked(processor)
 
     def _original_processor(self) -> Qwen3ASRProcessor:
         """The native one around the original's tokenizer and template, whose marks of audio have these names."""
@@ -177,14 +173,6 @@ class Qwen3ASRFamily(NativeFamily):
         return self.processor.tokenizer
 
     @property
-    def audio_token(self) -> int:
-        return int(self.model_config.audio_token_id)
-
-    @cached_property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        return self._stops("<|im_end|>")
-
-    @property
     def _pad_token(self) -> int | None:
         return self.tokenizer.pad_token_id if self._is_original else self.model_config.pad_token_id
 
@@ -193,9 +181,7 @@ class Qwen3ASRFamily(NativeFamily):
         return Qwen3ASRAudioEncoder(tower, self.processor.feature_extractor).eval()
 
     def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        with torch.device("meta"):
-            adaptor = Qwen3ASRMultiModalProjector(self.model_config)
-        return self._fill(adaptor, "adaptor", dtype, prefix="linear_")
+        return self._adaptor(partial(Qwen3ASRMultiModalProjector, self.model_config), dtype, prefix="linear_")
 
     def frames(self, samples: int) -> int:
         return max(50, samples // 160)

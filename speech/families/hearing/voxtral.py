@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from transformers.models.voxtral.modeling_voxtral import VoxtralMultiModalProjec
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder
-from speech.families.hearing.native import NativeFamily
+from speech.families.hearing.native import NESTED_PLACES, NativeFamily
 from speech.families.hearing.windows import FRAMES, SILENCE, WindowEncoder, sound_frames
 from speech.records import PromptLayout, Utterance
 from speech.runtime.checkpoint_files import require_files
@@ -49,12 +49,8 @@ class VoxtralFamily(NativeFamily):
     text_types = ("llama",)
     packages = ("mistral-common",)
     tokenizer_files = ("tekken.json",)
-    places = {
-        "language_model": ("language_model.model.model.", "language_model.model.", "model.language_model."),
-        "lm_head": ("language_model.lm_head.", "lm_head."),
-        "adaptor": ("multi_modal_projector.", "model.multi_modal_projector."),
-        "encoder": ("audio_tower.", "model.audio_tower."),
-    }
+    places = NESTED_PLACES
+    stop_token = "</s>"
 
     def __init__(self, path: Path, force_language: bool | str = False) -> None:
         if not isinstance(force_language, bool) and not (isinstance(force_language, str) and len(force_language) == 2):
@@ -81,23 +77,13 @@ class VoxtralFamily(NativeFamily):
         """All that are special. The tokenizer reads none of them from a text."""
         return {token: str(self.tokenizer.convert_ids_to_tokens(token)) for token in self.tokenizer.all_special_ids}
 
-    @property
-    def audio_token(self) -> int:
-        return int(self.model_config.audio_token_id)
-
-    @cached_property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        return self._stops("</s>")
-
     def load_encoder(self, dtype: torch.dtype = torch.float32) -> AudioEncoder:
         tower = self._load_tower(VoxtralEncoder, self.model_config.audio_config, dtype)
         extractor = WhisperFeatureExtractor.from_pretrained(self.path)
         return VoxtralWindowEncoder(tower, extractor, joint=True, windows=None).eval()
 
     def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        with torch.device("meta"):
-            adaptor = VoxtralMultiModalProjector(self.model_config)
-        return self._fill(adaptor, "adaptor", dtype)
+        return self._adaptor(partial(VoxtralMultiModalProjector, self.model_config), dtype)
 
     def frames(self, samples: int) -> int:
         return sound_frames(samples) + SILENCE
