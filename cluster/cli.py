@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,21 @@ from pathlib import Path
 
 from speech.errors import UserError
 
+_COMMANDS = {
+    "evaluate": ("evaluate", "run_evaluation"),
+    "synthesize": ("synthesize", "run"),
+    "prepare": ("prepare", "run"),
+    "submit": ("jobs", "run_submit"),
+    "jobs": ("jobs", "run_jobs"),
+    "stop": ("jobs", "run_stop"),
+    "doctor": ("doctor", "run"),
+    "plan": ("plan", "run"),
+    "serve-reward": ("serve_reward", "run"),
+    "audit": ("audit", "run_audit"),
+    "families": ("families", "run_families"),
+}
+"""By command: its module in `cluster.commands`, imported for it alone, and the function that gets the arguments and
+returns the exit code. `train` and `config` are not so simple."""
 _OVERRIDES = "dotted keys with values in YAML syntax, e.g. learner.lr=3e-6"
 
 
@@ -58,43 +74,10 @@ def _run(arguments: list[str]) -> int:
         from cluster.commands.train import train  # takes seconds; a typo should not have to wait for it
 
         return int(train(run_config))
-    if args.command == "evaluate":
-        from cluster.commands.evaluate import run_evaluation
-
-        return int(run_evaluation(args))
-    if args.command == "synthesize":
-        from cluster.commands.synthesize import run as synthesize
-
-        return int(synthesize(args))
-    if args.command == "prepare":
-        from cluster.commands.prepare import run
-
-        return int(run(args))
-    if args.command in ("submit", "jobs", "stop"):
-        from cluster.commands import jobs
-
-        return {"submit": jobs.run_submit, "jobs": jobs.run_jobs, "stop": jobs.run_stop}[args.command](args)
-    if args.command == "doctor":
-        from cluster.commands.doctor import run as doctor
-
-        return int(doctor(args))
-    if args.command == "plan":
-        from cluster.commands.plan import run as plan
-
-        return int(plan(args))
-    if args.command == "serve-reward":
-        from cluster.commands.serve_reward import run as serve_reward
-
-        return int(serve_reward(args))
-    if args.command == "audit":
-        from cluster.commands.audit import run_audit
-
-        return int(run_audit(args))
-    if args.command == "families":
-        from cluster.commands.families import run_families
-
-        return int(run_families())
-    return _config(args)
+    if args.command == "config":
+        return _config(args)
+    module, function = _COMMANDS[args.command]
+    return int(getattr(importlib.import_module(f"cluster.commands.{module}"), function)(args))
 
 
 def _config(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from importlib.util import find_spec
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 from speech.families import FAMILIES, LanguageModelFamily, ModelFamily
 
 
-def run_families() -> int:
+def run_families(args: argparse.Namespace) -> int:
     """Print a table: name, `model_type`, hears or speaks, options of `model.options`, packages. Returns 0."""
     table = Table("name", "model_type", "does", "needs", "options", title="model families", title_justify="left")
     for name, family in sorted(FAMILIES.items(), key=lambda item: (_does(item[1]), item[0])):

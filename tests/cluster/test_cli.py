@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import subprocess
 import sys
 import types
@@ -120,6 +121,14 @@ def test_evaluate_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     args = seen[0]
     assert (args.model, args.manifest, args.config, args.out) == ("m", "t.jsonl", None, None)
     assert args.overrides == ["engines.count=2"]
+
+
+def test_every_command_has_its_function() -> None:
+    """They are found by name when they are called."""
+    _, commands = cli._parsers([])
+    assert commands.keys() == cli._COMMANDS.keys() | {"train", "config"}
+    for module, function in cli._COMMANDS.values():
+        assert callable(getattr(importlib.import_module(f"cluster.commands.{module}"), function))
 
 
 def test_prepare_is_delegated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -96,6 +97,20 @@ def _packed_loss(
     return loss, metrics, new
 
 
+def _slopes(responses: list[Response], loss: Callable[[], float], step: float = 1e-6) -> torch.Tensor:
+    """Of a loss of these responses along each of their new log-probs, by central differences."""
+    slopes = []
+    for response in responses:
+        for t, value in enumerate(list(response.new)):
+            sides = []
+            for sign in (1, -1):
+                response.new[t] = value + sign * step
+                sides.append(loss())
+            response.new[t] = value
+            slopes.append((sides[0] - sides[1]) / (2 * step))
+    return torch.tensor(slopes, dtype=torch.float64)
+
+
 CLIPS = ((0.2, 0.28), (0.0, 0.0), (1.0, 100.0))  # DAPO's, an empty range, and one that clips nothing
 CASES = list(itertools.product(("token", "sequence", "constant"), ("k1", "k2", "k3"), CLIPS, (0.0, 0.3), (0.0, 1.5)))
 
@@ -121,17 +136,9 @@ def test_equals_the_loop(
     # The gradient of the packed form is the slope of the loop's loss.
     loss.backward()
     assert new.grad is not None
-    slopes, step = [], 1e-6
-    for response in responses:
-        for t, value in enumerate(list(response.new)):
-            sides = []
-            for sign in (1, -1):
-                response.new[t] = value + sign * step
-                sides.append(_loop_loss(responses, config))
-            response.new[t] = value
-            slopes.append((sides[0] - sides[1]) / (2 * step))
+    slopes = _slopes(responses, lambda: _loop_loss(responses, config))
     if clip != (0.0, 0.0):  # with an empty clip range every token sits on the corner of the minimum
-        torch.testing.assert_close(new.grad, torch.tensor(slopes, dtype=torch.float64), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(new.grad, slopes, atol=1e-6, rtol=1e-5)
 
 
 def test_clipping_stops_the_gradient_on_the_right_side_only() -> None:

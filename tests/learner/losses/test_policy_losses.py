@@ -19,7 +19,7 @@ from learner.losses.policy.gspo import gspo_loss
 from learner.losses.sums import is_one_sum
 from learner.losses.surrogates import PolicyLoss
 from learner.registries import POLICY_LOSSES
-from tests.learner.losses.test_grpo import LENGTHS, Response, _packed_loss, _responses
+from tests.learner.losses.test_grpo import LENGTHS, Response, _packed_loss, _responses, _slopes
 from tests.learner.test_rank import make_spec
 
 Terms = Callable[[Response, LossConfig], list[float]]
@@ -105,16 +105,8 @@ def test_equals_the_papers_formula(
     if policy_loss is cispo_loss:
         return  # its weight carries no gradient: tested below
     loss.backward()
-    slopes, step = [], 1e-6
-    for response in responses:
-        for t, value in enumerate(list(response.new)):
-            sides = []
-            for sign in (1, -1):
-                response.new[t] = value + sign * step
-                sides.append(_loop(responses, terms, config, of_samples))
-            response.new[t] = value
-            slopes.append((sides[0] - sides[1]) / (2 * step))
-    torch.testing.assert_close(new.grad, torch.tensor(slopes, dtype=torch.float64), atol=1e-6, rtol=1e-5)
+    slopes = _slopes(responses, lambda: _loop(responses, terms, config, of_samples))
+    torch.testing.assert_close(new.grad, slopes, atol=1e-6, rtol=1e-5)
 
 
 def test_cispo_teaches_every_token_by_its_clipped_weight() -> None:
