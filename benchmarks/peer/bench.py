@@ -34,7 +34,31 @@ from benchmarks.overlap import PHASES, ROOT, phase_medians, training, training_s
 from speech.families import load_family
 
 PROMPTS, GROUP = 16, 8
-VARIANTS = ("TRL", "ours, S=0", "ours, S=1")
+PEER = "TRL"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run ours on so many cores.
+
+    Attributes:
+        staleness: S.
+        processes: engines, and learner ranks.
+        threads: of each.
+    """
+
+    staleness: int
+    processes: int
+    threads: int
+
+
+def variants(cores: int) -> dict[str, Variant]:
+    """By name. A decoding step of a small model is mostly Python, which a second thread does not help."""
+    return {
+        "ours, S=0": Variant(0, 1, cores),
+        "ours, S=0, a process per core": Variant(0, cores, 1),
+        "ours, S=1": Variant(1, 1, max(1, cores // 2)),
+    }
 
 
 @dataclass(frozen=True)
@@ -102,11 +126,11 @@ def compare(name: str, args: argparse.Namespace, folder: Path, product: float) -
     print(f"\n{name}: TRL's micro-batch of {micro_batch} is the best of {tried}", flush=True)
     results: dict[str, list[Result]] = defaultdict(list)
     for seed in range(1, args.repeats + 1):
-        results[VARIANTS[0]].append(trl(job, args, folder, micro_batch, seed))
-        results[VARIANTS[1]].append(ours(job, args, folder, data, 0, args.cores, seed))
-        results[VARIANTS[2]].append(ours(job, args, folder, data, 1, max(1, args.cores // 2), seed))
-        for variant, runs in results.items():
-            print(f"{name}, seed {seed}, {variant}: {runs[-1]}", file=sys.stderr, flush=True)
+        results[PEER].append(trl(job, args, folder, micro_batch, seed))
+        for title, variant in variants(args.cores).items():
+            results[title].append(ours(job, args, folder, data, variant, seed))
+        for title, runs in results.items():
+            print(f"{name}, seed {seed}, {title}: {runs[-1]}", file=sys.stderr, flush=True)
     report(name, job, results, arithmetic(parameters, job), product, args.cores)
 
 
@@ -117,15 +141,18 @@ def report(
     print(f"\n{name}-shaped: prompt {job.prompt}, response {job.response}, {PROMPTS} prompts × {GROUP} samples\n")
     print(f"| | trajectories/s (range) | ratio (range) | {', '.join(PHASES)}, s | share: engine / learner | GB |")
     print("|---|--:|--:|---|--:|--:|")
-    base = [result.rate for result in results[VARIANTS[0]]]
-    for variant, runs in results.items():
+    base = [result.rate for result in results[PEER]]
+    known = variants(cores)
+    for title, runs in results.items():
         rates = [result.rate for result in runs]
         ratios = [rate / other for rate, other in zip(rates, base, strict=True)]
         phases = {p: statistics.median(r.phases[p] for r in runs) for p in PHASES if runs[0].phases}
-        threads = cores if variant != VARIANTS[2] else max(1, cores // 2)
-        shares = [needed[p] / 1e9 / phases[p] / (product * threads / cores) for p in ("generate", "learn") if phases]
+        shares: list[float] = []
+        if phases:
+            reach = product * known[title].processes * known[title].threads / cores
+            shares = [needed[phase] / 1e9 / phases[phase] / reach for phase in ("generate", "learn")]
         row = [
-            variant,
+            title,
             f"{statistics.median(rates):.1f} ({min(rates):.1f}–{max(rates):.1f})",
             f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})",
             ", ".join(f"{phases[p]:.2f}" for p in PHASES) if phases else "–",
@@ -198,11 +225,9 @@ def trl(job: Job, args: argparse.Namespace, folder: Path, micro_batch: int, seed
     return Result(found["trajectories"] * len(seconds) / sum(seconds), found["peak_gb"], {})
 
 
-def ours(
-    job: Job, args: argparse.Namespace, folder: Path, data: Path, staleness: int, threads: int, seed: int
-) -> Result:
-    name = f"s{staleness}-{seed}"
-    settings = training_settings(folder, name, seed, args.steps, staleness, threads)
+def ours(job: Job, args: argparse.Namespace, folder: Path, data: Path, variant: Variant, seed: int) -> Result:
+    name = f"s{variant.staleness}-{variant.processes}-{seed}"
+    settings = training_settings(folder, name, seed, args.steps, variant.staleness, variant.threads)
     settings |= {
         "data.train": data,
         "data.valid": "null",
@@ -214,6 +239,8 @@ def ours(
         "rewards.items": '[{"name": "benchmarks.peer.reward:nothing"}]',
         "rewards.count": 1,
         "learner.train": "[language_model]",
+        "learner.ranks": variant.processes,
+        "engines.count": variant.processes,
     }
     _run(*training(ROOT / "configs" / f"{job.model}.yaml", settings | job.settings), folder)
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
