@@ -101,6 +101,10 @@ class LearnerActor(_Shell):
         with self.recorder.span("publish"):
             return self._rank.frontend_weights()
 
+    def adapter(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        with self.recorder.span("publish"):
+            return self._rank.adapter()
+
     def set_onloaded(self, onloaded: bool) -> None:
         """Come onto the device, or leave it; nothing happens on CPU."""
         with self.recorder.span("onload" if onloaded else "offload"):

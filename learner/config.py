@@ -132,6 +132,30 @@ class Token2TextModelConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters in the place of full training (docs/algorithms.md)."""
+
+    rank: Annotated[int, Ge(1)] = 16
+    """r, rows of A and columns of B."""
+
+    alpha: Annotated[int, Ge(1)] = 32
+    """α; an adapter's product is scaled by alpha / rank."""
+
+    targets: list[str] | None = None
+    """Last parts of the names of the language model's linear layers that get an adapter, such as `q_proj`; null takes
+    all of its decoder layers. Those of a projector that learns all get one."""
+
+    scale: Annotated[float, Ge(0)] = 1.0
+    """Factor on what the adapters add, in exports only: below 1 the export lies between the model before and the one
+    that was trained."""
+
+    @property
+    def factor(self) -> float:
+        """α / r."""
+        return self.alpha / self.rank
+
+
+@dataclass
 class LearnerConfig:
     ranks: Annotated[int, Ge(1)] = 1
     """Ray actors in the FSDP2 gang."""
@@ -175,6 +199,11 @@ class LearnerConfig:
     loss: LossConfig = field(default_factory=LossConfig)
 
     diffro: DiffROConfig = field(default_factory=DiffROConfig)
+
+    lora: LoraConfig | None = None
+    """Train low-rank adapters in the linear layers of the parts in `learner.train`, and leave their weights as they
+    are; null (the default) trains the weights, and a section without keys is written `{}`. Needs the extra `lora`. An
+    encoder that learns learns in full."""
 
     advantage: Annotated[str, OneOf(ADVANTAGES)] = "group_std"
     """Advantage estimator."""

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import ray
+import torch
 
 from learner.actor import LearnerActor, Token2TextActor
 from learner.batches.batch import TrainGroup
@@ -193,6 +194,10 @@ class LearnerGroup(_ActorGang):
 
     def frontend_weights(self) -> dict[str, WeightBucket]:
         return self._all("frontend_weights")[0]
+
+    def adapter(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The language model's adapter under peft's names, and its configuration; see `LearnerRank.adapter`."""
+        return self._all("adapter")[0]
 
     def set_onloaded(self, onloaded: bool) -> None:
         """Come onto the devices that others use too, or leave them."""

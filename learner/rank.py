@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,12 +34,13 @@ from learner.losses.objectives import (
     needs_reference,
 )
 from learner.metrics import StepMetrics
-from learner.model import attention
+from learner.model import attention, lora
 from learner.model.policy import Policy, PolicyOutput
 from learner.model.sampler import SamplerSettings
 from learner.model.twin import PolicyTwin
 from learner.spec import RankSpec, StepResult
 from speech.families import load_family
+from speech.families.checkpoint import LowRank
 from speech.records import EncodedAudio, PromptLayout
 from speech.runtime.hub import model_folder
 from speech.runtime.shared_weights import Bucket, WeightFolder, fits_shared_memory
@@ -64,7 +66,8 @@ class LearnerRank:
         self.family = load_family(model_folder(spec.model), spec.family)
         self.policy = self._load(ctc=config.ctc_weight > 0)
         self.twin = PolicyTwin(self.policy)
-        self.reference = self._load(frozen=True) if needs_reference(spec) else None
+        self.reference = self._load(frozen=True) if needs_reference(spec) and config.lora is None else None
+        """None with adapters too: the policy with these switched off is its own reference."""
         self.diffro = DiffRO.build(spec, self.device)
         self.optimiser = adamw(self.policy, config)
         self.accumulated = StepMetrics()
@@ -78,7 +81,10 @@ class LearnerRank:
 
     def _load(self, ctc: bool = False, frozen: bool = False) -> Policy:
         config = self.spec.config
-        policy = Policy.load(self.family, config.train, torch.float32, ctc, frozen).to(self.device)
+        policy = Policy.load(self.family, config.train, torch.float32, ctc, frozen)
+        if config.lora is not None:
+            lora.inject(policy, config.lora, config.train, self.spec.seed)
+        policy.to(self.device)
         policy.shard(self.context.mesh, self.context.mixed_precision, config.activation_checkpointing and not frozen)
         return policy
 
@@ -182,8 +188,8 @@ class LearnerRank:
         for context in contexts:
             # Every rank must take part in these forward passes, with the dummy micro-batches too.
             sampler = self.spec.sampler if context.kind == "policy" else SamplerSettings()
-            if self.reference is not None:
-                output = self._evaluate(self.reference, context.batch, audio, sampler)
+            if needs_reference(self.spec):
+                output = self._refer(context.batch, audio, sampler)
                 context.reference = (
                     ReferenceOutput(output.logprobs, output.hidden, output.head)
                     if needs_full_kl(self.spec)
@@ -199,6 +205,12 @@ class LearnerRank:
     ) -> PolicyOutput:
         return policy(batch, audio, sampler, self.spec.config.logits_chunk)
 
+    def _refer(self, batch: PackedBatch, audio: Mapping[int, EncodedAudio], sampler: SamplerSettings) -> PolicyOutput:
+        if self.reference is not None:
+            return self._evaluate(self.reference, batch, audio, sampler)
+        with lora.switched_off(self.policy):
+            return self._evaluate(self.policy, batch, audio, sampler)
+
     # -- publication ---------------------------------------------------------------------------------------------
 
     def weight_buckets(self, dtype: torch.dtype, bucket_bytes: int, shared_on: str | None = None) -> Iterator[Bucket]:
@@ -213,26 +225,26 @@ class LearnerRank:
         if self.published is not None:
             self.published.remove()
             self.published = None
-        parameters = self._parameters("language_model")
-        size = sum(parameter.numel() for _, parameter in parameters) * dtype.itemsize
+        weights = self._weights("language_model")
+        size = sum(weight.base.numel() for _, weight in weights) * dtype.itemsize
         if shared_on is not None and self.rank == 0 and fits_shared_memory(size):
             self.published = WeightFolder(shared_on)
-        for tensors in self._gathered(parameters, dtype, bucket_bytes):
+        for tensors in self._gathered(weights, dtype, bucket_bytes):
             bucket = WeightBucket.of(tensors)
             yield bucket if self.published is None else self.published.add(bucket)
 
     def _gathered(
-        self, parameters: Sequence[tuple[str, torch.nn.Parameter]], dtype: torch.dtype, bucket_bytes: int
+        self, weights: Sequence[tuple[str, lora.Weight]], dtype: torch.dtype, bucket_bytes: int
     ) -> Iterator[dict[str, torch.Tensor]]:
         tensors: dict[str, torch.Tensor] = {}
         size = 0
-        for name, parameter in parameters:
-            tensor = full_tensor(parameter.detach().to(dtype))
+        for name, weight in weights:
+            tensor = full_tensor(weight.value().to(dtype))
             if self.rank != 0:
                 continue
             # A copy even when nothing was gathered or cast, unless a file will be one: the optimiser changes the
             # original in place.
-            own = tensor.is_cpu and tensor.data_ptr() == local_tensor(parameter).data_ptr()
+            own = tensor.is_cpu and tensor.data_ptr() == local_tensor(weight.base).data_ptr()
             uncopied = own and self.published is None
             tensors[self.family.engine_name(name)] = tensor.to("cpu", copy=uncopied).contiguous()
             size += tensor.numel() * tensor.element_size()
@@ -247,15 +259,30 @@ class LearnerRank:
         found: dict[str, WeightBucket] = {}
         for part in ("adaptor", "encoder"):
             if part in self.spec.config.train:
-                tensors = {name: full_tensor(p.detach()).cpu().clone() for name, p in self._parameters(part)}
+                tensors = {name: full_tensor(weight.value()).cpu().clone() for name, weight in self._weights(part)}
                 found[part] = WeightBucket.of(tensors)
         return found
 
-    def _parameters(self, part: str) -> list[tuple[str, torch.nn.Parameter]]:
-        """A part's parameters under the names that they have in it."""
+    def _weights(self, part: str) -> list[tuple[str, lora.Weight]]:
+        """A part's weights under the names that they have in it, with what adapters add to them."""
         prefix = f"{part}."
-        found = sharded_parameters(self.policy)
-        return [(name.removeprefix(prefix), p) for name, p in found if name.startswith(prefix)]
+        found = lora.plain_weights(sharded_parameters(self.policy), self.spec.config.lora)
+        return [(name.removeprefix(prefix), weight) for name, weight in found if name.startswith(prefix)]
+
+    def adapter(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The language model's adapter: whole float32 tensors in host memory under peft's names, and its
+        `adapter_config.json`. Equal on all ranks.
+
+        Raises:
+            ValueError: it has none.
+        """
+        config = self.spec.config.lora
+        if config is None or "language_model" not in self.spec.config.train:
+            raise ValueError("the language model has no adapter: learner.lora or learner.train says so")
+        trained = {name: p.detach() for name, p in sharded_parameters(self.policy) if p.requires_grad}
+        sharded = lora.adapter_tensors(trained, "language_model")
+        tensors = {name: full_tensor(shard).cpu().clone() for name, shard in sharded.items()}
+        return tensors, lora.adapter_config(tensors, config, self.spec.model)
 
     def probe_logprobs(
         self, sequences: Sequence[Sequence[int]], published: torch.dtype, compute: torch.dtype
@@ -271,9 +298,9 @@ class LearnerRank:
             TrainGroup(PromptLayout(tuple(ids[:1]), 0, 0), (Sample(tuple(ids[1:]), (), 0.0),), audio=-1)
             for ids in sequences
         ]
-        parameters = self._parameters("language_model")
+        weights = self._weights("language_model")
         chunk = self.spec.config.logits_chunk
-        return self.twin.logprobs(pack(groups), parameters, published, compute, chunk).tolist()
+        return self.twin.logprobs(pack(groups), weights, published, compute, chunk).tolist()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -291,12 +318,17 @@ class LearnerRank:
         self.writer.save(Path(folder), self.policy, self.optimiser, self._export, background, copy)
 
     def _export(self, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-        """The model in its family's own Hugging Face form; parts that are frozen are those that it began with."""
-        states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-        for name, tensor in tensors.items():
+        """The model in its family's own Hugging Face form; parts that are frozen are those that it began with. Adapters
+        are added to its weights, and lie in a folder of their own besides."""
+        config = self.spec.config.lora
+        states: dict[str, dict[str, torch.Tensor | LowRank]] = defaultdict(dict)
+        changed = tensors if config is None else lora.changes(tensors, config.factor * config.scale)
+        for name, change in changed.items():
             part, _, inner = name.partition(".")
-            states[part][inner] = tensor
+            states[part][inner] = change
         self.family.export(folder, states)
+        if config is not None:
+            lora.write_adapters(folder / lora.FOLDER, tensors, config, self.spec.model)
 
     def saved(self) -> bool:
         """Whether the checkpoint of `save` is written, as far as this rank goes. No collective; does not wait.

@@ -50,6 +50,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "learner.train": POLICY_OBJECTIVES,
     "learner.loss": SAMPLED_OBJECTIVES,  # `diffro` logs its metrics
     "learner.diffro": ("diffro", "combined"),
+    "learner.lora": POLICY_OBJECTIVES,
     "learner.advantage": SAMPLED_OBJECTIVES,
     "learner.zero_variance": SAMPLED_OBJECTIVES,
     "learner.updates_per_step": POLICY_OBJECTIVES,
@@ -159,6 +160,8 @@ def _model_problems(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("learner.train", "a model with a codec speaks, and has nothing but its language_model to train"))
     if config.objective in SAMPLED_OBJECTIVES and "encoder" in train:
         found.append(("learner.train", "the encoder can only be trained with `objective: sft`"))
+    if config.learner.lora is not None and train == ["encoder"]:
+        found.append(("learner.lora", "adapters are for language_model and adaptor; `learner.train` has neither"))
     if "encoder" not in train:
         for name in ("augment", "ctc_weight"):
             if getattr(config.learner, name):

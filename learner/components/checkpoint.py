@@ -91,9 +91,7 @@ class Writer:
             UserError: the checkpoint before this one was not written; see `done`.
         """
         self.wait()
-        options = StateDictOptions(ignore_frozen_params=True)
-        weights, moments = get_state_dict(policy, optimiser, options=options)
-        state = {"policy": weights, "optimiser": moments}
+        state = _state(policy, optimiser)
         if copy:
             state = self._copied(state, {})
         names = [name for name, p in policy.named_parameters() if p.requires_grad]
@@ -222,9 +220,7 @@ def load(folder: Path, policy: nn.Module, optimiser: Optimizer) -> None:
     Raises:
         UserError: the files are damaged, or hold what no checkpoint of ours does.
     """
-    options = StateDictOptions(ignore_frozen_params=True, strict=False)
-    weights, moments = get_state_dict(policy, optimiser, options=options)
-    state = {"policy": weights, "optimiser": moments}
+    state = _state(policy, optimiser)
     try:
         dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
     except CheckpointException as error:
@@ -235,8 +231,16 @@ def load(folder: Path, policy: nn.Module, optimiser: Optimizer) -> None:
         optimiser,
         model_state_dict=state["policy"],
         optim_state_dict=state["optimiser"],
-        options=options,
+        options=StateDictOptions(ignore_frozen_params=True, strict=False),
     )
+
+
+def _state(policy: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
+    """What learns, and its moments, by name."""
+    weights, moments = get_state_dict(policy, optimiser, options=StateDictOptions(ignore_frozen_params=True))
+    # torch leaves out a frozen weight under the first of its names only: an output layer tied to the embedding stays.
+    frozen = {name for name, p in policy.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {"policy": {name: t for name, t in weights.items() if name not in frozen}, "optimiser": moments}
 
 
 class _MetadataUnpickler(pickle.Unpickler):

@@ -152,9 +152,10 @@ class Policy(nn.Module):
         if used:
             sound = torch.cat([row[index] for index in batch.heard]).to(embeds.dtype)
             embeds = embeds.index_copy(0, batch.audio_positions.to(device), sound)
-        elif torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not embeds.requires_grad:
             # A frozen language model without audio depends on nothing that learns. Its backward pass must run all the
-            # same: other ranks, which have audio, gather the layers' parameters in theirs.
+            # same: other ranks, which have audio, gather the layers' parameters in theirs. And with adapters in a
+            # frozen one, FSDP2 would reduce the first layer's gradients at another place in its order.
             embeds.requires_grad_()
         hidden = language_model.base_model(
             inputs_embeds=embeds[None],

@@ -10,6 +10,7 @@ from torch import nn
 
 from learner.batches.batch import PackedBatch
 from learner.components.optimiser import full_tensor
+from learner.model.lora import Weight
 from learner.model.policy import Policy
 from learner.model.sampler import SamplerSettings
 
@@ -43,7 +44,7 @@ class PolicyTwin:
     def logprobs(
         self,
         batch: PackedBatch,
-        parameters: Iterable[tuple[str, nn.Parameter]],
+        weights: Iterable[tuple[str, Weight]],
         published: torch.dtype,
         compute: torch.dtype,
         chunk: int,
@@ -51,7 +52,7 @@ class PolicyTwin:
         """Log-probs of a packed batch without audio, at temperature 1 and without masks. A collective.
 
         Args:
-            parameters: of the policy's language model, sharded.
+            weights: of the policy's language model, sharded.
             published: type in which the engines get the weights.
             compute: type in which they are computed with here.
             chunk: targets whose logits are in memory at a time.
@@ -59,9 +60,9 @@ class PolicyTwin:
         Returns:
             (T,) float32, in nats.
         """
-        sharded = dict(parameters)
+        sharded = dict(weights)
         # As in a publication: the shard is cast before it is gathered.
-        self._gather = lambda name: full_tensor(sharded[name].detach().to(published)).to(compute)
+        self._gather = lambda name: full_tensor(sharded[name].value().to(published)).to(compute)
         self._borrow(self._root)
         logprobs = self._policy(batch, {}, SamplerSettings(), chunk).logprobs
         _give_back(self._root)

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from speech.errors import InputError, Problem, utf8_complaint
+from speech.families.checkpoint import LowRank
 from speech.records import PromptLayout, Utterance
 
 _BRACKETED = re.compile(r"<.+>|\[.+\]")
@@ -150,13 +151,14 @@ class LanguageModelFamily(ABC):
         """Write the language model alone as a Hugging Face folder that vLLM can load (config, weights, tokenizer)."""
 
     @abstractmethod
-    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor | LowRank]]) -> None:
         """Write a full checkpoint in the family's own Hugging Face form.
 
         Args:
             folder: where to write; created, must not exist.
             states: new full tensors by part (`language_model`, and for ASR `adaptor`, `encoder`, `ctc`), keyed by the
-                parameter names of the modules returned by the `load_*` methods. Parts not given keep their weights.
+                parameter names of the modules returned by the `load_*` methods; or what LoRA adds to a weight. Parts
+                and parameters not given keep their weights.
         """
 
     def engine_name(self, name: str) -> str:

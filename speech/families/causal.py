@@ -22,7 +22,7 @@ from transformers import (
 
 from speech.errors import UserError, utf8_complaint
 from speech.families.base import SpeechFamily, unusable
-from speech.families.checkpoint import copy_files, new_folder, read_tensors
+from speech.families.checkpoint import LowRank, copy_files, new_folder, read_tensors, replaced
 from speech.records import INSTRUCTION_END
 from speech.runtime.checkpoint_files import require_files, weight_files
 
@@ -113,7 +113,7 @@ class CausalSpeechFamily(SpeechFamily):
         self.load_language_model(self._stored_dtype).save_pretrained(folder)
         copy_files(self.path, TOKENIZER_FILES, folder)
 
-    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor | LowRank]]) -> None:
         """See `LanguageModelFamily`. New weights are cast to the checkpoint's own dtype.
 
         Raises:
@@ -130,7 +130,7 @@ class CausalSpeechFamily(SpeechFamily):
                 if target is None or target.shape != tensor.shape:
                     shape = None if target is None else tuple(target.shape)
                     raise ValueError(f"export: {name} has shape {tuple(tensor.shape)}, the model has {shape}")
-                target.data.copy_(tensor)
+                target.data.copy_(replaced(target.data, tensor))
         with new_folder(folder) as partial:
             model.save_pretrained(partial)
             copy_files(self.path, (*TOKENIZER_FILES, "generation_config.json"), partial)

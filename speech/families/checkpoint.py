@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -51,7 +52,38 @@ def tensor_names(folder: Path) -> dict[str, Path]:
     return places
 
 
-def rewrite_weights(source: Path, target: Path, new: Mapping[str, torch.Tensor]) -> None:
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What LoRA adds to a stored weight (Hu et al. 2021, 2106.09685, §4.1), in the place of a whole new one.
+
+    Attributes:
+        a, b: (r, in) and (out, r).
+        factor: of B·A.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    factor: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight, (out, in)."""
+        return len(self.b), self.a.shape[1]
+
+    def plus(self, other: LowRank) -> LowRank:
+        """Both in one, of the sum of the ranks."""
+        b = torch.cat([self.factor * self.b.float(), other.factor * other.b.float()], 1)
+        return LowRank(torch.cat([self.a.float(), other.a.float()]), b, 1.0)
+
+
+def replaced(old: torch.Tensor, new: torch.Tensor | LowRank) -> torch.Tensor:
+    """What stands in the place of a stored weight, in its type; a product is added in float32."""
+    if isinstance(new, LowRank):
+        new = old.float() + new.factor * (new.b.float() @ new.a.float())
+    return new.to(old.dtype)
+
+
+def rewrite_weights(source: Path, target: Path, new: Mapping[str, torch.Tensor | LowRank]) -> None:
     """Copy the weights of a checkpoint file by file, under the same names, with some tensors replaced.
 
     A new tensor is cast to the type of the one that it replaces. One file is in memory at a time.
@@ -62,7 +94,7 @@ def rewrite_weights(source: Path, target: Path, new: Mapping[str, torch.Tensor])
     for path in weight_files(source):
         tensors = load_file(path)
         for name in tensors.keys() & new.keys():
-            tensors[name] = new[name].to(tensors[name].dtype).contiguous()
+            tensors[name] = replaced(tensors[name], new[name]).contiguous()
         save_file(tensors, target / path.name, metadata={"format": "pt"})
     copy_files(source, ["model.safetensors.index.json"], target)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from speech.families.checkpoint import LowRank
 from speech.families.cosyvoice2 import START, TASK, CosyVoice2Family
 from speech.records import INSTRUCTION_END
 
@@ -59,7 +60,7 @@ class CosyVoice3Family(CosyVoice2Family):
             return instruction
         return f"{ROLE} {instruction.strip()}".strip()
 
-    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor | LowRank]]) -> None:
         """See `CausalSpeechFamily`. What was trained under one name of a control token is written under both."""
         written = {
             part: {name: _alike(name, t, self.second_names) for name, t in own.items()} for part, own in states.items()
@@ -74,9 +75,9 @@ class CosyVoice3Family(CosyVoice2Family):
         return {self._id(second): self._id(first) for second, first in named}
 
 
-def _alike(name: str, tensor: torch.Tensor, sources: Mapping[int, int]) -> torch.Tensor:
+def _alike(name: str, tensor: torch.Tensor | LowRank, sources: Mapping[int, int]) -> torch.Tensor | LowRank:
     """The tensor with rows copied over others from their sources, where its rows are those of tokens."""
-    if name not in ("model.embed_tokens.weight", "lm_head.weight"):
+    if isinstance(tensor, LowRank) or name not in ("model.embed_tokens.weight", "lm_head.weight"):
         return tensor
     tensor = tensor.detach().clone()
     for target, source in sources.items():

@@ -17,7 +17,7 @@ from transformers import (
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder, ModelFamily
-from speech.families.checkpoint import read_tensors
+from speech.families.checkpoint import LowRank, read_tensors, replaced
 from speech.families.demo.demo_model import (
     HOP,
     SAMPLE_RATE,
@@ -120,15 +120,18 @@ class DemoFamily(ModelFamily):
         self.load_language_model().save_pretrained(folder)
         self._copy_tokenizer(folder)
 
-    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor | LowRank]]) -> None:
         model = DemoSpeechLM(self.model_config)
         for part, prefix in PARTS.items():
             module = model.get_submodule(prefix[:-1])
             self._load(module, part)
             if part in states:
-                unknown = module.load_state_dict(states[part], strict=False).unexpected_keys
+                old = module.state_dict()
+                unknown = states[part].keys() - old.keys()
                 if unknown:
-                    raise ValueError(f"export of {part}: unknown parameters {unknown}")
+                    raise ValueError(f"export of {part}: unknown parameters {sorted(unknown)}")
+                new = {name: replaced(old[name], item) for name, item in states[part].items()}
+                module.load_state_dict(new, strict=False)
         save_demo_model(model, folder)
         self._copy_tokenizer(folder)
 

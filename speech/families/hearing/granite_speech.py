@@ -19,7 +19,7 @@ from transformers.models.granite_speech.modeling_granite_speech import GraniteSp
 
 from speech.errors import UserError
 from speech.families.base import AudioEncoder
-from speech.families.checkpoint import copy_files
+from speech.families.checkpoint import LowRank, copy_files, replaced
 from speech.families.hearing.native import NESTED_PLACES, NativeFamily
 from speech.records import Utterance
 from speech.runtime.checkpoint_files import require_files
@@ -155,16 +155,28 @@ class GraniteSpeechFamily(NativeFamily):
     def _language_tensors(self) -> dict[str, torch.Tensor]:
         tensors = super()._language_tensors()
         if self.model_config.has_lora_adapter:
-            _merge(tensors, self.path)
+            for name, own in _adapter(self.path).items():
+                if name not in tensors:
+                    raise UserError(f"{self.path / ADAPTER_FILES[1]}: {name} adapts nothing in the language model")
+                tensors[name] = replaced(tensors[name], own)
         return tensors
 
-    def _write(self, folder: Path, new: Mapping[str, torch.Tensor]) -> None:
-        super()._write(folder, new)
+    def _write(self, folder: Path, new: Mapping[str, torch.Tensor | LowRank]) -> None:
         if not self.model_config.has_lora_adapter:
+            super()._write(folder, new)
             return
         if not any(name.startswith(self._place("language_model")) for name in new):
+            super()._write(folder, new)
             copy_files(self.path, ADAPTER_FILES, folder)
             return
+        # What was learned stands on weights with the adapter, and the stored ones are without it.
+        merged = dict(new)
+        for name, own in _adapter(self.path).items():
+            stored = self.stored_name("language_model", name)
+            learned = merged.get(stored)
+            if not isinstance(learned, torch.Tensor):
+                merged[stored] = own if learned is None else own.plus(learned)
+        super()._write(folder, merged)
         config = self.config() | {"has_lora_adapter": False}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -172,8 +184,8 @@ class GraniteSpeechFamily(NativeFamily):
         return (self.path / name).is_file()
 
 
-def _merge(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Add a LoRA adapter (2106.09685, §4.1: W + B·A·α/r), as peft stores it, to the weights that it adapts.
+def _adapter(path: Path) -> dict[str, LowRank]:
+    """A LoRA adapter as peft stores it, by the names of the weights in the language model that it adapts.
 
     Raises:
         UserError: the adapter is of a form that is not known here, or does not fit.
@@ -190,10 +202,7 @@ def _merge(tensors: dict[str, torch.Tensor], path: Path) -> None:
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in load_file(path / ADAPTER_FILES[1]).items():
         match = _ADAPTED.search(name)
-        target = f"model.{match[1]}.weight" if match else ""
-        if match is None or target not in tensors:
+        if match is None:
             raise UserError(f"{path / ADAPTER_FILES[1]}: {name} adapts nothing in the language model")
-        pairs.setdefault(target, {})[match[2]] = tensor.float()
-    for target, pair in pairs.items():
-        weight = tensors[target]
-        tensors[target] = (weight.float() + factor * (pair["B"] @ pair["A"])).to(weight.dtype)
+        pairs.setdefault(f"model.{match[1]}.weight", {})[match[2]] = tensor
+    return {target: LowRank(pair["A"], pair["B"], factor) for target, pair in pairs.items()}

@@ -24,7 +24,7 @@ from transformers import (
 
 from speech.errors import InputError, Problem, UserError
 from speech.families.base import ModelFamily
-from speech.families.checkpoint import copy_files, new_folder, read_tensors, rewrite_weights, tensor_names
+from speech.families.checkpoint import LowRank, copy_files, new_folder, read_tensors, rewrite_weights, tensor_names
 from speech.records import PromptLayout, Utterance
 from speech.runtime.checkpoint_files import require_files, weight_files
 
@@ -210,14 +210,14 @@ class NativeFamily(ModelFamily):
         model.save_pretrained(folder)
         copy_files(self.path, self.tokenizer_files, folder)
 
-    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def export(self, folder: Path, states: Mapping[str, Mapping[str, torch.Tensor | LowRank]]) -> None:
         """See `ModelFamily`. New weights are cast to the checkpoint's own dtype.
 
         Raises:
             UserError: the folder exists.
             ValueError: a part, a parameter name or a shape that the model does not have.
         """
-        new: dict[str, torch.Tensor] = {}
+        new: dict[str, torch.Tensor | LowRank] = {}
         for part, tensors in states.items():
             if part not in self.places or part == "lm_head":
                 raise ValueError(
@@ -232,7 +232,7 @@ class NativeFamily(ModelFamily):
         with new_folder(folder) as partial:
             self._write(partial, new)
 
-    def _write(self, folder: Path, new: Mapping[str, torch.Tensor]) -> None:
+    def _write(self, folder: Path, new: Mapping[str, torch.Tensor | LowRank]) -> None:
         rewrite_weights(self.path, folder, new)
         kept = ("config.json", "generation_config.json", *PROCESSOR_FILES, *self.tokenizer_files, *self.more_files)
         copy_files(self.path, kept, folder)

@@ -282,6 +282,26 @@ def test_keys_that_the_objective_reads_and_defaults_never_complain(objective: st
             assert any(f": {key}: has no effect" in found for found in problems(path, f"{key}={value}")), key
 
 
+def test_adapters_are_a_section_that_is_off_until_it_is_there(tmp_path: Path) -> None:
+    path = write(tmp_path, REQUIRED + "learner:\n  lora: {rank: 8, targets: [q_proj, v_proj]}\n")
+    plain = load_config(write(tmp_path, REQUIRED, "plain.yaml"))
+    assert plain.learner.lora is None
+    lora = load_config(path, ["learner.lora.alpha=4"]).learner.lora
+    assert lora is not None and lora.factor == 0.5 and lora.targets == ["q_proj", "v_proj"] and lora.scale == 1.0
+    for override in ("learner.lora.rank=16", "learner.lora={}"):
+        config = load_config(tmp_path / "plain.yaml", [override])
+        assert config.learner.lora is not None and config.learner.lora.rank == 16, override
+        assert load_config(write(tmp_path, dump_config(config), "dump.yaml")) == config
+    assert load_config(path, ["learner.lora=null"]) == plain
+    assert "learner.lora.rank: must be at least 1, got 0" in problems(path, "learner.lora.rank=0")[0]
+    assert "learner.lora.dropout: unknown key" in problems(path, "learner.lora.dropout=0")[0]
+    alone = problems(path, "objective=sft", "learner.train=[encoder]")
+    message = "adapters are for language_model and adaptor; `learner.train` has neither"
+    assert alone == [f"{path}:7: learner.lora: {message}"]
+    speech = ["objective=token2text", "model.path=new", "model.codec=codec", "learner.lora.rank=2"]
+    assert any("learner.lora: has no effect" in found for found in problems(tmp_path / "plain.yaml", *speech))
+
+
 def test_a_base_file_serves_several_objectives(tmp_path: Path) -> None:
     base = write(tmp_path, REQUIRED + "objective: grpo\nsampling:\n  group_size: 4\nstaleness: 0\n", "base.yaml")
     path = write(tmp_path, "defaults: base.yaml\nobjective: sft\n")

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from speech.errors import UserError
+from speech.families.checkpoint import LowRank
 from speech.families.hearing.granite_speech import MELS, GraniteSpeechConformer, GraniteSpeechFamily
 from tests.speech.families.hearing_checkpoints import wave, write_granite_speech
 
@@ -93,6 +94,24 @@ def test_an_adapter_is_merged_into_the_language_model(folder: Path, tmp_path: Pa
     family.write_engine_model(tmp_path / "engine")
     engine = AutoModelForCausalLM.from_pretrained(tmp_path / "engine")
     assert all(torch.equal(p, family.load_language_model().get_parameter(n)) for n, p in engine.named_parameters())
+
+
+def test_what_lora_learns_is_added_to_the_adapter(folder: Path, tmp_path: Path) -> None:
+    adapted = set(adapt(folder))
+    family = GraniteSpeechFamily(folder)
+    before = dict(family.load_language_model().named_parameters())
+    generator = torch.Generator().manual_seed(5)
+    names = [name for name in before if "mlp" in name or "q_proj" in name]
+    assert adapted & set(names) and adapted - set(names) and set(names) - adapted
+    new = {}
+    for name in names:
+        rows, columns = before[name].shape
+        a, b = torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator)
+        new[name] = LowRank(a, b, 0.5)
+    family.export(tmp_path / "new", {"language_model": new})
+    for name, parameter in GraniteSpeechFamily(tmp_path / "new").load_language_model().named_parameters():
+        expected = before[name] + 0.5 * new[name].b @ new[name].a if name in new else before[name]
+        torch.testing.assert_close(parameter, expected)
 
 
 def test_an_export_of_the_language_model_has_no_adapter(folder: Path, tmp_path: Path) -> None:
