@@ -15,13 +15,16 @@ from speech.families.demo.hearing import save_demo_model
 SPECIAL = ["<|pad|>", "<|endoftext|>", "<|audio|>", "<|audio_start|>", "<|audio_end|>", "<|transcribe|>"]
 
 
-def write_demo_checkpoint(folder: Path, *, tied: bool = True, scale: float = 1.0, seed: int = 0) -> Path:
+def write_demo_checkpoint(
+    folder: Path, *, tied: bool = True, scale: float = 1.0, seed: int = 0, layers: int = 2
+) -> Path:
     """Write a random model with a byte-level tokenizer of 262 ids.
 
     Args:
         tied: share the embedding with the output layer.
         scale: factor on all weight matrices; above 1 the distributions are far from uniform, so that wrong weights
             show in log-probs.
+        layers: of the language model.
     """
     folder.mkdir(parents=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -39,7 +42,7 @@ def write_demo_checkpoint(folder: Path, *, tied: bool = True, scale: float = 1.0
         vocab_size=len(vocabulary),
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,

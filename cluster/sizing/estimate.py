@@ -98,6 +98,8 @@ def estimate(config: RunConfig, shape: ModelShape, files: Mapping[str, int | Non
         unknown.append("activations of the encoder that learns")
     if config.uses_diffro:
         unknown.append("activations of the differentiable reward")
+    if config.learner.lora is not None and "adaptor" in config.learner.train:
+        unknown.append("adapters of the projector")
     return Estimate(
         components=tuple(components),
         publication=float(shape.language_model * dtype),
@@ -133,6 +135,13 @@ def _learner(config: RunConfig, shape: ModelShape, files: Mapping[str, int | Non
     compute = 2 if on_gpu else 4
     trained = shape.trained(learner.train)
     held = shape.trained(_held(learner.train))
+    # The gradients of one group at a time, before they are shared out.
+    groups = shape.root + shape.layer
+    if learner.lora is not None:
+        adapts = "language_model" in learner.train
+        adapters = shape.adapters(learner.lora.rank, learner.lora.targets) if adapts else 0
+        trained = adapters + shape.trained({"encoder"} & set(learner.train))
+        held, groups = held + adapters, trained
     positions = learner.micro_batch_tokens
     if config.objective in SAMPLED_OBJECTIVES:  # a group is not split
         prompt = config.engines.max_model_len - config.sampling.max_new_tokens
@@ -143,7 +152,7 @@ def _learner(config: RunConfig, shape: ModelShape, files: Mapping[str, int | Non
         Amount("gradients, float32", 4 * trained / ranks),
         Amount("Adam's moments, float32", 8 * trained / ranks),
     ]
-    if sampled and learner.loss.kl_coef > 0:
+    if sampled and learner.loss.kl_coef > 0 and learner.lora is None:
         state.append(Amount("reference policy, float32", 4 * held / ranks))
     if config.uses_diffro and (reward_model := files.get("learner.diffro.reward_model")) is not None:
         state.append(Amount("Token2Text reward model", float(reward_model)))
@@ -153,7 +162,7 @@ def _learner(config: RunConfig, shape: ModelShape, files: Mapping[str, int | Non
         Amount(f"logits of {rows:,} tokens", rows * shape.vocabulary * (4.0 * 2 + (2 if on_gpu else 0))),
         # The root group stays gathered until its backward pass, a layer is gathered while the next one is fetched.
         Amount("gathered weights", (shape.root + 2 * shape.layer) * compute if ranks > 1 or on_gpu else 0.0),
-        Amount("gradients before they are shared out", (shape.root + shape.layer) * 4.0 if ranks > 1 else 0.0),
+        Amount("gradients before they are shared out", groups * 4.0 if ranks > 1 else 0.0),
     ]
     copies = []
     if config.checkpoint.asynchronous:

@@ -50,6 +50,17 @@ class ModelShape:
         """Parameters of one decoder layer."""
         return (self.language_model - self.root) / self.layers
 
+    def adapters(self, rank: int, targets: Iterable[str] | None) -> int:
+        """Parameters of the adapters of LoRA in all decoder layers, by the names that Qwen and Llama have for theirs.
+
+        Args:
+            targets: last parts of names; None for all.
+        """
+        widths = {"q_proj": self.queries, "k_proj": self.keys, "v_proj": self.keys, "o_proj": self.queries}
+        widths |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), self.intermediate)
+        chosen = widths.keys() if targets is None else {target.rpartition(".")[2] for target in targets}
+        return rank * self.layers * sum(self.hidden + width for name, width in widths.items() if name in chosen)
+
     def trained(self, parts: Iterable[str]) -> int:
         """Parameters of some parts: `language_model`, `adaptor`, `encoder`."""
         return sum(int(getattr(self, part)) for part in parts)

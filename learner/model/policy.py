@@ -154,8 +154,8 @@ class Policy(nn.Module):
             embeds = embeds.index_copy(0, batch.audio_positions.to(device), sound)
         if torch.is_grad_enabled() and not embeds.requires_grad:
             # A frozen language model without audio depends on nothing that learns. Its backward pass must run all the
-            # same: other ranks, which have audio, gather the layers' parameters in theirs. And with adapters in a
-            # frozen one, FSDP2 would reduce the first layer's gradients at another place in its order.
+            # same: other ranks, which have audio, gather the layers' parameters in theirs. Nor may it end above the
+            # first layers, which have no adapter, on ranks whose audio learns nothing and only there.
             embeds.requires_grad_()
         hidden = language_model.base_model(
             inputs_embeds=embeds[None],

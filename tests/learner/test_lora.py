@@ -23,6 +23,7 @@ from learner.model.policy import Policy
 from learner.rank import LearnerRank
 from speech.errors import UserError
 from speech.families import load_family
+from tests.demo_checkpoint import write_demo_checkpoint
 from tests.learner.rank_cases import Models, PolicyCase
 from tests.learner.ranks import keep_gradients
 from tests.learner.test_front_parts import PlainModel, policy_gradient_loss
@@ -89,6 +90,13 @@ def logits(model: nn.Module) -> torch.Tensor:
 def test_ranks_do_not_matter(ranks: int, models: Models, tmp_path: Path) -> None:
     fast = ["grpo", "grpo-adaptor-silent"] if ranks == 3 else list(CASES)
     compare({name: CASES[name] for name in fast}, models, ranks, tmp_path)
+
+
+def test_ranks_do_not_matter_to_adapters_in_upper_layers(tmp_path: Path) -> None:
+    """One rank has audio and the other none, whose embeddings begin a graph of their own."""
+    models = Models(write_demo_checkpoint(tmp_path / "model", scale=2.0, layers=4), tmp_path)
+    case = PolicyCase("grpo", silent=(1,), settings={"lora": replace(LORA, targets=["layers.3.mlp.down_proj"])})
+    compare({"upper": case}, models, 2, tmp_path)
 
 
 def test_a_policy_begins_as_the_model_that_it_is_built_on(models: Models, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from cluster.sizing.shape import ModelShape, read_shape
 from learner.batches.batch import Sample, TrainGroup
 from learner.batches.packing import pack
 from learner.batches.plan import plan_updates
-from learner.config import LossConfig
+from learner.config import LoraConfig, LossConfig
+from learner.model.lora import inject
 from learner.model.policy import Policy
 from learner.model.sampler import SamplerSettings
 from learner.rank import LearnerRank
@@ -193,6 +194,22 @@ def test_estimates_scale_as_the_state_does() -> None:
     for before, after in zip(one[:4], four[:4], strict=True):
         assert before.what == after.what and before.size == 4 * after.size
     assert sum(amount.size for amount in one[:4]) == 20 * shape.language_model, "with a reference policy"
+
+
+def test_of_adapters_alone_there_are_gradients_and_moments(medium: Path) -> None:
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    shape = read_shape(medium)
+    for targets in (None, ["q_proj", "mlp.down_proj"]):
+        policy = Policy.load(load_family(medium), ["language_model"], torch.float32)
+        inject(policy, LoraConfig(rank=4, targets=targets), ["language_model"], seed=0)
+        count = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+        assert shape.adapters(4, targets) == count > 0
+        keys = ["learner.loss.kl_coef=0.1", "learner.lora.rank=4"]
+        keys += [] if targets is None else [f"learner.lora.targets=[{','.join(targets)}]"]
+        found = estimate(config_of(medium, *keys), shape, {})
+        whole = 4 * (shape.language_model + count)
+        assert learner(found, "weights", "gradients", "Adam", "checkpoint") == [whole, 4 * count, 8 * count, 12 * count]
+        assert not any("reference" in amount.what for c in found.components for amount in c.amounts)
 
 
 @pytest.mark.parametrize(
