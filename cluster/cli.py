@@ -23,6 +23,7 @@ _COMMANDS = {
     "serve-reward": ("serve_reward", "run"),
     "audit": ("audit", "run_audit"),
     "families": ("families", "run_families"),
+    "merge": ("merge", "run"),
 }
 """By command: its module in `cluster.commands`, imported for it alone, and the function that gets the arguments and
 returns the exit code. `train` and `config` are not so simple."""
@@ -207,6 +208,19 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
         "The family of a checkpoint is found from its config.json; model.family names another, or your own as\n"
         "module:Class. docs/model-families.md says more about each.",
     )
+    merge = command(
+        "merge",
+        "add up the weights of models of one form",
+        "examples:\n"
+        "  speechrl merge runs/a/export runs/b/export --out merged\n"
+        "  speechrl merge runs/a/export assets/asr_demo --weights 0.7 0.3 --out merged\n"
+        "Each tensor is the weighted sum, in the type that the first model has it in; all other files are the first\n"
+        "model's. Without --weights it is the mean. One file is in memory at a time.",
+    )
+    merge.add_argument("models", metavar="DIR", nargs="+", help="checkpoint folders in Hugging Face form")
+    merge.add_argument("--weights", metavar="W", nargs="+", type=float, help="one for each model")
+    merge.add_argument("--out", required=True, metavar="DIR", help="folder to write, which must not exist")
+
     doctor = command(
         "doctor",
         "check this machine and what is installed",
