@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,12 @@ from learner.model.policy import Policy
 from learner.rank import LearnerRank
 from speech.errors import UserError
 from speech.families import load_family
+from speech.families.checkpoint import LowRank
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.learner.rank_cases import Models, PolicyCase
 from tests.learner.ranks import keep_gradients
 from tests.learner.test_front_parts import PlainModel, policy_gradient_loss
-from tests.learner.test_rank import make_spec
+from tests.learner.test_rank import make_spec, run
 from tests.learner.test_rank_matrix import compare
 from tests.speech.families.hearing_checkpoints import CASES as HEARING_CASES
 from tests.speech.families.hearing_checkpoints import wave
@@ -210,6 +212,24 @@ def logits_of_probe(model: nn.Module) -> list[float]:
     return found
 
 
+def test_ranks_publish_the_same_weights_and_probes(models: Models, tmp_path: Path) -> None:
+    """Merged from shards, on three ranks of unequal ones."""
+    spec = make_spec(models.policy, lora=LORA, lr=3e-2)
+    one, three = run(tmp_path, spec), run(tmp_path, spec, world=3)
+    assert three["weights"].keys() == one["weights"].keys()
+    base = dict(load_family(models.policy).load_language_model().named_parameters())
+    for name, tensor in one["weights"].items():
+        adapted = name.endswith("proj.weight")
+        # AdamW makes a part of the learning rate of rounding in a tiny gradient.
+        torch.testing.assert_close(three["weights"][name], tensor, rtol=0, atol=1e-2 if adapted else 0, msg=name)
+        assert torch.equal(tensor, base[name]) != adapted, name
+        if adapted:
+            moved = float((tensor - base[name].detach()).abs().mean())
+            assert float((three["weights"][name] - tensor).abs().mean()) < 0.01 * moved, name
+    for ours, theirs in zip(one["probe"], three["probe"], strict=True):
+        assert theirs == pytest.approx(ours, abs=0.05)
+
+
 @pytest.mark.parametrize("estimator", ["k3", "full"])
 def test_the_reference_is_the_policy_without_adapters(estimator: str, models: Models, tmp_path: Path) -> None:
     """Its log-probs and the loss are those with a reference that is a second model."""
@@ -254,12 +274,22 @@ def test_checkpoints_hold_adapters_alone_and_resume_to_the_bit(models: Models, t
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_exports_are_merged_and_an_adapter_that_peft_loads(scale: float, models: Models, tmp_path: Path) -> None:
+def test_exports_are_merged_and_an_adapter_that_peft_loads(
+    scale: float, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = PolicyCase("grpo", HEARING, settings={"lora": replace(LORA, scale=scale)})
     with running(case, models, tmp_path) as learner:
         update(learner, case)
         randomise(learner)
+        export, given = learner.family.export, []
+
+        def noted(path: Path, states: Mapping[str, Mapping[str, Any]]) -> None:
+            given.extend(change for own in states.values() for change in own.values())
+            export(path, states)
+
+        monkeypatch.setattr(learner.family, "export", noted)
         learner.save(str(tmp_path / "checkpoint"))
+        assert len(given) == 16 and all(isinstance(change, LowRank) for change in given), "no whole tensor is held"
         weights, front = published(learner), learner.frontend_weights()["adaptor"].tensors
     exported = load_family(tmp_path / "checkpoint" / "hf")
     base = load_family(models.policy)
@@ -352,10 +382,16 @@ def test_models_of_all_families_take_adapters(name: str, tmp_path: Path) -> None
         torch.testing.assert_close(new, learned, rtol=1e-3, atol=0.05 if rounded else 1e-3)
 
 
-def test_what_cannot_be_adapted_is_said(sharp_checkpoint: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_adapted_is_said(
+    sharp_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lora = LoraConfig(targets=["q_proj", "lm_head"])
     with pytest.raises(UserError, match=r"no linear layer is named lm_head; there are down_proj, .*, v_proj"):
         LearnerRank(make_spec(sharp_checkpoint, lora=lora), 0, 1, f"file://{tmp_path / 'meet'}")
+    torch.distributed.destroy_process_group()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r"needs the package peft: pip install 'speechrl\[lora\]'"):
+        LearnerRank(make_spec(sharp_checkpoint, lora=LORA), 0, 1, f"file://{tmp_path / 'other'}")
     torch.distributed.destroy_process_group()
     plain = running(PolicyCase("sft"), Models(sharp_checkpoint, sharp_checkpoint), tmp_path)
     with plain as learner, pytest.raises(ValueError, match="has no adapter"):
