@@ -69,7 +69,9 @@ def _targets(policy: Policy, part: str, config: LoraConfig) -> list[str]:
     unknown = [t for t in config.targets if not any(name.endswith(f".{t}") for name in found)]
     if unknown or not config.targets:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in found}))
-        raise UserError(f"learner.lora.targets: no linear layer is named {', '.join(unknown) or 'so'}; there are {known}")
+        raise UserError(
+            f"learner.lora.targets: no linear layer is named {', '.join(unknown) or 'so'}; there are {known}"
+        )
     return [name for name in found if any(name.endswith(f".{t}") for t in config.targets)]
 
 

@@ -14,6 +14,7 @@ import torch
 
 from learner.batches.batch import TrainGroup
 from learner.batches.plan import plan_updates
+from learner.config import LoraConfig
 from learner.gang import LearnerGroup, Token2TextGroup
 from learner.rank import LearnerRank
 from learner.spec import StepResult
@@ -128,6 +129,32 @@ def test_a_gang_learns_from_the_first_groups_while_the_others_are_sampled(model:
     assert first.sample_gaps.keys() == whole.sample_gaps.keys() == set(range(9))
     for name, tensor in expected.items():
         torch.testing.assert_close(streamed[name], tensor, rtol=0.0, atol=5e-4, msg=name)
+
+
+def test_a_gang_learns_adapters_round_by_round_and_gives_them_away(model: Path, tmp_path: Path) -> None:
+    """With a reference, for which the adapters are off between the backward passes of a step."""
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    groups, audio = make_batch(9)
+    lora = LoraConfig(rank=4)
+    alone = LearnerRank(make_spec(model, lora=lora, lr=1e-2), 0, 1, f"file://{tmp_path / 'meet'}")
+    expected = [alone.update(step, plan_updates(groups, [], 1, 1)[0], audio).metrics for step in (1, 2)]
+    adapter, config = alone.adapter()
+    alone.close()
+    gang = LearnerGroup(make_spec(model, ranks=2, micro_batch_tokens=60, lora=lora, lr=1e-2), ENVIRONMENT)
+    try:
+        ray.get(gang.start(300))
+        references = {index: ray.put(item) for index, item in audio.items()}
+        found = [_update(gang, step, groups, references).metrics for step in (1, 2)]
+        assert found[1]["learner/kl"] > 1e-5
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-3, rel=1e-3)
+        tensors, settings = gang.adapter()
+    finally:
+        gang.close()
+    assert settings == config and tensors.keys() == adapter.keys()
+    for name, tensor in adapter.items():  # AdamW makes a part of the learning rate of rounding in a tiny gradient
+        torch.testing.assert_close(tensors[name], tensor, rtol=0.0, atol=5e-3, msg=name)
+        assert float((tensors[name] - tensor).abs().mean()) < 1e-4, name
 
 
 def test_where_all_engines_are_on_its_node_weights_lie_in_shared_memory(model: Path) -> None:
