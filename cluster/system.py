@@ -90,7 +90,7 @@ class System:
             if colocated:  # not before the learner has left: an engine takes what it finds free
                 self.fleet.start(version)
             if self.training and config.objective in SAMPLED_OBJECTIVES:
-                self._rewards = RewardPool(config.rewards, codec_factory(config))
+                self._rewards = RewardPool(config.rewards, codec_factory(config), self._model.load_family)
             if listens(config, self.training):
                 codec = codec_factory(config)
                 assert codec is not None

@@ -13,6 +13,9 @@ from speech.runtime.schema import OneOf
 SAMPLED_OBJECTIVES = ("grpo", "diffro", "combined")
 """Objectives that learn from rollouts of the policy."""
 
+LOSSES_OF_SAMPLES = ("gspo", "gmpo")
+"""Policy losses with one ratio per response. What tokens have of their own cancels out in it, but for the mean."""
+
 
 @dataclass
 class LossConfig:

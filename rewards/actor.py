@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import ray
@@ -15,6 +15,10 @@ from speech.records import Group, Reward
 
 if TYPE_CHECKING:
     from rewards.pipeline import CodecFactory, SoundPipeline
+    from speech.families import LanguageModelFamily
+
+    FamilyFactory = Callable[[], LanguageModelFamily]
+    """Binds the run's family to its checkpoint inside the process that will use it; picklable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,11 @@ class Scored:
 class RewardActor:
     """One process that scores groups: by a `RewardComposition`, or where a reward scores sound by a `SoundPipeline`."""
 
-    def __init__(self, config: RewardConfig, codec: CodecFactory | None = None) -> None:
+    def __init__(
+        self, config: RewardConfig, codec: CodecFactory | None = None, family: FamilyFactory | None = None
+    ) -> None:
         self._composition = RewardComposition(config)
+        self._family = family() if family is not None and self._composition.needs_spans else None
         self._sound: SoundPipeline | None = None
         if codec is not None and self._composition.on_sound:
             from rewards.pipeline import SoundPipeline  # imports torch: seconds, which rewards on text do without
@@ -46,8 +53,18 @@ class RewardActor:
         return node
 
     def score(self, groups: Sequence[Group]) -> Scored:
+        if self._family is not None:
+            groups = [_with_spans(self._family, group) for group in groups]
         if self._sound is None:
             return Scored([self._composition.score(group).rewards for group in groups])
         self._sound.seconds.clear()
         rewards = [group.rewards for group in self._sound.score(groups)]
         return Scored(rewards, Counter(self._sound.seconds))
+
+
+def _with_spans(family: LanguageModelFamily, group: Group) -> Group:
+    """The group, its trajectories with the characters that each token wrote."""
+    from speech.families.spelling import token_spans
+
+    spelled = (replace(t, spans=token_spans(family, t.token_ids, t.text)) for t in group.trajectories)
+    return replace(group, trajectories=tuple(spelled))

@@ -31,6 +31,7 @@ class RewardComposition:
     Attributes:
         on_sound: names of the parts that score sound.
         needs: models that they ask for.
+        needs_spans: whether a part asks which characters each token wrote (`Trajectory.spans`).
 
     Raises:
         UserError: unknown reward or option, a part named twice, a weight that is no finite number, no reward at all.
@@ -43,13 +44,16 @@ class RewardComposition:
         self._parts: dict[str, tuple[float, RewardFunction]] = {}
         self.on_sound: set[str] = set()
         self.needs: set[Need] = set()
+        self.needs_spans = False
         for item in config.items:
             name = part_name(item.name)
             if name in self._parts:
                 raise UserError(f"rewards.items names {name!r} twice: its values could not be told apart")
             if not math.isfinite(item.weight):
                 raise UserError(f"rewards.items: the weight of {name!r} is {item.weight}, not a finite number")
-            self._parts[name] = (float(item.weight), build_reward(item.name, item.options))
+            function = build_reward(item.name, item.options)
+            self._parts[name] = (float(item.weight), function)
+            self.needs_spans |= bool(getattr(function, "needs_spans", False))
             if (needs := sound_needs(item.name)) is not None:
                 self.on_sound.add(name)
                 self.needs |= needs
@@ -65,7 +69,7 @@ class RewardComposition:
             for name, (_, function) in self._parts.items()
         }
         reasons = [_first_reason(scores, index) for index in range(len(group.trajectories))]
-        totals = self._totals(scores, reasons)
+        totals, credit = self._totals(scores, reasons)
         rewards = tuple(
             Reward(
                 total=totals[index],
@@ -76,21 +80,39 @@ class RewardComposition:
                     for key, value in part[index].details.items()
                 },
                 invalid=reasons[index],
+                token_credit=credit[index],
             )
             for index in range(len(group.trajectories))
         )
         return dataclasses.replace(group, rewards=rewards)
 
-    def _totals(self, scores: dict[str, Sequence[PartScore]], reasons: Sequence[str | None]) -> list[float | None]:
+    def _totals(
+        self, scores: dict[str, Sequence[PartScore]], reasons: Sequence[str | None]
+    ) -> tuple[list[float | None], list[tuple[float, ...]]]:
+        """Of each sample the total, and by how much each of its tokens differs from it."""
         valid = [index for index, reason in enumerate(reasons) if reason is None]
         totals: list[float | None] = [None] * len(reasons)
+        credit: list[tuple[float, ...]] = [()] * len(reasons)
         for name, (weight, _) in self._parts.items():
             values = [value for index in valid if (value := scores[name][index].value) is not None]
+            factor = weight
             if self._normalise_parts:
-                values = _z_scores(values)
+                values, spread = _z_scores(values)
+                factor = weight / spread if spread else 0.0
             for index, value in zip(valid, values, strict=True):
                 totals[index] = (totals[index] or 0.0) + weight * value
-        return totals
+                credit[index] = _added(credit[index], scores[name][index].tokens, factor)
+        return totals, credit
+
+
+def _added(credit: tuple[float, ...], tokens: Sequence[float], factor: float) -> tuple[float, ...]:
+    """The credit of a sample's tokens with that of one more part; a part without adds none."""
+    if not tokens or not factor:
+        return credit
+    mean = statistics.fmean(tokens)
+    return tuple(
+        before + factor * (value - mean) for before, value in zip(credit or (0.0,) * len(tokens), tokens, strict=True)
+    )
 
 
 def _call(
@@ -104,6 +126,9 @@ def _call(
         scores = [_finite(name, score) for score in function(argument)]
         if len(scores) != size:
             raise ValueError(f"{len(scores)} scores for {size} samples")
+        for score, trajectory in zip(scores, group.trajectories, strict=True):
+            if score.tokens and len(score.tokens) != len(trajectory.token_ids):
+                raise ValueError(f"{len(score.tokens)} values for {len(trajectory.token_ids)} tokens")
     except Exception as error:
         logger.exception("reward %r failed on %s", name, group.prompt.id)
         return [PartScore(invalid=f"{name}: {type(error).__name__}: {error}")] * size
@@ -116,19 +141,23 @@ def _finite(name: str, score: PartScore) -> PartScore:
     details = {key: float(value) for key, value in score.details.items()}
     if score.value is None:
         return PartScore(invalid=f"{name}: {score.invalid}", details=details)
-    value = float(score.value)
-    if not math.isfinite(value):
-        return PartScore(invalid=f"{name}: not a finite number: {value}", details=details)
-    return PartScore(value=value, details=details)
+    value, tokens = float(score.value), tuple(map(float, score.tokens))
+    for number in (value, *tokens):
+        if not math.isfinite(number):
+            return PartScore(invalid=f"{name}: not a finite number: {number}", details=details)
+    return PartScore(value=value, details=details, tokens=tokens)
 
 
 def _first_reason(scores: dict[str, Sequence[PartScore]], index: int) -> str | None:
     return next((reason for part in scores.values() if (reason := part[index].invalid) is not None), None)
 
 
-def _z_scores(values: Sequence[float]) -> list[float]:
+def _z_scores(values: Sequence[float]) -> tuple[list[float], float]:
+    """The values with mean 0 and deviation 1, and the deviation that they had; both 0 where they are all the same."""
     if not values:
-        return []
+        return [], 0.0
     mean = statistics.fmean(values)
     spread = statistics.pstdev(values, mean)
-    return [0.0 if spread < _FLAT else (value - mean) / spread for value in values]
+    if spread < _FLAT:
+        return [0.0] * len(values), 0.0
+    return [(value - mean) / spread for value in values], spread

@@ -21,11 +21,14 @@ class PartScore:
         value: finite number, higher is better; None when invalid.
         invalid: reason, e.g. `judge error: …`; None when there is a value.
         details: what the value was made of, for logs only.
+        tokens: a value for each token of the response, for credit within it. Only by how much they differ from their
+            mean counts; empty gives all tokens the same.
     """
 
     value: float | None = None
     invalid: str | None = None
     details: Mapping[str, float] = field(default_factory=dict)
+    tokens: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.value is None) != (self.invalid is not None):

@@ -98,6 +98,23 @@ def unit_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCount
     )
 
 
+def unit_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[list[int], int]:
+    """Errors of each hypothesis unit, in the alignment that `unit_edits` counts.
+
+    Returns:
+        Per unit of the hypothesis 1 where it is substituted or inserted, and one more for each reference unit that is
+        missing right before it; and how many are missing at the end. Together they are all errors.
+    """
+    errors = [0] * (len(hypothesis) + 1)
+    for chunk in jiwer.process_words(list(reference), list(hypothesis), _UNITS, _UNITS).alignments[0]:
+        if chunk.type == "delete":
+            errors[chunk.hyp_start_idx] += chunk.ref_end_idx - chunk.ref_start_idx
+        elif chunk.type != "equal":
+            for place in range(chunk.hyp_start_idx, chunk.hyp_end_idx):
+                errors[place] += 1
+    return errors[:-1], errors[-1]
+
+
 class _Units(jiwer.AbstractTransform):
     """A list is the units of one sentence, not sentences that jiwer still has to cut at their spaces."""
 

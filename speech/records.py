@@ -168,6 +168,7 @@ class Trajectory:
         text: decoded and cleaned up by the model family.
         language: language the model itself claims, if its output format says so.
         speech_tokens: codec ids that the family read out of `token_ids`, stop tokens dropped; empty in ASR.
+        spans: characters [start, end) of `text` that each token wrote; only where a reward asks for them, else empty.
     """
 
     prompt_id: str
@@ -181,6 +182,7 @@ class Trajectory:
     text: str
     language: str | None = None
     speech_tokens: tuple[int, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.logprobs):
@@ -199,12 +201,15 @@ class Reward:
         details: what the parts were made of, for logs only (`accuracy/wer`, `hallucination/loop`, …).
         invalid: why the sample has no reward (judge error, time-out), or None. Invalid samples are masked
             out of their group and counted; they are never scored 0.
+        token_credit: by how much each token's reward differs from the total, in the total's units and with mean 0;
+            empty where all tokens have the total.
     """
 
     total: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, float] = field(default_factory=dict)
     invalid: str | None = None
+    token_credit: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.total is None) != (self.invalid is not None):

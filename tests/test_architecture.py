@@ -52,7 +52,7 @@ FLOORS = {
         ("on_text", "on_sound"),
         ("over_http",),
         ("listening",),
-        ("registry", "config", "shapes"),
+        ("registry", "config", "shapes", "credit"),
         ("registries",),
     ),
     "rollout": (

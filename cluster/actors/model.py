@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from speech.families import LanguageModelFamily
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +17,14 @@ class ModelRef:
     path: str
     family: str | None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def load_family(self) -> LanguageModelFamily:
+        """The family bound to its checkpoint, in whatever process asks; no weights are loaded.
+
+        Raises:
+            UserError: see `speech.families.load_family`.
+        """
+        from speech.families import load_family  # imports torch, which not every actor needs
+        from speech.runtime.hub import model_folder
+
+        return load_family(model_folder(self.path), self.family, self.options)

@@ -22,6 +22,7 @@ from speech.errors import UserError, last_line
 from speech.records import Group, Reward
 
 if TYPE_CHECKING:
+    from rewards.actor import FamilyFactory
     from rewards.pipeline import CodecFactory
 
 # They are replaced here: Ray's own restart would hand a hung group to the same queue again.
@@ -55,6 +56,7 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
     Args:
         config: rewards and pool settings.
         codec: builds the codec in each actor, for trajectories that hold speech tokens; None scores records alone.
+        family: of the model that sampled, in each actor whose rewards ask which token wrote what; None if none does.
 
     Attributes:
         lethal: reason by id of each utterance whose group, alone in its call, cost one actor more.
@@ -68,7 +70,9 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
     alone_after = 1
     failures = (RayError, UserError)
 
-    def __init__(self, config: RewardConfig, codec: CodecFactory | None = None) -> None:
+    def __init__(
+        self, config: RewardConfig, codec: CodecFactory | None = None, family: FamilyFactory | None = None
+    ) -> None:
         if config.count < 1 or config.retries < 0 or not config.timeout_s > 0:
             raise UserError("rewards: count is at least 1, retries at least 0, and timeout_s positive")
         composition = RewardComposition(config)  # a typo must not cost an actor's start
@@ -78,7 +82,7 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
             raise UserError(f"rewards.items: {names} score sound, and this run has no speech tokens")
         self.counts = RewardCounts()
         self.lethal: dict[str, str] = {}
-        self._config, self._codec = config, codec
+        self._config, self._codec, self._family = config, codec, family
         self._counting = threading.Lock()
         super().__init__(config.count, attempts=config.retries + 1)
 
@@ -107,7 +111,7 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
         return [dataclasses.replace(g, rewards=rewards) for g, rewards in zip(groups, scored, strict=True)]
 
     def _spawn(self, place: int) -> Any:
-        return RemoteRewardActor.remote(self._config, self._codec)
+        return RemoteRewardActor.remote(self._config, self._codec, self._family)
 
     def _split(self, count: int, actors: int) -> list[Sequence[int]]:
         return list(self.shares(count))

@@ -16,7 +16,7 @@ from typing import Any
 from cluster.config.schema import RunConfig
 from cluster.config.source import Source
 from learner.batches.advantage import is_over_batch
-from learner.config import SAMPLED_OBJECTIVES
+from learner.config import LOSSES_OF_SAMPLES, SAMPLED_OBJECTIVES
 from learner.registries import ADVANTAGES
 from rewards.compose import RewardComposition
 from rewards.config import JudgeConfig, SoundConfig
@@ -198,6 +198,11 @@ def _reward_problems(config: RunConfig) -> list[tuple[str, str]]:
     if composition.on_sound and config.model.codec is None:
         names = ", ".join(sorted(composition.on_sound))
         found.append(("rewards.items", f"{names} score sound; name the codec of the model's speech (`model.codec`)"))
+    if composition.needs_spans and config.model.codec is not None:
+        found.append(("rewards.items", "`word_credit` is for models that write; one with a codec speaks"))
+    if composition.needs_spans and config.learner.loss.name in LOSSES_OF_SAMPLES:
+        text = f"`{config.learner.loss.name}` has one ratio per response, so `word_credit` would have no effect"
+        found.append(("learner.loss.name", text))
     return found
 
 

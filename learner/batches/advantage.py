@@ -99,6 +99,20 @@ def compute_advantages(
     return advantages
 
 
+def advantage_per_reward(advantages: Floats, rewards: Sequence[float] | Floats, valid: Sequence[bool]) -> float:
+    """By how much the advantage of a group's best valid sample exceeds that of its worst, per unit of their rewards.
+
+    Every estimator here is linear inside a group, so this is what it multiplies rewards with: 1 / std in `group_std`. 0
+    where all rewards are the same.
+    """
+    chosen, mask = _valid_rewards(rewards, valid)
+    if _same(chosen):
+        return 0.0
+    best, worst = int(chosen.argmax()), int(chosen.argmin())
+    among = advantages[mask]
+    return float((among[best] - among[worst]) / (chosen[best] - chosen[worst]))
+
+
 def is_zero_variance(rewards: Sequence[float] | Floats, valid: Sequence[bool] | npt.NDArray[np.bool_]) -> bool:
     """True when a group teaches nothing: fewer than two valid samples, or the same reward for all of them."""
     return _same(_valid_rewards(rewards, valid)[0])

@@ -20,12 +20,14 @@ class Sample:
         behaviour_logprobs: the engine's processed log-probs, same length (empty for SFT).
         advantage: one number for the whole response (1.0 for SFT).
         finished: a stop token was drawn, and is therefore the last of `token_ids`.
+        token_credit: by how much each token's advantage differs from `advantage`, with mean 0; empty where none does.
     """
 
     token_ids: tuple[int, ...]
     behaviour_logprobs: tuple[float, ...]
     advantage: float
     finished: bool = False
+    token_credit: tuple[float, ...] = ()
 
     @property
     def speech_tokens(self) -> int:
@@ -124,6 +126,7 @@ class PackedBatch:
         behaviour_logprobs: (T,) float32, zeros when there are none.
         advantages: (S,) float32.
         members: per sample, its group and its place in the group.
+        token_credit: (T,) float32, added to the advantage of each target; None where no sample has any.
     """
 
     input_ids: torch.Tensor
@@ -140,6 +143,7 @@ class PackedBatch:
     behaviour_logprobs: torch.Tensor
     advantages: torch.Tensor
     members: SampleRefs
+    token_credit: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from learner.batches.advantage import compute_batch_advantages, is_zero_variance
+from learner.batches.advantage import advantage_per_reward, compute_batch_advantages, is_zero_variance
 from learner.batches.batch import Sample, TrainGroup
 from speech.records import Group
 
@@ -83,12 +83,19 @@ def select_groups(
                 continue
         kept.append((group, index, target, rewards, valid))
     computed = compute_batch_advantages(estimator, [(rewards, valid) for *_, rewards, valid in kept])
-    for (group, index, target, _, valid), advantages in zip(kept, computed, strict=True):
+    for (group, index, target, rewards, valid), advantages in zip(kept, computed, strict=True):
+        scale = advantage_per_reward(advantages, rewards, valid)
         samples = tuple(
             Sample(
-                trajectory.token_ids, trajectory.logprobs, float(advantage), finished=trajectory.finish_reason == "stop"
+                trajectory.token_ids,
+                trajectory.logprobs,
+                float(advantage),
+                finished=trajectory.finish_reason == "stop",
+                token_credit=tuple(scale * credit for credit in reward.token_credit),
             )
-            for trajectory, advantage, ok in zip(group.trajectories, advantages, valid, strict=True)
+            for trajectory, reward, advantage, ok in zip(
+                group.trajectories, group.rewards, advantages, valid, strict=True
+            )
             if ok and trajectory.token_ids
         )
         selection.groups.append(TrainGroup(group.layout, samples, index, target.text_ids, target.attributes))

@@ -29,7 +29,7 @@ def pack(groups: Sequence[TrainGroup], shared_prefix: bool = True) -> PackedBatc
 
     Raises:
         ValueError: nothing to pack, an empty prompt, a group without samples, an empty response, or a sample whose
-            log-probs do not match its tokens.
+            log-probs or token credit do not match its tokens.
     """
     if not groups:
         raise ValueError("there is nothing to pack")
@@ -83,6 +83,11 @@ def pack(groups: Sequence[TrainGroup], shared_prefix: bool = True) -> PackedBatc
         ),
         advantages=torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
         members=SampleRefs((group, place) for group, places in rows for place in places),
+        token_credit=torch.tensor(
+            [c for s in samples for c in (s.token_credit or (0.0,) * len(s.token_ids))], dtype=torch.float32
+        )
+        if any(sample.token_credit for sample in samples)
+        else None,
     )
 
 
@@ -98,6 +103,11 @@ def _check(group: TrainGroup, index: int) -> None:
             raise ValueError(
                 f"group {index}, sample {number}: {len(sample.token_ids)} tokens but "
                 f"{len(sample.behaviour_logprobs)} log-probs"
+            )
+        if sample.token_credit and len(sample.token_credit) != len(sample.token_ids):
+            raise ValueError(
+                f"group {index}, sample {number}: {len(sample.token_ids)} tokens but "
+                f"{len(sample.token_credit)} token credits"
             )
 
 

@@ -161,6 +161,7 @@ def _grpo(
     device = new.device
     old = new.detach() if context.old_logprobs is None else context.old_logprobs
     gaps = (old.cpu() - batch.behaviour_logprobs).abs()
+    credit = {} if batch.token_credit is None else {"token_credit": batch.token_credit.to(device)}
     context.sample_gaps = torch.zeros(len(batch.sample_lengths)).scatter_reduce(0, batch.sample_of, gaps, "amax")
     return POLICY_LOSSES.find(spec.config.loss.name)(
         new_logprobs=new,
@@ -173,4 +174,5 @@ def _grpo(
         sample_lengths=batch.sample_lengths.to(device),
         totals=share.totals,
         config=spec.config.loss,
+        **credit,
     )

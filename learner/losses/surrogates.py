@@ -23,7 +23,7 @@ class Tokens:
     Attributes:
         new: (T,) log-probs of the policy that learns, with gradient.
         log_ratio: (T,) log π_new / π_old, with gradient.
-        advantages: (T,) of each token's response.
+        advantages: (T,) of each token: its response's, and what the token has of its own.
         sample_of: (T,) response of each token.
         sample_lengths: (S,) tokens of each response.
     """
@@ -76,6 +76,7 @@ def policy_loss(of_samples: bool = False) -> Callable[[Callable[[Tokens, LossCon
             sample_lengths: torch.Tensor,
             totals: BatchTotals,
             config: LossConfig,
+            token_credit: torch.Tensor | None = None,
         ) -> tuple[torch.Tensor, Metrics]:
             """Source and surrogate: see the module. With truncated importance weight w = min(π_old / π_behaviour, cap):
             `Σ_t c_t · (w · surrogate + kl_coef · KL)`. The weight corrects for the engine's own numerics and for
@@ -94,6 +95,7 @@ def policy_loss(of_samples: bool = False) -> Callable[[Callable[[Tokens, LossCon
                 sample_lengths: (S,) tokens of each response.
                 totals: counts over the whole batch, all micro-batches and ranks.
                 config: clip range, KL, aggregation, importance cap.
+                token_credit: (T,) added to the advantage of each token; None adds nothing.
 
             Returns:
                 The contribution to the batch loss (scalar), and its metrics (float64).
@@ -105,6 +107,8 @@ def policy_loss(of_samples: bool = False) -> Callable[[Callable[[Tokens, LossCon
                 raise ValueError("kl_coef > 0 needs the log-probs of a reference policy")
             old, behaviour = old_logprobs.detach(), behaviour_logprobs.detach()
             advantage = advantages.to(new_logprobs.dtype)[sample_of]
+            if token_credit is not None:
+                advantage = advantage + token_credit.to(advantage.dtype)
             log_ratio = (new_logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
             tokens = Tokens(new_logprobs, log_ratio, advantage, sample_of, sample_lengths)
             found = surrogate(tokens, config)

@@ -4,6 +4,7 @@ from speech.text.languages import expected_scripts, is_language_code, is_spaced,
 from speech.text.normalise import NORMALISER_VERSION, loose_units, normalise, units, whisper_units
 from speech.text.readings import scored_pair
 from speech.text.scripts import allowed_scripts, dominant_script, guess_language, join_texts, script_shares
+from speech.text.spans import unit_spans
 
 __all__ = [
     "NORMALISER_VERSION",
@@ -19,6 +20,7 @@ __all__ = [
     "normalise",
     "scored_pair",
     "script_shares",
+    "unit_spans",
     "units",
     "whisper_units",
 ]

@@ -16,7 +16,9 @@ from speech.text.languages import CHINESE, is_spaced, language_code
 from speech.text.normalise import english, normalise
 from speech.text.numbers import Number
 
-_ELSE: Final = "≠"  # on a unit that another one only seems to equal; no normalised text holds it
+ELSE: Final = "≠"
+"""On a unit that another one only seems to equal; no normalised text holds it."""
+
 _DIGITWISE: Final = str.maketrans("0123456789", "零一二三四五六七八九")
 _DIGITS: Final = re.compile(r"(?<![\d.,:/])(\d{1,2}):(\d{2})(?![\d:])|(?<![\d.,:/-])\d{2,}(?![\d.,:/-]*\d)")
 _NUMERAL: Final = re.compile(r"\d")
@@ -69,7 +71,7 @@ def _as_said(reference: str, hypothesis: str) -> list[str]:
             others = [others.pop(0)]
             heard[item.units] -= 1
         marked = bool(others) and not any(_agree(item, other) for other in others)
-        units += [item.units[0] + _ELSE, *item.units[1:]] if marked else item.units
+        units += [item.units[0] + ELSE, *item.units[1:]] if marked else item.units
     return units
 
 

@@ -177,6 +177,10 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
     ("overrides", "message"),
     [
         (("staleness=1",), "learner.loss.importance_cap: stale samples need importance weights"),
+        (
+            ("rewards.items=[{name: accuracy, options: {word_credit: 1}}]", "learner.loss.name=gspo"),
+            "learner.loss.name: `gspo` has one ratio per response, so `word_credit` would have no effect",
+        ),
         (("update=inflight",), "update: nothing is in flight at a publication with `staleness: 0`"),
         (("staleness=-1",), "staleness: must be at least 0, got -1"),
         (

@@ -75,7 +75,11 @@ def _loop_loss(responses: list[Response], config: LossConfig) -> float:
 
 
 def _packed_loss(
-    responses: list[Response], config: LossConfig, whole: BatchTotals | None = None, policy_loss: PolicyLoss = grpo_loss
+    responses: list[Response],
+    config: LossConfig,
+    whole: BatchTotals | None = None,
+    policy_loss: PolicyLoss = grpo_loss,
+    token_credit: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
     def flat(name: str) -> torch.Tensor:
         return torch.tensor([x for r in responses for x in getattr(r, name)], dtype=torch.float64)
@@ -93,6 +97,7 @@ def _packed_loss(
         sample_lengths=lengths,
         totals=whole or BatchTotals(int(lengths.sum()), len(responses)),
         config=config,
+        token_credit=token_credit,
     )
     return loss, metrics, new
 
