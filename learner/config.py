@@ -36,6 +36,10 @@ class LossConfig:
     the reverse KL; `full` sums over the vocabulary: exact, at the price of the reference's logits. `objective: diffro`
     needs `full`."""
 
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the KL stands: a term of the `loss`, or taken off the `reward`, so that a token also answers for the KL of
+    those after it. `reward` needs `kl_estimator: k1`."""
+
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over all tokens of the batch (`token`, DAPO), mean over each response and then over responses (`sequence`,
     GRPO), or sum divided by responses × constant_length (`constant`, Dr. GRPO)."""

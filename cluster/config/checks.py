@@ -118,6 +118,8 @@ def across_sections(config: RunConfig) -> list[tuple[str, str]]:
     loss = config.learner.loss
     if loss.aggregation == "constant" and loss.constant_length < 1:
         found.append(("learner.loss.constant_length", "`constant` aggregation needs it: use sampling.max_new_tokens"))
+    if loss.kl_in == "reward":
+        found += _kl_in_reward_problems(config)
     if config.sampling.min_new_tokens > config.sampling.max_new_tokens:
         found.append(("sampling.min_new_tokens", "is more than sampling.max_new_tokens"))
     found += _model_problems(config)
@@ -204,6 +206,17 @@ def _reward_problems(config: RunConfig) -> list[tuple[str, str]]:
         text = f"`{config.learner.loss.name}` has one ratio per response, so `word_credit` would have no effect"
         found.append(("learner.loss.name", text))
     return found
+
+
+def _kl_in_reward_problems(config: RunConfig) -> list[tuple[str, str]]:
+    loss, key = config.learner.loss, "learner.loss.kl_in"
+    if loss.kl_coef == 0:
+        return [(key, "no KL is taken off the reward with `learner.loss.kl_coef: 0`")]
+    if loss.kl_estimator != "k1":
+        return [("learner.loss.kl_estimator", "a KL in the reward is the log-ratio of sampled tokens; set it to `k1`")]
+    if loss.name in LOSSES_OF_SAMPLES:
+        return [(key, f"`{loss.name}` has one ratio per response, and `reward` makes advantages of tokens")]
+    return []
 
 
 def _schedule_problems(config: RunConfig) -> list[tuple[str, str]]:

@@ -38,6 +38,7 @@ _NAMES = {
     "learner.zero_variance": "filter_groups dynamic_sampling use_dynamic_sampling dynamic_filtering",
     "learner.loss.kl_coef": "beta kl_loss_coef init_kl_coef kl_beta kl_penalty_coef reference_policy_kl_penalty",
     "learner.loss.kl_estimator": "kl_loss_type kl_penalty reference_policy_kl_type",
+    "learner.loss.kl_in": "use_kl_in_reward",
     "learner.loss.clip_low": "epsilon epsilon_low clip_ratio clip_ratio_low cliprange clip_range eps_clip "
     "ratio_clip_min",
     "learner.loss.clip_high": "epsilon_high clip_ratio_high ratio_clip_max eps_clip_high",

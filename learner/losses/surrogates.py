@@ -10,7 +10,7 @@ import torch
 
 from learner.batches.batch import BatchTotals
 from learner.config import LossConfig
-from learner.losses.terms import MAX_LOG_RATIO, kl_terms, token_weights
+from learner.losses.terms import MAX_LOG_RATIO, kl_terms, sums_to_come, token_weights
 from learner.metrics import Metrics
 
 PolicyLoss = Callable[..., tuple[torch.Tensor, Metrics]]
@@ -80,7 +80,8 @@ def policy_loss(of_samples: bool = False) -> Callable[[Callable[[Tokens, LossCon
         ) -> tuple[torch.Tensor, Metrics]:
             """Source and surrogate: see the module. With truncated importance weight w = min(π_old / π_behaviour, cap):
             `Σ_t c_t · (w · surrogate + kl_coef · KL)`. The weight corrects for the engine's own numerics and for
-            staleness; it carries no gradient.
+            staleness; it carries no gradient. With `kl_in: reward` there is no such term: the advantage of a token is
+            lower by `kl_coef · Σ_{u ≥ t} log π_old / π_ref`, without gradient.
 
             Args:
                 new_logprobs: (T,) of the policy that learns, with gradient.
@@ -109,6 +110,9 @@ def policy_loss(of_samples: bool = False) -> Callable[[Callable[[Tokens, LossCon
             advantage = advantages.to(new_logprobs.dtype)[sample_of]
             if token_credit is not None:
                 advantage = advantage + token_credit.to(advantage.dtype)
+            if reference_logprobs is not None and config.kl_in == "reward":
+                distance = (old - reference_logprobs).detach()
+                advantage = advantage - config.kl_coef * sums_to_come(distance, sample_lengths, sample_of)
             log_ratio = (new_logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
             tokens = Tokens(new_logprobs, log_ratio, advantage, sample_of, sample_lengths)
             found = surrogate(tokens, config)
@@ -125,7 +129,7 @@ def policy_loss(of_samples: bool = False) -> Callable[[Callable[[Tokens, LossCon
                 full = config.kl_estimator == "full"
                 kl = kl_terms(new_logprobs, reference_logprobs, "k3" if full else config.kl_estimator)
                 sums["kl"] = kl.detach()
-                terms = terms if full else terms + config.kl_coef * kl
+                terms = terms if full or config.kl_in == "reward" else terms + config.kl_coef * kl
             total = (terms * token_weights(sample_of, sample_lengths, totals, config, terms.dtype)).sum()
 
             with torch.no_grad():

@@ -61,6 +61,19 @@ def kl_terms(new_logprobs: torch.Tensor, reference_logprobs: torch.Tensor, estim
     raise ValueError(f"unknown KL estimator {estimator!r}; known: k1, k2, k3")
 
 
+def sums_to_come(values: torch.Tensor, sample_lengths: torch.Tensor, sample_of: torch.Tensor) -> torch.Tensor:
+    """(T,) → (T,): at each token the sum over itself and the later tokens of its response.
+
+    Args:
+        values: (T,) of packed responses, one after the other.
+        sample_lengths: (S,) tokens of each response.
+        sample_of: (T,) response of each token.
+    """
+    before = values.double().cumsum(0)  # over all responses of the micro-batch: what cancels must not cost digits
+    last = sample_lengths.cumsum(0) - 1
+    return (before[last][sample_of] - before + values).to(values.dtype)
+
+
 def token_weights(
     sample_of: torch.Tensor, sample_lengths: torch.Tensor, totals: BatchTotals, config: LossConfig, dtype: torch.dtype
 ) -> torch.Tensor:

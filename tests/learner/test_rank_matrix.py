@@ -46,6 +46,9 @@ SFT: dict[str, Case] = {
 GRPO: dict[str, Case] = {
     "grpo": PolicyCase("grpo"),
     "grpo-kl": PolicyCase("grpo", settings={"loss": LossConfig(kl_coef=0.1)}),
+    "grpo-kl-in-reward": PolicyCase(
+        "grpo", settings={"loss": LossConfig(kl_coef=0.1, kl_estimator="k1", kl_in="reward"), **SEVERAL}
+    ),
     "grpo-adaptor-alone": PolicyCase("grpo", ("adaptor",)),
     "grpo-adaptor-alone-silent": PolicyCase("grpo", ("adaptor",), silent=(0, 3)),
     "grpo-adaptor-kl-several": PolicyCase("grpo", HEARING, settings={"loss": LossConfig(kl_coef=0.1), **SEVERAL}),

@@ -50,6 +50,7 @@ CHANGED = {
 }
 """Keys with another value than their default."""
 
+KL_IN_REWARD = ("learner.loss.kl_in=reward", "learner.loss.kl_coef=0.1", "learner.loss.kl_estimator=k1")
 REQUIRED = "name: demo\nmodel:\n  path: assets/model\ndata:\n  train: train.jsonl\n"
 
 
@@ -177,10 +178,6 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
     ("overrides", "message"),
     [
         (("staleness=1",), "learner.loss.importance_cap: stale samples need importance weights"),
-        (
-            ("rewards.items=[{name: accuracy, options: {word_credit: 1}}]", "learner.loss.name=gspo"),
-            "learner.loss.name: `gspo` has one ratio per response, so `word_credit` would have no effect",
-        ),
         (("update=inflight",), "update: nothing is in flight at a publication with `staleness: 0`"),
         (("staleness=-1",), "staleness: must be at least 0, got -1"),
         (
@@ -205,6 +202,31 @@ def test_schedules_that_make_no_sense(tmp_path: Path, overrides: tuple[str, ...]
     found = problems(write(tmp_path, REQUIRED), *overrides)
     assert len(found) == 1
     assert message in found[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("rewards.items=[{name: accuracy, options: {word_credit: 1}}]", "learner.loss.name=gspo"),
+            "learner.loss.name: `gspo` has one ratio per response, so `word_credit` would have no effect",
+        ),
+        (("learner.loss.kl_in=reward",), "learner.loss.kl_in: no KL is taken off the reward"),
+        (
+            ("learner.loss.kl_in=reward", "learner.loss.kl_coef=0.1"),
+            "learner.loss.kl_estimator: a KL in the reward is the log-ratio of sampled tokens; set it to `k1`",
+        ),
+        (
+            (*KL_IN_REWARD, "learner.loss.name=gmpo"),
+            "learner.loss.kl_in: `gmpo` has one ratio per response, and `reward` makes advantages of tokens",
+        ),
+    ],
+)
+def test_losses_that_make_no_sense(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    found = problems(write(tmp_path, REQUIRED), *overrides)
+    assert len(found) == 1
+    assert message in found[0]
+    assert load_config(write(tmp_path, REQUIRED), list(KL_IN_REWARD)).learner.loss.kl_in == "reward"
 
 
 def test_schedules_that_make_sense(tmp_path: Path) -> None:
