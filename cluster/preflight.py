@@ -16,6 +16,7 @@ import psutil
 
 from cluster.config import RunConfig
 from cluster.config.checks import POLICY_OBJECTIVES
+from learner.config import SAMPLED_OBJECTIVES
 from rewards.config import JudgeConfig
 from speech.errors import UserError
 from speech.runtime.checkpoint_files import refuse_chatterbox, require_files, weight_files
@@ -47,6 +48,8 @@ def problems_here(config: RunConfig, training: bool = True) -> Problems:
     found = [*_model(config), *_manifests(config, training)]
     if training and config.uses_diffro and config.learner.diffro.reward_model is not None:
         found += _folder("learner.diffro.reward_model", config.learner.diffro.reward_model)
+    if training and config.objective in SAMPLED_OBJECTIVES and config.learner.distillation.teacher is not None:
+        found += _folder("learner.distillation.teacher", config.learner.distillation.teacher, is_whole=True)
     sound = config.rewards.sound
     for name, judge in (("judge", sound.judge), ("second_judge", sound.second_judge)):
         found += _judge(f"rewards.sound.{name}.path", judge)

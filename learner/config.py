@@ -77,6 +77,18 @@ class DiffROConfig:
 
 
 @dataclass
+class DistillationConfig:
+    """On-policy distillation, alone or beside the reward: docs/algorithms.md."""
+
+    teacher: str | None = None
+    """Folder of a model of the same vocabulary that stays frozen; null distils nothing. Where the model hears, it must
+    read the same audio embeddings."""
+
+    weight: Annotated[float, Ge(0)] = 1.0
+    """Weight of KL(policy ‖ teacher) on the tokens of all samples (`learner.loss.kl_estimator`); 0 loads no teacher."""
+
+
+@dataclass
 class Token2TextTrainingConfig:
     """How a reward model becomes robust to what a policy may find out about it (RRPO, 2512.04552)."""
 
@@ -211,6 +223,8 @@ class LearnerConfig:
     """Train low-rank adapters in the linear layers of the parts in `learner.train`, and leave their weights as they
     are; null (the default) trains the weights, and a section without keys is written `{}`. Needs the extra `lora`. An
     encoder that learns learns in full."""
+
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     advantage: Annotated[str, OneOf(ADVANTAGES)] = "group_std"
     """Advantage estimator."""

@@ -25,12 +25,12 @@ from learner.components.optimiser import (
     sharded_parameters,
 )
 from learner.losses.diffro import DiffRO
+from learner.losses.distillation import check_teacher, needs_teacher, teacher_family
 from learner.losses.objectives import (
     MicroBatchKind,
     ReferenceOutput,
     UpdateContext,
     micro_batch_loss,
-    needs_full_kl,
     needs_reference,
 )
 from learner.metrics import StepMetrics
@@ -39,7 +39,7 @@ from learner.model.policy import Policy, PolicyOutput
 from learner.model.sampler import SamplerSettings
 from learner.model.twin import PolicyTwin
 from learner.spec import RankSpec, StepResult
-from speech.families import load_family
+from speech.families import LanguageModelFamily, load_family
 from speech.families.checkpoint import LowRank
 from speech.records import EncodedAudio, PromptLayout
 from speech.runtime.hub import model_folder
@@ -68,6 +68,10 @@ class LearnerRank:
         self.twin = PolicyTwin(self.policy)
         self.reference = self._load(frozen=True) if needs_reference(spec) and config.lora is None else None
         """None with adapters too: the policy with these switched off is its own reference."""
+        self.teacher: Policy | None = None
+        if needs_teacher(spec):
+            self.teacher = self._load(frozen=True, family=teacher_family(spec, self.family))
+            check_teacher(self.teacher, self.policy, self.family, config.loss.kl_estimator == "full")
         self.diffro = DiffRO.build(spec, self.device)
         self.optimiser = adamw(self.policy, config)
         self.accumulated = StepMetrics()
@@ -76,13 +80,14 @@ class LearnerRank:
         """The last publication, where it lies in shared memory."""
         self.writer = checkpoint.Writer()
         reward_model = None if self.diffro is None else self.diffro.reward_model
-        held = [module for module in (self.policy, self.reference, reward_model) if module is not None]
+        modules = (self.policy, self.reference, self.teacher, reward_model)
+        held = [module for module in modules if module is not None]
         self.offloader = DeviceOffloader(self.device, held, self.optimiser, attention.forget_plans)
 
-    def _load(self, ctc: bool = False, frozen: bool = False) -> Policy:
+    def _load(self, ctc: bool = False, frozen: bool = False, family: LanguageModelFamily | None = None) -> Policy:
         config = self.spec.config
-        policy = Policy.load(self.family, config.train, torch.float32, ctc, frozen)
-        if config.lora is not None:
+        policy = Policy.load(family or self.family, config.train, torch.float32, ctc, frozen)
+        if config.lora is not None and not frozen:
             lora.inject(policy, config.lora, config.train, self.spec.seed)
         policy.to(self.device)
         policy.shard(self.context.mesh, self.context.mixed_precision, config.activation_checkpointing and not frozen)
@@ -188,28 +193,40 @@ class LearnerRank:
         for context in contexts:
             # Every rank must take part in these forward passes, with the dummy micro-batches too.
             sampler = self.spec.sampler if context.kind == "policy" else SamplerSettings()
-            if needs_reference(self.spec):
-                output = self._refer(context.batch, audio, sampler)
-                context.reference = (
-                    ReferenceOutput(output.logprobs, output.hidden, output.head)
-                    if needs_full_kl(self.spec)
-                    else ReferenceOutput(output.logprobs, None, None)
-                )
+            full = config.loss.kl_estimator == "full"
+            context.reference = self._refer(context.batch, audio, sampler, full)
+            context.teacher = self._frozen(self.teacher, context.batch, audio, sampler, full)
             if several:
                 context.old_logprobs = self._evaluate(self.policy, context.batch, audio, sampler).logprobs
         return contexts
+
+    def _frozen(
+        self,
+        model: Policy | None,
+        batch: PackedBatch,
+        audio: Mapping[int, EncodedAudio],
+        sampler: SamplerSettings,
+        full: bool,
+    ) -> ReferenceOutput | None:
+        """What a frozen model says of a batch; with what the full KL needs, or with log-probs alone."""
+        if model is None:
+            return None
+        output = self._evaluate(model, batch, audio, sampler)
+        return ReferenceOutput(output.logprobs, *((output.hidden, output.head) if full else (None, None)))
+
+    def _refer(
+        self, batch: PackedBatch, audio: Mapping[int, EncodedAudio], sampler: SamplerSettings, full: bool
+    ) -> ReferenceOutput | None:
+        if self.reference is not None or not needs_reference(self.spec):
+            return self._frozen(self.reference, batch, audio, sampler, full)
+        with lora.switched_off(self.policy):
+            return self._frozen(self.policy, batch, audio, sampler, full)
 
     @torch.no_grad()
     def _evaluate(
         self, policy: Policy, batch: PackedBatch, audio: Mapping[int, EncodedAudio], sampler: SamplerSettings
     ) -> PolicyOutput:
         return policy(batch, audio, sampler, self.spec.config.logits_chunk)
-
-    def _refer(self, batch: PackedBatch, audio: Mapping[int, EncodedAudio], sampler: SamplerSettings) -> PolicyOutput:
-        if self.reference is not None:
-            return self._evaluate(self.reference, batch, audio, sampler)
-        with lora.switched_off(self.policy):
-            return self._evaluate(self.policy, batch, audio, sampler)
 
     # -- publication ---------------------------------------------------------------------------------------------
 

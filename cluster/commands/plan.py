@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -15,6 +16,7 @@ from cluster.preflight import gpus_wanted
 from cluster.sizing.estimate import GB, LINKS, Component, Estimate, estimate
 from cluster.sizing.fit import remedies, shortages
 from cluster.sizing.shape import ModelShape, file_bytes, read_shape
+from learner.config import SAMPLED_OBJECTIVES
 from speech.errors import UserError
 from speech.runtime.hub import model_folder
 
@@ -61,7 +63,11 @@ def _files(config: RunConfig) -> dict[str, int | None]:
         "rewards.sound.judge.path": sound.judge.path,
         "rewards.sound.speaker.path": sound.speaker.path if config.model.codec is not None else None,
     }
-    return {key: file_bytes(path) for key, path in named.items() if path}
+    found = {key: file_bytes(path) for key, path in named.items() if path}
+    teacher = config.learner.distillation.teacher
+    if teacher is not None and config.learner.distillation.weight > 0 and config.objective in SAMPLED_OBJECTIVES:
+        found["learner.distillation.teacher"] = 4 * read_shape(Path(teacher)).language_model
+    return found
 
 
 def _print(console: Console, config: RunConfig, shape: ModelShape, found: Estimate) -> None:

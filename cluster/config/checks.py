@@ -50,6 +50,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "learner.train": POLICY_OBJECTIVES,
     "learner.loss": SAMPLED_OBJECTIVES,  # `diffro` logs its metrics
     "learner.diffro": ("diffro", "combined"),
+    "learner.distillation": SAMPLED_OBJECTIVES,
     "learner.lora": POLICY_OBJECTIVES,
     "learner.advantage": SAMPLED_OBJECTIVES,
     "learner.zero_variance": SAMPLED_OBJECTIVES,
@@ -132,6 +133,7 @@ def across_sections(config: RunConfig) -> list[tuple[str, str]]:
         if config.sampling.group_size < 2:
             found.append(("sampling.group_size", "a group of one has no advantage; at least 2 are needed"))
         found += _reward_problems(config)
+        found += _distillation_problems(config)
         advantage = config.learner.advantage
         known = advantage in ADVANTAGES and ":" not in advantage
         if config.learner.zero_variance == "resample" and known and is_over_batch(advantage):
@@ -217,6 +219,19 @@ def _kl_in_reward_problems(config: RunConfig) -> list[tuple[str, str]]:
     if loss.name in LOSSES_OF_SAMPLES:
         return [(key, f"`{loss.name}` has one ratio per response, and `reward` makes advantages of tokens")]
     return []
+
+
+def _distillation_problems(config: RunConfig) -> list[tuple[str, str]]:
+    learner, found = config.learner, []
+    if learner.distillation.teacher is None or learner.distillation.weight == 0:
+        return []
+    if learner.loss.kl_estimator == "k3":
+        text = "`k3` has the gradient of the forward KL, and distillation minimises the reverse: `full`, `k1` or `k2`"
+        found.append(("learner.loss.kl_estimator", text))
+    if learner.zero_variance != "keep" and not any(item.weight for item in config.rewards.items):
+        text = "rewards of weight 0 leave every group without variance; `keep` them, to learn from the teacher alone"
+        found.append(("learner.zero_variance", text))
+    return found
 
 
 def _schedule_problems(config: RunConfig) -> list[tuple[str, str]]:

@@ -54,6 +54,7 @@ def check_travels(upload: Upload, file: str, config: RunConfig) -> None:
         "data.valid": config.data.valid,
         "data.test": config.data.test,
         "data.replay": config.data.replay,
+        "learner.distillation.teacher": config.learner.distillation.teacher or None,
         "learner.diffro.reward_model": config.learner.diffro.reward_model or None,
     }
     # These may be names on the hub, or of installed modules: only what is here can be missing there.

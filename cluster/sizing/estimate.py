@@ -154,6 +154,8 @@ def _learner(config: RunConfig, shape: ModelShape, files: Mapping[str, int | Non
     ]
     if sampled and learner.loss.kl_coef > 0 and learner.lora is None:
         state.append(Amount("reference policy, float32", 4 * held / ranks))
+    if (teacher := files.get("learner.distillation.teacher")) is not None:
+        state.append(Amount("teacher, float32", teacher / ranks))
     if config.uses_diffro and (reward_model := files.get("learner.diffro.reward_model")) is not None:
         state.append(Amount("Token2Text reward model", float(reward_model)))
     rows = min(learner.logits_chunk, positions)

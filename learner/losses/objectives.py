@@ -12,8 +12,9 @@ from learner.batches.batch import PackedBatch
 from learner.batches.plan import RankShare
 from learner.config import SAMPLED_OBJECTIVES
 from learner.losses.diffro import DiffRO
+from learner.losses.distillation import needs_teacher
 from learner.losses.supervised import sft_loss, supervised_loss
-from learner.losses.terms import token_weights
+from learner.losses.terms import kl_terms, token_weights
 from learner.metrics import Metrics
 from learner.model.augment import augment_features
 from learner.model.logprobs import TokenMasks, distribution_kl
@@ -28,7 +29,7 @@ MicroBatchKind = Literal["policy", "replay", "dummy"]
 
 @dataclass(frozen=True, slots=True)
 class ReferenceOutput:
-    """The frozen reference policy on a micro-batch.
+    """A frozen model, the reference policy or a teacher, on a micro-batch.
 
     Attributes:
         logprobs: (T,) of the targets.
@@ -49,6 +50,7 @@ class UpdateContext:
         old_logprobs: (T,) of the policy before the step's first update; None when there is only one update,
             because they are then the current ones.
         reference: what the reference policy says; None when no KL is in the loss.
+        teacher: what the teacher of distillation says; None without one.
         step: 1-based step of the run, on which augmentation and Gumbel noise depend.
         sample_gaps: (S,) largest |learner − engine| log-prob of each sample; filled in by the policy loss.
     """
@@ -57,6 +59,7 @@ class UpdateContext:
     kind: MicroBatchKind
     old_logprobs: torch.Tensor | None = None
     reference: ReferenceOutput | None = None
+    teacher: ReferenceOutput | None = None
     step: int = 0
     sample_gaps: torch.Tensor | None = None
 
@@ -121,20 +124,35 @@ def _reinforced(
         term, results["diffro"] = diffro.loss(output, context.batch, share.totals, spec.temperature, context.step)
         loss = loss + spec.config.diffro.weight * term
     if needs_full_kl(spec):
-        kl = _full_kl(output, context, spec)
-        batch, device = context.batch, kl.device
-        weights = token_weights(
-            batch.sample_of.to(device), batch.sample_lengths.to(device), share.totals, spec.config.loss, kl.dtype
-        )
-        loss = loss + spec.config.loss.kl_coef * (kl * weights).sum()
+        kl = _full_kl(output, context.reference, context, spec)
+        loss = loss + spec.config.loss.kl_coef * _weighted(kl, context, share, spec)
         metrics["full_kl"] = kl.detach().double().sum()
+    if needs_teacher(spec):
+        if spec.config.loss.kl_estimator == "full":
+            kl = _full_kl(output, context.teacher, context, spec)
+        else:
+            assert context.teacher is not None
+            kl = kl_terms(output.logprobs, context.teacher.logprobs, spec.config.loss.kl_estimator)
+        loss = loss + spec.config.distillation.weight * _weighted(kl, context, share, spec)
+        metrics["teacher_kl"] = kl.detach().double().sum()
     return loss, results
 
 
-def _full_kl(output: PolicyOutput, context: UpdateContext, spec: RankSpec) -> torch.Tensor:
-    reference, sampler = context.reference, spec.sampler
+def _weighted(kl: torch.Tensor, context: UpdateContext, share: RankShare, spec: RankSpec) -> torch.Tensor:
+    """A KL of each token, added up as the policy loss adds up its terms."""
+    batch, device = context.batch, kl.device
+    weights = token_weights(
+        batch.sample_of.to(device), batch.sample_lengths.to(device), share.totals, spec.config.loss, kl.dtype
+    )
+    return (kl * weights).sum()
+
+
+def _full_kl(
+    output: PolicyOutput, reference: ReferenceOutput | None, context: UpdateContext, spec: RankSpec
+) -> torch.Tensor:
+    sampler = spec.sampler
     if reference is None or reference.hidden is None or reference.head is None:
-        raise ValueError("the full KL needs the reference policy's hidden states")
+        raise ValueError("the full KL needs the hidden states of the model that it is taken to")
     device, vocabulary = output.hidden.device, len(output.head)
     masks = TokenMasks.build(
         vocabulary,

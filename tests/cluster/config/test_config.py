@@ -220,6 +220,18 @@ def test_schedules_that_make_no_sense(tmp_path: Path, overrides: tuple[str, ...]
             (*KL_IN_REWARD, "learner.loss.name=gmpo"),
             "learner.loss.kl_in: `gmpo` has one ratio per response, and `reward` makes advantages of tokens",
         ),
+        (
+            ("learner.distillation.teacher=larger",),
+            "learner.loss.kl_estimator: `k3` has the gradient of the forward KL, and distillation minimises",
+        ),
+        (
+            (
+                "learner.distillation.teacher=larger",
+                "learner.loss.kl_estimator=full",
+                "rewards.items=[{name: accuracy, weight: 0}]",
+            ),
+            "learner.zero_variance: rewards of weight 0 leave every group without variance; `keep` them",
+        ),
     ],
 )
 def test_losses_that_make_no_sense(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
