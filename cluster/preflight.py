@@ -9,6 +9,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -56,6 +57,8 @@ def problems_here(config: RunConfig, training: bool = True) -> Problems:
     address = config.ray.address or surrounding_cluster()
     if address is None or address == "local":
         found += [*_memory(config), *_gpus(config, training), *temporary_folder()]
+        if training and config.learner.lora is not None and find_spec("peft") is None:
+            found.append(("learner.lora", "needs the package peft: pip install 'speechrl[lora]'"))
     else:
         found += address_problems(address)
     return found

@@ -158,6 +158,14 @@ def test_memory(model: Path, data: str, overrides: list[str], refused: bool) -> 
     assert keys(config(model, data, *overrides)) == ["engines.kv_cache_gb"] * refused
 
 
+def test_adapters_need_a_package(model: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = config(model, data, "learner.lora={}")
+    for found, expected in ((object(), []), (None, ["learner.lora"])):
+        monkeypatch.setattr(preflight, "find_spec", lambda package, found=found: found)
+        assert keys(run) == expected
+    assert keys(run, training=False) == []
+
+
 def test_an_evaluation_reads_one_manifest(model: Path, data: str) -> None:
     run = config(model, data, "data.test=absent.jsonl", "data.valid=absent.jsonl", "evaluation.every=1")
     assert keys(run) == ["data.valid", "data.test"]
