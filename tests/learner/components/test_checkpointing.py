@@ -14,6 +14,7 @@ from learner.config import LearnerConfig
 from learner.rank import LearnerRank
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.learner.test_rank import make_batch, make_spec
+from tests.learner.traced_memory import TracedMemory
 
 
 def updated(learner: LearnerRank, steps: int, first: int = 1) -> dict[str, torch.Tensor]:
@@ -109,3 +110,19 @@ def test_moments_are_those_that_adamw_would_create() -> None:
         return module
 
     assert_equal(dict(trained(ready=True).named_parameters()), dict(trained(ready=False).named_parameters()))
+
+
+def test_activation_checkpointing_holds_less(sharp_checkpoint: Path, tmp_path: Path) -> None:
+    """By the sizes of tensors, in one micro-batch of many groups; logits are few at a time in both forms."""
+    groups, audio = make_batch(40)
+    peaks = {}
+    for recompute in (False, True):
+        spec = make_spec(
+            sharp_checkpoint, activation_checkpointing=recompute, micro_batch_tokens=100_000, logits_chunk=8
+        )
+        learner = LearnerRank(spec, 0, 1, f"file://{tmp_path / str(recompute)}")
+        with TracedMemory() as memory:
+            learner.update(1, plan_updates(groups, [], 1, 1)[0], audio)
+        learner.close()
+        peaks[recompute] = memory.peak
+    assert peaks[True] < 0.8 * peaks[False], peaks
