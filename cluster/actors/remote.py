@@ -59,10 +59,13 @@ def standing(actors: Mapping[str, Any]) -> str:
         found.append(f"{', '.join(loading)} still loaded")
     if running and not (waiting or loading):
         found.append(f"all processes run ({', '.join(running)}) and load their models or wait for one another")
+    return "; ".join(filter(None, [*found, overload()]))
+
+
+def overload() -> str:
+    """That this machine is busy with other things; empty where it is not."""
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
-    if load > 2 * cores:
-        found.append(f"this machine is overloaded: {load:.0f} processes want to run on {cores} cores")
-    return "; ".join(found)
+    return f"this machine is overloaded: {load:.0f} processes want to run on {cores} cores" if load > 2 * cores else ""
 
 
 def draining_nodes() -> set[str]:

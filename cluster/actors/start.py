@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from cluster.actors.remote import overload
 from cluster.config import RunConfig
 from cluster.preflight import surrounding_cluster
 from rollout.leftovers import free_leftovers
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 TASKS_REMEMBERED = 10_000
 """Calls of which Ray's head keeps an account for `ray list tasks`: 3 KB of each, by default of 100,000. A step makes
 about 40."""
+TOO_SLOW = "timed out during startup"
+"""What Ray says when its node has not registered in 30 s, which stand in `ray/_private/node.py` without a setting."""
 
 
 def not_started(error: Exception, standing: str, timeout: float) -> UserError:
@@ -57,7 +60,7 @@ def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
         listener_cpus: of the actor that listens to evaluations, where there is one.
 
     Raises:
-        UserError: no cluster answers at the address.
+        UserError: no cluster answers at the address, or Ray does not start here in the time that it gives itself.
     """
     if ray.is_initialized():
         return
@@ -86,3 +89,12 @@ def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
         ray.init(address=address or "local", **settings)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address}: {error}") from error
+    except Exception as error:
+        if TOO_SLOW not in str(error):
+            raise
+        reason = overload() or "this machine may be short of memory or slow at reading files"
+        raise UserError(
+            f"Ray did not start within the 30 s that it gives itself; {reason}. Nothing of the run is lost: end other "
+            "work or wait, then give the same command again. If it happens again, raylet.out and gcs_server.out in "
+            "/tmp/ray/session_latest/logs say more, and `speechrl doctor` looks at this machine"
+        ) from error
