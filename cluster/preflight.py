@@ -90,9 +90,9 @@ def _model(config: RunConfig) -> Problems:
         # A family of one's own may keep its weights and its tokenizer as it likes.
         found = _folder("model.path", folder, is_whole=model.family is None or ":" not in model.family)
     if model.codec is not None:
-        folder = split_source(model.codec)[1]
-        if not list(Path(folder).glob(S3_FILES)):
-            found += _folder("model.codec", folder)
+        codec = split_source(model.codec)[1]
+        if not list(Path(codec).glob(S3_FILES)):
+            found += _folder("model.codec", codec)
     if not found and config.objective in POLICY_OBJECTIVES:
         found += _context(config, Path(folder))
     return found
