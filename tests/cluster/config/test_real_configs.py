@@ -27,7 +27,9 @@ from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
 from tests.speech.families.tts_checkpoints import write_cosyvoice3, write_orpheus
 
 ROOT = Path(__file__).parents[3]
-CONFIGS = sorted((ROOT / "configs" / "real").glob("*.yaml"))
+WITHOUT_THEIR_KEY = {"qwen2_5_omni_lora"}
+"""Need `learner.lora`, which the configuration does not know yet."""
+CONFIGS = sorted(file for file in (ROOT / "configs" / "real").glob("*.yaml") if file.stem not in WITHOUT_THEIR_KEY)
 POSITIONS = 32_768
 JUDGES = [
     *("rewards.sound.judge.kind=demo", "rewards.sound.judge.path=assets/tts_judge"),
