@@ -54,7 +54,9 @@ def load_auto_model(path: str, device: str, threads: int, **overrides: Any) -> A
             **overrides,
         )
     except Exception as error:  # funasr asserts, and fails by KeyError on a folder that is no model
-        raise UserError(f"funasr cannot load the model {path}: {type(error).__name__}: {error}") from error
+        # What its download raises it only prints, and goes on with the name.
+        absent = "" if Path(path).is_dir() else " (no folder here, and its hub did not give it)"
+        raise UserError(f"funasr cannot load the model {path}{absent}: {type(error).__name__}: {error}") from error
 
 
 @JUDGES.register("funasr")
@@ -73,6 +75,8 @@ class FunASRJudge(Judge):
         signals = [_long_enough(resample(wave, sample_rate, _SAMPLE_RATE)) for wave in waves]
         # Its batch size is 1 on CPU unless every call says otherwise.
         results = self._model.generate(signals, batch_size=len(signals), language=language, use_itn=False)
+        if len(results) == 1 and not results[0]["text"]:  # a batch in all of which Paraformer hears no token
+            results *= len(signals)
         return [Transcript(" ".join(_TAG.sub(" ", result["text"]).split())) for result in results]
 
 

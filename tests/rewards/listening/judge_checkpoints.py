@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import sentencepiece
@@ -76,6 +77,49 @@ def write_whisper(folder: Path, *, window_s: int = 2) -> Path:
         max_length=96,
     )
     model.save_pretrained(folder)
+    return folder
+
+
+def write_paraformer(folder: Path, *, hears: bool = True) -> Path:
+    """A Paraformer of funasr: configuration, tokens and weights.
+
+    Args:
+        hears: otherwise its predictor counts no token in any wave.
+    """
+    from funasr.models.paraformer.model import Paraformer
+
+    folder.mkdir(parents=True)
+    tokens = ["<blank>", "<s>", "</s>", *"abcdefghijkl", "<unk>"]
+    (folder / "tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
+    sizes = {"attention_heads": 2, "linear_units": 16, "num_blocks": 2, "kernel_size": 3, "sanm_shfit": 0}
+    parts = {
+        "encoder": "SANMEncoder",
+        "encoder_conf": {**sizes, "output_size": 16, "input_layer": "pe", "pos_enc_class": "SinusoidalPositionEncoder"},
+        "decoder": "ParaformerSANMDecoder",
+        "decoder_conf": {**sizes, "att_layer_num": 2},
+        "predictor": "CifPredictorV2",
+        "predictor_conf": {"idim": 16, "l_order": 1, "r_order": 1, "tail_threshold": 0.45},
+    }
+    model_conf = {"ctc_weight": 0.0, "sos": 1, "eos": 2}
+    frontend = {"fs": 16000, "window": "hamming", "n_mels": 8, "frame_length": 25, "frame_shift": 10}
+    settings = {
+        "model": "Paraformer",
+        "model_conf": model_conf,
+        **parts,
+        "tokenizer": "CharTokenizer",
+        "tokenizer_conf": {"unk_symbol": "<unk>", "token_list": str(folder / "tokens.json")},
+        "frontend": "WavFrontend",
+        "frontend_conf": {**frontend, "lfr_m": 7, "lfr_n": 6},
+        "init_param": str(folder / "model.pt"),
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    torch.manual_seed(0)
+    model = Paraformer(input_size=8 * 7, vocab_size=len(tokens), **parts, **model_conf)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+        model.predictor.cif_output.bias.fill_(1.0 if hears else -1e4)
+    torch.save(model.state_dict(), folder / "model.pt")
     return folder
 
 

@@ -13,7 +13,7 @@ from speech.audio import load_audio
 from speech.edits import EditCounts, word_edits
 from speech.errors import UserError
 from tests.demo_checkpoint import write_demo_checkpoint
-from tests.rewards.listening.judge_checkpoints import write_sense_voice, write_whisper
+from tests.rewards.listening.judge_checkpoints import write_paraformer, write_sense_voice, write_whisper
 from tests.rewards.listening.sound_fixtures import ASR_DEMO, RATE, recordings
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
 
@@ -136,6 +136,35 @@ def test_sense_voice_through_funasr(tmp_path: Path) -> None:
     assert len(judge.transcribe([WAVES[0][2000:2300]], RATE, "en")) == 1, "20 ms are a bad sample, not an error"
     with pytest.raises(UserError, match="no such folder"):
         build_judge(JudgeConfig("funasr", str(tmp_path / "none")))
+
+
+def test_paraformer_through_funasr(tmp_path: Path) -> None:
+    pytest.importorskip("funasr")
+    pytest.importorskip("kaldi_native_fbank")
+    judge = build_judge(JudgeConfig("funasr", str(write_paraformer(tmp_path / "paraformer"))))
+    assert judge.languages == frozenset({"zh", "en"})
+    heard = judge.transcribe(WAVES[:3], RATE, "en")
+    assert len(heard) == 3 and all(t.text for t in heard) and len({t.text for t in heard}) == 3
+    assert heard == judge.transcribe(WAVES[:3], RATE, "en")
+
+
+def test_paraformer_that_hears_nothing_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("funasr")
+    pytest.importorskip("kaldi_native_fbank")
+    judge = build_judge(JudgeConfig("funasr", str(write_paraformer(tmp_path / "deaf", hears=False))))
+    assert [t.text for t in judge.transcribe(WAVES[:3], RATE, "en")] == ["", "", ""]
+
+
+def test_a_name_that_the_hub_does_not_give_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kaldi_native_fbank")
+    hub = pytest.importorskip("funasr.download.download_model_from_hub")
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub, "get_or_download_model_dir", no_network)
+    with pytest.raises(UserError, match=r"iic/SenseVoiceSmall \(no folder here, and its hub did not give it\)"):
+        build_judge(JudgeConfig("funasr", "iic/SenseVoiceSmall"))
 
 
 def test_a_funasr_folder_cannot_run_its_own_code(tmp_path: Path) -> None:
