@@ -70,8 +70,10 @@ def gpus_wanted(config: RunConfig, training: bool) -> dict[str, float]:
     wanted = {}
     if config.objective in POLICY_OBJECTIVES:
         wanted["engines.gpus_per_engine"] = float(engines.count * engines.gpus_per_engine)
+    if training and config.objective in SAMPLED_OBJECTIVES and config.rewards.sound.judge.gpus:
+        wanted["rewards.sound.judge.gpus"] = config.rewards.count * config.rewards.sound.judge.gpus
     if config.placement == "colocated" and engines.gpus_per_engine:
-        return wanted  # the others share these
+        return wanted  # encoders and learner share these
     wanted["encoder.gpus"] = encoder.count * encoder.gpus
     if training:
         wanted["learner.gpus_per_rank"] = learner.ranks * learner.gpus_per_rank

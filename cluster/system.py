@@ -23,11 +23,13 @@ from cluster.actors.start import not_started, start_ray
 from cluster.config import RunConfig
 from cluster.fleet.fleet import EngineFleet
 from cluster.fleet.rollout_future import FleetError
+from cluster.judges.vllm import hearing_family
 from cluster.monitoring.timeline import gather
 from cluster.preflight import gpus_wanted
 from learner.config import SAMPLED_OBJECTIVES
 from learner.gang import LearnerGroup, LearnerLostError
 from learner.spec import RankSpec
+from rewards.config import SoundConfig
 from rewards.listening.judge import check_second_judge
 from rewards.pipeline import CodecFactory
 from rollout.encoders.encoder import EncoderMode
@@ -123,10 +125,24 @@ class System:
             except (TimeoutError, ray.exceptions.RayError) as error:
                 logger.warning("engines did not shut down in order, they are killed: %s", error)
         nodes = set() if self._fleet is None else self._fleet.nodes()
+        if ray.is_initialized():
+            nodes |= self._end_judges()
         if self._learner is not None and ray.is_initialized():
             self._learner.close()  # its last publication may lie in the shared memory of its node
             nodes |= set() if self._learner.node is None else {self._learner.node}
         leave_ray(nodes)
+
+    def _end_judges(self) -> set[str]:
+        """End the actors with a judge that has an engine; the nodes on which these have run."""
+        found = set()
+        for pool, judges in (
+            (self._rewards, [self.config.rewards.sound.judge]),
+            (self.listener, [self.config.rewards.sound.judge, self.config.rewards.sound.second_judge]),
+        ):
+            if pool is not None and any(judge.kind == "vllm" for judge in judges):
+                found |= pool.nodes()
+                pool.close()
+        return found
 
     @property
     def fleet(self) -> EngineFleet:
@@ -255,11 +271,23 @@ def run_family(config: RunConfig, training: bool = True) -> LanguageModelFamily:
         return family
     if config.model.codec is None:
         raise UserError(f"model.codec: family {family.name!r} speaks; name the folder of its codec, {family.codec!r}")
+    _check_judges(config.rewards.sound)
     if listens(config, training):
         check_second_judge(config.rewards.sound)
     if config.learner.train != ["language_model"]:
         raise UserError(f"learner.train: family {family.name!r} has nothing but its language_model to train")
     return family
+
+
+def _check_judges(sound: SoundConfig) -> None:
+    """Look at the checkpoints of judges that are families of ours, before an actor is started for them.
+
+    Raises:
+        UserError: see `hearing_family`.
+    """
+    for key, judge in (("judge", sound.judge), ("second_judge", sound.second_judge)):
+        if judge.kind == "vllm":
+            hearing_family(judge, key)
 
 
 def listens(config: RunConfig, training: bool) -> bool:

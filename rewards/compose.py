@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from rewards.config import RewardConfig
 from rewards.listening.group import SoundGroup
+from rewards.listening.judge import JudgeLostError
 from rewards.registry import Need, PartScore, RewardFunction, build_reward, part_name, sound_needs
 from speech.errors import UserError
 from speech.records import Group, Reward
@@ -129,6 +130,8 @@ def _call(
         for score, trajectory in zip(scores, group.trajectories, strict=True):
             if score.tokens and len(score.tokens) != len(trajectory.token_ids):
                 raise ValueError(f"{len(score.tokens)} values for {len(trajectory.token_ids)} tokens")
+    except JudgeLostError:  # of no sample: the process is to be replaced, and its groups tried again
+        raise
     except Exception as error:
         logger.exception("reward %r failed on %s", name, group.prompt.id)
         return [PartScore(invalid=f"{name}: {type(error).__name__}: {error}")] * size

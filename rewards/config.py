@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from rewards.registries import JUDGES, SPEAKER_MODELS
 from speech.runtime.pool_size import PoolSize
@@ -27,12 +27,26 @@ class RewardItem:
 
 
 @dataclass
+class JudgeEngineConfig:
+    """The engine of a `vllm` judge."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights and activations, of the encoder too."""
+
+    max_model_len: Annotated[int, Ge(2)] = 1024
+    """Sound, prompt and transcript, in positions."""
+
+    kv_cache_gb: Annotated[float, Ge(0.01)] = 1.0
+    """Key-value cache in GiB, CPU only."""
+
+
+@dataclass
 class JudgeConfig:
     """A recogniser that reads synthesised speech."""
 
     kind: Annotated[str, OneOf(JUDGES, ("",))] = ""
-    """`demo` (a checkpoint of this project), `transformers` (Whisper, Qwen3-ASR), `funasr` (SenseVoice, Paraformer) or
-    `faster_whisper`; empty = no judge."""
+    """`demo` (a checkpoint of this project), `transformers` (Whisper, Qwen3-ASR), `funasr` (SenseVoice, Paraformer),
+    `faster_whisper` or `vllm` (a model family that hears, on an engine); empty = no judge."""
 
     path: str = ""
     """Folder of the model, its name on the hub, or `package:name/folder`, a folder inside the installed Python package
@@ -46,7 +60,14 @@ class JudgeConfig:
     (`faster_whisper` only)."""
 
     device: str = "cpu"
-    """Torch device."""
+    """Torch device; `vllm` follows `gpus` instead."""
+
+    gpus: Annotated[float, Ge(0), Le(1)] = 0.0
+    """GPU, or a share of one, that each process with this judge asks Ray for; `vllm` runs on it, in that share of its
+    memory."""
+
+    engine: JudgeEngineConfig = field(default_factory=JudgeEngineConfig)
+    """Of the kind `vllm` only."""
 
 
 @dataclass

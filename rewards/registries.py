@@ -9,8 +9,9 @@ from speech.runtime.registry import Registry
 REWARDS: Registry[Any] = Registry("reward", "rewards.on_text", "rewards.on_sound")
 """`rewards.items[].name`."""
 
-JUDGES: Registry[Any] = Registry("judge", "rewards.listening.judges")
-"""`rewards.sound.judge.kind`: subclasses of `rewards.listening.judge.Judge`."""
+JUDGES: Registry[Any] = Registry("judge", "rewards.listening.judges", "cluster.judges")
+"""`rewards.sound.judge.kind`: subclasses of `Judge` of `rewards.listening`. One that needs an engine of `rollout`,
+which nothing here may import, lies in `cluster`; like every plug-in it is looked up by its name."""
 
 SPEAKER_MODELS: Registry[Any] = Registry("speaker model", "rewards.listening.speakers")
 """`rewards.sound.speaker.kind`: subclasses of `rewards.listening.speaker.SpeakerModel`."""

@@ -29,7 +29,7 @@ FLOORS = {
         ("system",),
         ("fleet",),
         ("monitoring",),
-        ("actors", "runs", "data", "jobs"),
+        ("actors", "runs", "data", "jobs", "judges"),
         ("sizing",),
         ("preflight",),
         ("config",),

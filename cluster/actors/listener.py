@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from cluster.actors.calls import Request
 from cluster.actors.pool import ActorPool
 from cluster.actors.roster import StartError
 from rewards.config import RewardConfig
+from rewards.listening.judge import JudgeLostError
 from rewards.pipeline import CodecFactory
 from rewards.report import SampleReport, SoundReporter
 from rollout.environment import actor_environment
@@ -46,6 +49,7 @@ class Listener(ActorPool[Group, list[SampleReport]]):
     """
 
     what, component, work = "listen", "listener", "listen"
+    failures = (RayActorError, JudgeLostError)
 
     def __init__(self, config: RewardConfig, codec: CodecFactory) -> None:
         self._config, self._codec = config, codec
@@ -68,11 +72,11 @@ class Listener(ActorPool[Group, list[SampleReport]]):
         return [report for group in reports for report in group]
 
     def _spawn(self, place: int) -> Any:
-        threads = self._config.sound.threads
+        sound = self._config.sound
+        threads, gpus = sound.threads, sound.judge.gpus + sound.second_judge.gpus
         environment = {"env_vars": actor_environment(threads)}
-        return ListenerActor.options(num_cpus=threads, runtime_env=environment).remote(  # type: ignore[attr-defined]
-            self._config, self._codec
-        )
+        options = {"num_cpus": threads, "num_gpus": gpus if gpus <= 1 else math.ceil(gpus), "runtime_env": environment}
+        return ListenerActor.options(**options).remote(self._config, self._codec)  # type: ignore[attr-defined]
 
     def _exhausted(self, items: list[Group], reason: str, error: Exception) -> list[list[SampleReport]]:
         samples = sum(len(group.trajectories) for group in items)

@@ -109,6 +109,11 @@ class ActorPool(ABC, Generic[Item, Result]):
         """Handles of the actors, of those included that still load or leave."""
         return [actor.actor for actor in self._roster]
 
+    def nodes(self) -> set[str]:
+        """Hex ids of the nodes on which actors have started."""
+        with self._lock:
+            return {actor.node for actor in self._roster if actor.node is not None}
+
     def serving(self) -> int:
         """How many actors have loaded their models and stay.
 

@@ -83,6 +83,7 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
         self.counts = RewardCounts()
         self.lethal: dict[str, str] = {}
         self._config, self._codec, self._family = config, codec, family
+        self._gpus = config.sound.judge.gpus if "judge" in composition.needs else 0.0
         self._counting = threading.Lock()
         super().__init__(config.count, attempts=config.retries + 1)
 
@@ -111,7 +112,8 @@ class RewardPool(ActorPool[Group, tuple[Reward, ...]]):
         return [dataclasses.replace(g, rewards=rewards) for g, rewards in zip(groups, scored, strict=True)]
 
     def _spawn(self, place: int) -> Any:
-        return RemoteRewardActor.remote(self._config, self._codec, self._family)
+        remote = RemoteRewardActor.options(num_gpus=self._gpus)
+        return remote.remote(self._config, self._codec, self._family)
 
     def _split(self, count: int, actors: int) -> list[Sequence[int]]:
         return list(self.shares(count))

@@ -47,7 +47,9 @@ WITHIN_ROUNDING = (
     "rewards.sound.batch",
     "rewards.sound.threads",
     "rewards.sound.judge.device",
+    "rewards.sound.judge.gpus",
     "rewards.sound.second_judge.device",
+    "rewards.sound.second_judge.gpus",
     "rewards.sound.speaker.device",
 )
 """Keys that a resumed run may set anew and that change in what order numbers are summed: where things run, how many of
@@ -68,6 +70,8 @@ MAY_CHANGE = (
     "engines.heartbeat_s",
     "engines.max_failures",
     "engines.kv_cache_gb",
+    "rewards.sound.judge.engine.kv_cache_gb",
+    "rewards.sound.second_judge.engine.kv_cache_gb",
     "engines.gpu_memory_utilization",
     "encoder.min",
     "encoder.max",

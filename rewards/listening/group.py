@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.config import SoundConfig
-from rewards.listening.judge import Transcript, Wave
+from rewards.listening.judge import JudgeLostError, Transcript, Wave
 from rewards.listening.models import SoundModels
 from rewards.listening.pitch import voiced_f0
 from rewards.registry import PartScore
@@ -200,7 +200,8 @@ class SoundBatch:
                 texts = [self._texts[place].text for place in part] if likelihood else None
                 return judge.transcribe([s.wave for s in sounds], sounds[0].sample_rate, language, texts)
 
-            for place, result in zip(places, self._by_length(read, places, name, self._config.batch), strict=True):
+            batch = len(places) if judge.takes_all else self._config.batch
+            for place, result in zip(places, self._by_length(read, places, name, batch), strict=True):
                 found[place] = result
         return found
 
@@ -304,6 +305,8 @@ def map_isolating_failures(
             if len(found) != len(part):
                 raise ValueError(f"{len(found)} results for {len(part)} samples")
             results += found
+        except JudgeLostError:
+            raise
         except Exception as error:
             logger.exception("%s failed on %d samples", what, len(part))
             if len(part) == 1:

@@ -14,7 +14,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from rewards.config import JudgeConfig, SoundConfig
+from rewards.config import JudgeConfig, JudgeEngineConfig, SoundConfig
 from rewards.listening.locations import model_path
 from rewards.registries import JUDGES
 from speech.errors import UserError, did_you_mean
@@ -37,15 +37,22 @@ class Transcript:
     mean_nll: float | None = None
 
 
+class JudgeLostError(Exception):
+    """A judge cannot read any more, whatever the sample: its process must be replaced. The one error of a judge that is
+    no sample's."""
+
+
 class Judge(ABC):
     """A recogniser, loaded once per process when it is built.
 
     Attributes:
         states_likelihood: whether `mean_nll` can be asked for.
+        takes_all: whether it batches by itself: it is given all samples of a call, whatever `rewards.sound.batch` is.
         languages: codes of the languages it knows; None when it takes any.
     """
 
     states_likelihood: bool = False
+    takes_all: bool = False
     languages: frozenset[str] | None = None
 
     def __init__(self, config: JudgeConfig, threads: int) -> None:
@@ -73,6 +80,9 @@ class Judge(ABC):
             sample_rate: Hz of all of them.
             language: code of the language that all of them should be in.
             references: what each was to say; asks for `mean_nll` where the judge states it.
+
+        Raises:
+            JudgeLostError: it can read nothing any more.
         """
 
 
@@ -109,6 +119,10 @@ def check_judge(config: JudgeConfig, key: str = "judge") -> None:
         raise UserError(f"rewards.sound.{key}.path is empty: where is the model of judge {config.kind!r}?")
     if not config.numerals and config.kind != "faster_whisper":
         raise UserError(f"rewards.sound.{key}.numerals: judge {config.kind!r} cannot be kept from writing digits")
+    if config.kind == "vllm" and config.device != "cpu":
+        raise UserError(f"rewards.sound.{key}.device: judge 'vllm' runs on a GPU where {key}.gpus asks for one")
+    if config.kind != "vllm" and config.engine != JudgeEngineConfig():
+        raise UserError(f"rewards.sound.{key}.engine: judge {config.kind!r} has no engine")
     model_path(config.path, f"rewards.sound.{key}.path")
 
 

@@ -179,9 +179,11 @@ class ModelFamily(LanguageModelFamily):
 
     Attributes:
         sample_rate: Hz that `AudioEncoder.features` expects.
+        languages: codes of all that its released models know; None where checkpoints differ, or nothing says it.
     """
 
     sample_rate: ClassVar[int]
+    languages: ClassVar[frozenset[str] | None] = None
 
     @abstractmethod
     def load_encoder(self, dtype: torch.dtype = torch.float32) -> AudioEncoder: ...

@@ -179,6 +179,9 @@ def test_gpus_that_are_asked_for(model: Path, data: str) -> None:
     assert gpus_wanted(run, training=True) == wanted
     assert gpus_wanted(run, training=False) == {key: wanted[key] for key in list(wanted)[:2]}
     assert keys(run) == list(wanted), "there is none here"
+    judged = config(model, data, "objective=grpo", "rewards.count=2", "rewards.sound.judge.gpus=0.25")
+    assert gpus_wanted(judged, training=True) == {"rewards.sound.judge.gpus": 0.5}
+    assert gpus_wanted(judged, training=False) == {}
     shared = config(model, data, "placement=colocated", "engines.gpus_per_engine=1", "learner.gpus_per_rank=1",
                     "encoder.gpus=1")  # fmt: skip
     assert gpus_wanted(shared, training=True) == {"engines.gpus_per_engine": 1.0}

@@ -105,6 +105,7 @@ class Qwen3ASRFamily(NativeFamily):
     """
 
     name = "qwen3_asr"
+    languages = frozenset(map(language_code, LANGUAGE_CODE_TO_NAME))
     model_types = ("qwen3_asr",)
     text_types = ("qwen3",)
     ties = True

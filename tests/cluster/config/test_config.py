@@ -377,7 +377,8 @@ def test_speech_is_checked_with_the_configuration(tmp_path: Path) -> None:
     assert problems(path) == [f"{path}:10: rewards.items.0.options.cap: expected a number, got 'high'"]
     speaks = ["model.codec=c", "rewards.items=[{name: tts_accuracy}]"]
     assert problems(path, *speaks) == [
-        f"{path}:6: rewards.sound.judge.kind: is empty: name a judge, one of demo, faster_whisper, funasr, transformers"
+        f"{path}:6: rewards.sound.judge.kind: is empty: name a judge, one of demo, faster_whisper, funasr, "
+        "transformers, vllm"
     ]
     judge = ["rewards.sound.judge={kind: demo, path: package:not_installed_here/judge}"]
     assert load_config(path, [*speaks, *judge]).model.codec == "c"
