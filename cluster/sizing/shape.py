@@ -17,8 +17,10 @@ from speech.runtime.checkpoint_files import require_files, weight_files
 LONGEST_HEADER = 100 * 2**20
 """Bytes; safetensors' own limit."""
 # By what families and transformers call these parts, wherever they stand in the whole model.
-_ADAPTOR = re.compile(r"(^|[._])(adaptor|adapter|projector|audio_projection)[._]")
+_ADAPTOR = re.compile(r"(^|[._])(adaptor|adapter|projector|audio_projection)[._]|(^|\.)audio_tower\.proj\d?\.")
 _ENCODER = re.compile(r"(^|[._])(audio_tower|(audio_|speech_)?encoder)[._]")
+_NEITHER = re.compile(r"(^|[._])(ctc|talker|token2wav|visual)[._]")
+"""What neither learner nor engine holds: the CTC head of supervised training, and an omni model's other parts."""
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
 
@@ -78,13 +80,14 @@ def read_shape(folder: Path) -> ModelShape:
     require_files(folder, ["config.json"])
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        text = next((config[name] for name in _TEXT_CONFIGS if name in config), config)
+        whole = config.get("thinker_config", config)
+        text = next((whole[name] for name in _TEXT_CONFIGS if name in whole), whole)
         hidden, layers = int(text["hidden_size"]), int(text["num_hidden_layers"])
         heads = int(text["num_attention_heads"])
         width = int(text.get("head_dim") or hidden // heads)
         keys = int(text.get("num_key_value_heads") or heads) * width
         vocabulary, intermediate = int(text["vocab_size"]), int(text["intermediate_size"])
-        tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+        tied = bool(whole.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'}: not the sizes of a language model ({error!r})") from error
     has_weights = (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file()
@@ -120,8 +123,7 @@ def file_bytes(path: str) -> int | None:
 
 
 def _part(name: str) -> str | None:
-    """None for what neither learner nor engine holds: the CTC head of supervised training."""
-    if name.startswith("ctc."):
+    if _NEITHER.search(name):
         return None
     return "adaptor" if _ADAPTOR.search(name) else "encoder" if _ENCODER.search(name) else "language_model"
 
