@@ -3,6 +3,7 @@
     python -m benchmarks.weight_sync                          # the shape of Qwen3-ASR-0.6B, random weights, bfloat16
     python -m benchmarks.weight_sync --hidden 2048            # ... of 1.7B
     python -m benchmarks.weight_sync --model folder --repeats 5 --receivers 1 2 4 8
+    python -m benchmarks.weight_sync --lora-rank 16           # a random adapter alone, without a learner
 
 A learner rank and an engine in this process, the node's shared memory between them, as in a run on one machine, or with
 `--store` Ray's object store, as in a run on several: all of the code is the run's own. The sender's seconds are also
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,13 @@ from cluster.training.publish import make_probes
 from learner.config import LearnerConfig
 from learner.rank import LearnerRank
 from learner.spec import RankSpec
+from rollout.engine.args import LORA_MODULES
 from rollout.engine.engine import RolloutEngine
-from rollout.weights.publication import load
+from rollout.weights.publication import load, receive_adapter
 from rollout.weights.staging import staged
 from speech.families import load_family
 from speech.runtime.shared_weights import Bucket, SharedBucket
-from speech.runtime.weights import Probe, tensor_digest
+from speech.runtime.weights import AdapterBucket, Probe, tensor_digest
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
 
 CONFIG = EngineConfig(dtype="bfloat16", max_model_len=256, kv_cache_gb=0.25, update_timeout_s=600.0)
@@ -57,6 +60,7 @@ def main() -> None:
     parser.add_argument("--bucket-mb", type=int, default=PublishConfig().bucket_mb)
     parser.add_argument("--store", action="store_true", help="through the object store")
     parser.add_argument("--receivers", type=int, nargs="*", default=[1], help="of the sender's buckets (1)")
+    parser.add_argument("--lora-rank", type=int, default=0, help="an adapter of this rank in the place of full weights")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         model = args.model or Path(temporary, "model")
@@ -69,7 +73,10 @@ def main() -> None:
                 scale=1.0,
             )
         with asyncio.Runner() as runner:
-            runner.run(measure(model, args, Path(temporary)))
+            if args.lora_rank:
+                runner.run(measure_adapter(model, args))
+            else:
+                runner.run(measure(model, args, Path(temporary)))
 
 
 async def measure(model: Path, args: argparse.Namespace, folder: Path) -> None:
@@ -87,13 +94,7 @@ async def measure(model: Path, args: argparse.Namespace, folder: Path) -> None:
         await engine.take(version, refs, probe, stages)
         if version == 0:
             stages.clear()  # caches and allocators are warm after it
-    print("| stage | seconds, median (range) |\n|---|--:|")
-    for name, seconds in stages.items():
-        print(f"| {name} | {statistics.median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f}) |")
-    whole = [
-        sum(values) for values in zip(*(s for name, s in stages.items() if not name.startswith("  ")), strict=True)
-    ]
-    print(f"| whole | {statistics.median(whole):.2f} ({min(whole):.2f}–{max(whole):.2f}) |")
+    show(stages)
     engine.shutdown()
     if args.receivers:
         print("\n| receivers | sender, s | until all have the buckets, s |\n|--:|--:|--:|")
@@ -108,6 +109,42 @@ async def measure(model: Path, args: argparse.Namespace, folder: Path) -> None:
         print(f"| {count} | {statistics.median(sender):.2f} | {statistics.median(own['receive']):.2f} |")
         for actor in actors:
             ray.kill(actor)
+
+
+async def measure_adapter(model: Path, args: argparse.Namespace) -> None:
+    """Random matrices on all modules that can have them; the probe's answers are not compared."""
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    engine = Engine(load_family(model), replace(CONFIG, lora_rank=args.lora_rank))
+    await engine.start(None)
+    rank, tensors = args.lora_rank, {}
+    for name, shape in engine._shapes.items():
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and module.rpartition(".")[2] in LORA_MODULES:
+            tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, shape[1]) * 0.01
+            tensors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(shape[0], rank) * 0.01
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": LORA_MODULES, "bias": "none"}
+    print(f"{sum(t.nbytes for t in tensors.values()) / 1e6:.1f} MB in {len(tensors)} tensors\n")
+    draws = torch.randint(0, 300, (2, 48), generator=torch.Generator().manual_seed(0))
+    probe = Probe(tuple(map(tuple, draws.tolist())), (), 0.0, 0.0)
+    stages: Stages = defaultdict(list)
+    for version in range(args.repeats + 1):
+        bucket = timed(stages, "learner: digests", lambda: AdapterBucket.pack(tensors, config))
+        ref = timed(stages, "object store: put", lambda b=bucket: ray.put(b))  # type: ignore[misc]
+        await engine.take(version, [ref], probe, stages)
+        if version == 0:
+            stages.clear()
+    show(stages)
+    engine.shutdown()
+
+
+def show(stages: Stages) -> None:
+    print("| stage | seconds, median (range) |\n|---|--:|")
+    for name, seconds in stages.items():
+        print(f"| {name} | {statistics.median(seconds):.3f} ({min(seconds):.3f}–{max(seconds):.3f}) |")
+    whole = [
+        sum(values) for values in zip(*(s for name, s in stages.items() if not name.startswith("  ")), strict=True)
+    ]
+    print(f"| whole | {statistics.median(whole):.3f} ({min(whole):.3f}–{max(whole):.3f}) |")
 
 
 @ray.remote(num_cpus=0)
@@ -168,15 +205,21 @@ class Engine(RolloutEngine):
                 yield ray.get(ref)
 
         clock = time.monotonic()
-        async with staged(buckets(), self._shapes, 600.0) as weights:
+        async with staged(buckets(), self._shapes, 600.0, self._config.lora_rank) as weights:
             stages["engine: get, stage"].append(time.monotonic() - clock)
             clock = time.monotonic()
+            if weights.adapter is not None:
+                await receive_adapter(self._live(), weights, 600.0)
+                stages["engine: verify, before the pause"].append(time.monotonic() - clock)
+                clock = time.monotonic()
             await self._live().pause_generation(mode="wait", clear_cache=False)
             await load(self._live(), version, weights, 600.0)
-            stages["engine: verify, load, compare, drop caches"].append(time.monotonic() - clock)
-            (worker,) = await self._live().collective_rpc(worker_times)  # type: ignore[arg-type]
-            for name, seconds in worker.items():
-                stages[f"  {name}"].append(seconds)
+            what = "verify, load" if weights.adapter is None else "load"
+            stages[f"engine: {what}, compare, drop caches"].append(time.monotonic() - clock)
+            if weights.adapter is None:
+                (worker,) = await self._live().collective_rpc(worker_times)  # type: ignore[arg-type]
+                for name, seconds in worker.items():
+                    stages[f"  {name}"].append(seconds)
             await self._live().resume_generation()
         clock = time.monotonic()
         await asyncio.gather(*(self.probe(ids) for ids in probe.sequences))

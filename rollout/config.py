@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from speech.runtime.pool_size import PoolSize
 from speech.runtime.schema import Problems
@@ -32,6 +32,9 @@ class EngineConfig(PoolSize):
 
     dtype: Dtype = "float32"
     """Weights and activations; the learner publishes in this type."""
+
+    lora_rank: Annotated[int, Ge(0), Le(512)] = 0
+    """Largest rank of a LoRA adapter that is published without the weights below it; 0 = none can be."""
 
     max_model_len: Annotated[int, Ge(2)] = 1024
     """Prompt plus response, in positions."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from speech.errors import PhaseTimeoutError
@@ -15,6 +15,10 @@ LOSS_CHECK_S = 1.0
 
 class PublicationError(Exception):
     """New weights did not arrive, or could not be proved to have arrived. The engine is stale afterwards."""
+
+
+class RefusedError(PublicationError):
+    """New weights were refused before they touched the model; what was served before is served on."""
 
 
 class WeightsLostError(Exception):
@@ -28,6 +32,11 @@ class StaleEngineError(Exception):
 
 class EngineLostError(Exception):
     """The engine's processes are gone; only a new engine helps."""
+
+
+def listed(faults: Sequence[str]) -> str:
+    """Ten faults at most, and how many more there are."""
+    return "; ".join(faults[:10]) + ("" if len(faults) <= 10 else f"; … and {len(faults) - 10} more")
 
 
 async def within(

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
 
+import ray
+
 from cluster.actors.encoders import EncoderPool
 from cluster.config import PublishConfig
 from cluster.fleet.fleet import EngineFleet
 from cluster.monitoring.phases import Phase
 from learner.gang import LearnerGroup
 from rollout.config import EngineConfig
-from speech.runtime.weights import Probe
+from speech.runtime.weights import AdapterBucket, Probe
 
 MARGIN = 2.0
 """Tolerance of a probe over the noise that the learner expects on it (docs/measurements.md has both error rates)."""
@@ -54,6 +56,7 @@ def publish(
     in_flight: bool = False,
     before_load: Callable[[], None] = lambda: None,
     before: Proof | None = None,
+    adapter: Callable[[], AdapterBucket] | None = None,
 ) -> Proof:
     """Send the policy to the engines and prove that it arrived.
 
@@ -70,12 +73,17 @@ def publish(
             learner where GPUs are shared.
         before: of the publication before, whose tokens are asked about again: an engine that answers as it should have
             then is stale.
+        adapter: gives the learner's adapter, which is then sent in the place of the weights, to engines that were
+            started with `engines.lora_rank`. It belongs to this process, so that engines can have it later too.
 
     Raises:
         PublicationError: naming engine, phase and tensor. The engine refuses to sample until a good publication.
         PhaseTimeoutError: the budget was over before the engines had their turn.
     """
-    buckets = learner.publish(fleet.config.dtype, config.bucket_mb * 2**20, fleet.engines_on())
+    if adapter is None:
+        buckets = learner.publish(fleet.config.dtype, config.bucket_mb * 2**20, fleet.engines_on())
+    else:
+        buckets = [ray.put(adapter())]
     encoders.update(learner.frontend_weights(), phase.remaining())
     probes = make_probes(version, learner, fleet.config, config, vocabulary, before)
     before_load()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vllm.config import WeightTransferConfig
+from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from rollout.config import EngineConfig
 from rollout.engine.one_process import OneProcessExecutor
+from rollout.weights.adapter_worker import AdapterWorker
 from rollout.weights.transfer import BACKEND
 from speech.errors import UserError
 
 CPU_BLOCK_SIZE = 32
 """Positions per key-value block on CPU. vLLM's default of 128 would cache nothing of a short utterance's prompt; its
 kernels want multiples of 32."""
+
+LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""Modules that can have an adapter, by the last part of their names."""
 
 
 def check(config: EngineConfig) -> None:
@@ -49,6 +54,16 @@ def engine_args(folder: Path, config: EngineConfig, sleeps: bool = False) -> Asy
             # CPU generators refuse; the engine dies of it.
             "enable_chunked_prefill": False,
             "distributed_executor_backend": OneProcessExecutor,
+        }
+    if config.lora_rank:
+        placement |= {
+            "enable_lora": True,
+            "max_loras": 1,
+            # Without embeddings and heads: vLLM 0.32 embeds the tokens between sounds alone, but looks their adapters
+            # up for the whole batch, and the engine dies of it.
+            "lora_target_modules": LORA_MODULES,
+            "max_lora_rank": min(rank for rank in get_args(MaxLoRARanks) if rank >= config.lora_rank),
+            "worker_extension_cls": f"{AdapterWorker.__module__}.{AdapterWorker.__qualname__}",
         }
     return AsyncEngineArgs(
         model=str(folder),

@@ -23,9 +23,16 @@ from rollout.engine.args import check, engine_args
 from rollout.engine.prefix_cache import CounterFactory
 from rollout.engine.sleep_mode import SleepMode
 from rollout.engine.stats import EngineHealth, EngineStats
-from rollout.errors import EngineLostError, PublicationError, StaleEngineError, WeightsLostError, within
+from rollout.errors import (
+    EngineLostError,
+    PublicationError,
+    RefusedError,
+    StaleEngineError,
+    WeightsLostError,
+    within,
+)
 from rollout.leftovers import MODEL, EngineHome, free_leftovers
-from rollout.weights.publication import compare, load
+from rollout.weights.publication import ADAPTER, clear_adapter, compare, load, receive_adapter
 from rollout.weights.staging import checkpoint_shapes, staged
 from speech.families.base import LanguageModelFamily
 from speech.records import EncodedAudio, Group, Prompt
@@ -102,6 +109,8 @@ class RolloutEngine:
                 self._engine = await within(self._config.startup_timeout_s, "starting the engine", build)
         await asyncio.to_thread(home.note_processes)
         await asyncio.to_thread(free_leftovers)  # Ray takes seconds to kill a predecessor that was stopped
+        if self._config.lora_rank:
+            await clear_adapter(self._live(), CONTROL_TIMEOUT_S)
         self._version = version
         self._stale = None if version is not None else "it awaits its first publication"
         if version is not None:
@@ -213,7 +222,8 @@ class RolloutEngine:
 
     async def _add(self, prompt: Any, params: SamplingParams) -> RequestOutputCollector:
         self._request_count += 1
-        add = self._live().add_request(f"request-{self._request_count}", prompt, params)
+        lora = ADAPTER if self._config.lora_rank else None
+        add = self._live().add_request(f"request-{self._request_count}", prompt, params, lora_request=lora)
         return await self._rpc(CONTROL_TIMEOUT_S, "queueing a request", add)
 
     async def update_weights(
@@ -223,7 +233,8 @@ class RolloutEngine:
 
         Args:
             version: policy version of the new weights.
-            buckets: all tensors of the checkpoint; consumed in a thread, one bucket in memory at a time.
+            buckets: all tensors of the checkpoint; consumed in a thread, one bucket in memory at a time. Or one
+                `AdapterBucket`, whose adapter takes the place of the one before, over weights that stay.
             probe: computed by the learner from the same weights.
             in_flight: freeze running samples and let them continue with the new weights; otherwise they are
                 finished under the old ones first.
@@ -234,6 +245,7 @@ class RolloutEngine:
         Raises:
             PublicationError: naming the phase, the tensors or the Δ. The engine is stale then, and samples in flight
                 are lost; sampling resumes with the next publication that succeeds.
+            RefusedError: an adapter that cannot be right. The engine goes on with what it served before.
             WeightsLostError: raised by `buckets`; stale as well.
             EngineLostError: the engine's processes are gone.
         """
@@ -242,6 +254,9 @@ class RolloutEngine:
             try:
                 with _losses_named():
                     delta = await self._publish(version, buckets, probe, "keep" if in_flight else "wait")
+            except RefusedError as error:
+                served = "nothing" if self._stale else f"version {self._version}"
+                raise RefusedError(f"version {version} was refused; {served} is served on: {error}") from error
             except BaseException as error:
                 self._stale = f"publication of version {version} failed: {error}"
                 if self._engine is not None:
@@ -256,14 +271,17 @@ class RolloutEngine:
         return delta
 
     async def _publish(self, version: int, buckets: Iterable[Bucket], probe: Probe, mode: PauseMode) -> float:
-        async with staged(buckets, self._shapes, self._config.update_timeout_s) as weights:
+        timeout_s, lora_rank = self._config.update_timeout_s, self._config.lora_rank
+        async with staged(buckets, self._shapes, timeout_s, lora_rank) as weights:
             engine = self._live()
+            if weights.adapter is not None:
+                await receive_adapter(engine, weights, timeout_s)
             try:
                 # clear_cache=False: the caches are dropped once the new weights are in.
                 pause = engine.pause_generation(mode=mode, clear_cache=False)
                 await self._rpc(self._config.generate_timeout_s, "pausing for the update", pause)
                 await self._wake("waking the weights", self._sleep_mode.wake_weights)
-                await load(engine, version, weights, self._config.update_timeout_s)
+                await load(engine, version, weights, timeout_s)
             finally:
                 try:
                     await self._wake("waking up", self._sleep_mode.wake)
@@ -277,12 +295,13 @@ class RolloutEngine:
 
         Args:
             keep_weights: in host memory, so that `wake` suffices to sample again. Otherwise they are given up, and the
-                engine refuses to sample until the next publication.
+                engine refuses to sample until the next publication. With LoRA they are kept all the same: an adapter
+                does not bring the weights below it.
         """
         async with self._control:
             if not keep_weights and self._sleep_mode.shared:
                 self._stale = "its weights left the GPU; it awaits the next publication"
-            leave = self._sleep_mode.sleep(self._live(), keep_weights)
+            leave = self._sleep_mode.sleep(self._live(), keep_weights or self._config.lora_rank > 0)
             with self._stale_if_it_fails("going to sleep"):
                 await self._rpc(self._config.generate_timeout_s, "going to sleep", leave)
 

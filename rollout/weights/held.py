@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from rollout.errors import listed
+
 COLUMNS = 128
 """So many columns of a packed matrix are compared: all those of a small model. An old copy differs in any of them."""
-SHOWN = 10
 _columns = torch.Generator()  # its own: torch's belongs to the sampler
 
 
@@ -53,8 +54,7 @@ def check_held(model: nn.Module, names: Iterable[str], read: Callable[[str], tor
                 faults.append(f"{held.name} does not hold {', '.join(name for name, _ in made_from)}")
     faults += [f"{name} was sent and has no place" for made_from in sources.values() for name, _ in made_from]
     if faults:
-        more = f"; … and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise ValueError(f"the engine does not hold the weights that were sent: {'; '.join(faults[:SHOWN])}{more}")
+        raise ValueError(f"the engine does not hold the weights that were sent: {listed(faults)}")
 
 
 def _sources(model: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[str, tuple[Any, ...]]]]:
@@ -84,7 +84,7 @@ class _Held:
 
     def equals(self, expected: torch.Tensor) -> bool:
         """Whether what the kernels read has these values."""
-        if self.parameter.numel() and not _same_bits(self.parameter.to(expected.dtype), expected):
+        if self.parameter.numel() and not same_bits(self.parameter.to(expected.dtype), expected):
             return False
         packed = hasattr(self.module, "cpu_linear") and self.name.endswith(".weight")
         return _packed_equals(self.module, expected) if packed else bool(self.parameter.numel())
@@ -120,7 +120,7 @@ def _loader(tensor: torch.Tensor) -> Callable[..., Any]:
     return inspect.unwrap(loader, stop=lambda function: function.__name__ != "online_process_loader")
 
 
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal, and where one is NaN the other is too: weights that are NaN are the probe's to refuse, with a reason."""
     return a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 

@@ -6,15 +6,49 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from rollout.errors import PublicationError, within
+from rollout.errors import EngineLostError, PublicationError, RefusedError, within
+from rollout.weights.adapter_worker import ADAPTER_ID
 from rollout.weights.staging import StagedWeights
 from speech.runtime.weights import Probe
+
+ADAPTER = LoRARequest("adapter", ADAPTER_ID, "/nowhere")
+"""What every request to an engine with LoRA names. The path is never read, as the adapter is never missing; were it
+missing all the same, the request would fail."""
+
+
+async def receive_adapter(engine: AsyncLLM, weights: StagedWeights, timeout_s: float) -> None:
+    """Let the workers read and verify a staged adapter, while the engine goes on with the one before.
+
+    Raises:
+        RefusedError: a worker cannot take it.
+    """
+    arguments = {
+        "files": [str(file) for file in weights.files],
+        "digests": dict(weights.digests),
+        "config": dict(weights.adapter or {}),
+    }
+    call = engine.collective_rpc("receive_adapter", kwargs=arguments)
+    try:
+        await within(timeout_s, "verifying the adapter", call, lambda: engine.errored)
+    except (EngineDeadError, EngineLostError):
+        raise
+    except Exception as error:
+        raise RefusedError(str(error)) from error
+
+
+async def clear_adapter(engine: AsyncLLM, timeout_s: float) -> None:
+    """Compute with the base alone from here on."""
+    await within(timeout_s, "clearing the adapter", engine.collective_rpc("clear_adapter"), lambda: engine.errored)
 
 
 async def load(engine: AsyncLLM, version: int, weights: StagedWeights, timeout_s: float) -> None:
     """Put staged weights into a paused engine, label them, and drop every cache of the old ones.
+
+    Of an adapter: what the workers have received.
 
     Args:
         timeout_s: budget of each phase.
@@ -27,12 +61,16 @@ async def load(engine: AsyncLLM, version: int, weights: StagedWeights, timeout_s
     def lost() -> bool:
         return engine.errored
 
-    info = {"files": [str(file) for file in weights.files], "digests": dict(weights.digests)}
-    request = WeightTransferUpdateRequest(update_info=info)
-    await within(timeout_s, "starting the weight update", engine.start_weight_update(), lost)
-    await within(timeout_s, "loading the weights", engine.update_weights(request), lost)
-    finish = engine.finish_weight_update(weight_version=str(version))
-    await within(timeout_s, "finishing the weight update", finish, lost)
+    if weights.adapter is not None:
+        await within(timeout_s, "loading the adapter", engine.collective_rpc("load_adapter"), lost)
+        await within(timeout_s, "labelling the adapter", engine.update_weight_version(str(version)), lost)
+    else:
+        info = {"files": [str(file) for file in weights.files], "digests": dict(weights.digests)}
+        request = WeightTransferUpdateRequest(update_info=info)
+        await within(timeout_s, "starting the weight update", engine.start_weight_update(), lost)
+        await within(timeout_s, "loading the weights", engine.update_weights(request), lost)
+        finish = engine.finish_weight_update(weight_version=str(version))
+        await within(timeout_s, "finishing the weight update", finish, lost)
     # Samples in flight are computed again from their tokens: their keys and values belong to the old weights.
     reset = engine.reset_prefix_cache(reset_running_requests=True)
     if not await within(timeout_s, "dropping the prefix cache", reset, lost):

@@ -11,12 +11,15 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 
-from rollout.errors import PublicationError, WeightsLostError, within
+from rollout.errors import PublicationError, RefusedError, WeightsLostError, listed, within
+from rollout.weights.adapter import check_adapter
 from speech.runtime.owned_folders import SHARED_MEMORY, WEIGHTS, OwnedFolder
 from speech.runtime.shared_weights import Bucket, SharedBucket, fits_shared_memory, write_tensors
+from speech.runtime.weights import AdapterBucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +29,17 @@ class StagedWeights:
     Attributes:
         files: safetensors files, one per bucket, in the sender's order.
         digests: `tensor_digest` by tensor name, as computed by the sender.
+        adapter: adapter_config.json, where the publication is an adapter in the place of full weights.
     """
 
     files: tuple[Path, ...]
     digests: Mapping[str, str]
+    adapter: Mapping[str, Any] | None = None
 
 
 @asynccontextmanager
 async def staged(
-    buckets: Iterable[Bucket], expected: Mapping[str, tuple[int, ...]], timeout_s: float
+    buckets: Iterable[Bucket], expected: Mapping[str, tuple[int, ...]], timeout_s: float, lora_rank: int = 0
 ) -> AsyncIterator[StagedWeights]:
     """Write buckets one at a time to shared memory (or to a temporary folder when it is full) and remove them after.
     Those that lie in this node's shared memory are not written again.
@@ -44,16 +49,24 @@ async def staged(
     Args:
         buckets: consumed in a thread; may block (for instance on Ray's object store).
         expected: shape by name of every tensor that the engine's checkpoint holds.
+        lora_rank: largest rank of an adapter; with one, nothing but adapters is taken.
 
     Raises:
         PublicationError: names or shapes differ from `expected`.
+        RefusedError: an adapter does not fit, or full weights came to an engine that takes adapters.
         WeightsLostError: the sender has given up a bucket in shared memory; it has a newer publication.
         PhaseTimeoutError: after `timeout_s`; the thread then stops before its next bucket.
     """
     with _Stage() as stage:
         await within(timeout_s, "staging the weights", asyncio.to_thread(stage.write, buckets))
-        check_names(stage.shapes, expected)
-        yield StagedWeights(tuple(stage.files), stage.digests)
+        if stage.adapter is None:
+            if lora_rank:
+                # The next adapter would lie on other weights than those that it was trained over.
+                raise RefusedError("an engine with engines.lora_rank takes adapters alone, not full weights")
+            check_names(stage.shapes, expected)
+        else:
+            check_adapter(stage.shapes, stage.adapter, expected, lora_rank)
+        yield StagedWeights(tuple(stage.files), stage.digests, stage.adapter)
 
 
 class _Stage:
@@ -63,6 +76,7 @@ class _Stage:
         self.files: list[Path] = []
         self.digests: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.adapter: Mapping[str, Any] | None = None
         self._folders: list[OwnedFolder] = []
         self._guard = threading.Lock()
         self._closed = False
@@ -89,6 +103,8 @@ class _Stage:
             self._folders.append(OwnedFolder(WEIGHTS, SHARED_MEMORY if fits_shared_memory(size) else None))
             self.files.append(self._folders[-1].path / "weights.safetensors")
             write_tensors(self.files[-1], bucket.tensors)
+            if isinstance(bucket, AdapterBucket):
+                self.adapter = bucket.config
         self.digests.update(bucket.digests)
         self.shapes.update(bucket.shapes)
 
@@ -115,8 +131,7 @@ def check_names(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tu
         if shapes[name] != expected[name]
     ]
     if faults:
-        shown = "; ".join(faults[:10]) + ("" if len(faults) <= 10 else f"; … and {len(faults) - 10} more")
-        raise PublicationError(f"the tensors sent are not those of the engine's model: {shown}")
+        raise PublicationError(f"the tensors sent are not those of the engine's model: {listed(faults)}")
 
 
 def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

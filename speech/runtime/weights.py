@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,31 @@ def _bucket(
             name: torch.from_numpy(data).view(dtype).reshape(shape) for name, (data, dtype, shape) in parts.items()
         }
     return WeightBucket(tensors, digests)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterBucket(WeightBucket):
+    """A whole LoRA adapter, to be published in the place of full weights.
+
+    Attributes:
+        tensors: float32, in peft's naming: `base_model.model.….q_proj.lora_A.weight` (r, in) and `lora_B.weight`
+            (out, r).
+        config: what adapter_config.json says: peft_type LORA, r, lora_alpha, target_modules, bias none.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def pack(cls, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> AdapterBucket:
+        """With the digests of these tensors."""
+        return cls(tensors, WeightBucket.of(tensors).digests, config)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _adapter, (WeightBucket(self.tensors, self.digests), dict(self.config))
+
+
+def _adapter(bucket: WeightBucket, config: Mapping[str, Any]) -> AdapterBucket:
+    return AdapterBucket(bucket.tensors, bucket.digests, config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.config.schema import PublishConfig
 from cluster.monitoring.phases import Phase
@@ -16,7 +17,7 @@ from rollout.config import EngineConfig
 from rollout.errors import PublicationError
 from rollout.weights.publication import compare
 from speech.errors import PhaseTimeoutError
-from speech.runtime.weights import Probe
+from speech.runtime.weights import AdapterBucket, Probe
 
 BUDGET_S = 300.0
 CONFIG = PublishConfig(probe_tokens=96)
@@ -49,6 +50,7 @@ class SimulatedSystem:
         self, version: int, buckets: Sequence[Any], probes: Sequence[Probe], timeout: float, in_flight: bool
     ) -> float:
         self.update_s = timeout
+        self.sent = list(buckets)
         return 1e-6
 
     def frontend_weights(self) -> dict[str, Any]:
@@ -67,6 +69,17 @@ def published(system: Any, config: PublishConfig = CONFIG, version: int = 1, bef
     clock: Callable[[], float] = lambda: system.now  # noqa: E731
     phase = Phase("publish", BUDGET_S, clock)
     return publish(version, system, system, system, config, 10, phase, before=before)
+
+
+def test_an_adapter_goes_in_the_place_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.put", lambda value: ("kept by the controller", value))
+    system = SimulatedSystem()
+    system.gather = lambda *_: pytest.fail("weights were gathered")  # type: ignore[assignment,method-assign]
+    bucket = AdapterBucket.pack({"base_model.model.a.lora_A.weight": torch.ones(1, 2)}, {"r": 1})
+    phase = Phase("publish", BUDGET_S, lambda: system.now)
+    proof = publish(1, system, system, system, CONFIG, 10, phase, adapter=lambda: bucket)  # type: ignore[arg-type]
+    assert system.sent == [("kept by the controller", bucket)]
+    assert proof.gap == 1e-6 and len(proof.probes) == 2
 
 
 def test_a_slow_gathering_takes_nothing_from_the_engines() -> None:

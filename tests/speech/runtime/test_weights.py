@@ -6,7 +6,7 @@ import pickle
 
 import torch
 
-from speech.runtime.weights import WeightBucket, tensor_digest
+from speech.runtime.weights import AdapterBucket, WeightBucket, tensor_digest
 
 
 def test_a_bucket_is_pickled_without_a_copy_of_its_tensors() -> None:
@@ -27,6 +27,14 @@ def test_a_bucket_is_pickled_without_a_copy_of_its_tensors() -> None:
     for name, tensor in tensors.items():
         assert found.tensors[name].dtype == tensor.dtype and torch.equal(found.tensors[name], tensor), name
         assert tensor_digest(found.tensors[name]) == found.digests[name]
+
+
+def test_an_adapter_is_pickled_with_its_configuration() -> None:
+    adapter = AdapterBucket.pack({"base_model.model.a.lora_A.weight": torch.randn(2, 3)}, {"r": 2, "lora_alpha": 4})
+    found = pickle.loads(pickle.dumps(adapter))  # noqa: S301 - of this line
+    assert type(found) is AdapterBucket and found.config == adapter.config and found.digests == adapter.digests
+    for name, tensor in adapter.tensors.items():
+        assert torch.equal(found.tensors[name], tensor) and tensor_digest(tensor) == found.digests[name]
 
 
 def test_the_digest_is_of_type_shape_and_bytes() -> None:
