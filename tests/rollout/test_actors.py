@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,22 @@ from rollout.actors import EncodedRef, EncoderActor, Encoding, EngineActor
 from rollout.config import EncoderConfig
 from rollout.engine.stats import EngineHealth, EngineStats
 from rollout.environment import encoder_options, engine_options
-from rollout.errors import EngineLostError, PublicationError, StaleEngineError
+from rollout.errors import EngineLostError, PublicationError, RefusedError, StaleEngineError
 from rollout.leftovers import VARIABLE, held_by
 from speech.records import BadUtterance, Group, Prompt, Utterance
 from speech.runtime.owned_folders import SHARED_MEMORY
-from tests.rollout.tiny_lm import CONFIG, SAMPLE_RATE, SAMPLING, buckets_of, probe_of, reference_logprobs, tiny_model
+from speech.runtime.weights import AdapterBucket
+from tests.rollout.tiny_lm import (
+    CONFIG,
+    SAMPLE_RATE,
+    SAMPLING,
+    adapter_of,
+    buckets_of,
+    probe_of,
+    reference_logprobs,
+    tiny_model,
+    with_adapter,
+)
 
 pytestmark = pytest.mark.slow  # an engine of its own, and its last test kills it; whole runs use these actors too
 
@@ -39,6 +50,7 @@ class System:
     utterances: list[Utterance]
     model: PreTrainedModel
     encoded: list[EncodedRef]
+    folder: str
     version: int | None = None
 
     def generate(self) -> list[Group]:
@@ -84,7 +96,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         ray.get(engine.start.remote(None))
         encoding = Encoding.ask(encoder, utterances, "embeddings")
         encoded = [item for item in encoding.collect(ray.get(encoding.summaries)) if isinstance(item, EncodedRef)]
-        yield System(encoder, engine, utterances, model, encoded)
+        yield System(encoder, engine, utterances, model, encoded, str(folder / "model"))
         ray.get(engine.shutdown.remote())
     finally:
         ray.shutdown()
@@ -150,6 +162,27 @@ def test_a_corrupted_publication_of_an_untied_model_is_caught_and_healed(system:
         system.generate()
     system.publish(9, model)
     assert gap(system) <= 1e-4
+
+
+def test_an_adapter_comes_to_an_engine_through_the_object_store(system: System) -> None:
+    config = replace(CONFIG, lora_rank=8)
+    adapter = adapter_of(tiny_model(0, tied=False), seed=1)
+    good, model = ray.put(adapter), with_adapter(tiny_model(0, tied=False), adapter)
+    bad = ray.put(AdapterBucket(adapter.tensors, dict.fromkeys(adapter.digests, "other"), adapter.config))
+    kept = replace(system)
+    kept.engine = EngineActor.options(**engine_options(config)).remote(system.folder, "tiny", config)
+    ray.get(kept.engine.start.remote(None))
+    with pytest.raises(RefusedError, match="nothing is served on"):
+        ray.get(kept.engine.update_weights.remote(4, [bad], probe_of(model)))
+    with pytest.raises(StaleEngineError):
+        kept.generate()
+    assert ray.get(kept.engine.update_weights.remote(5, [good], probe_of(model))) <= 1e-4
+    kept.model = model
+    with pytest.raises(RefusedError, match="version 5 is served on"):
+        ray.get(kept.engine.update_weights.remote(6, [bad], probe_of(model)))
+    assert gap(kept) <= 1e-4
+    assert {(t.version_first, t.version_last) for g in kept.generate() for t in g.trajectories} == {(5, 5)}
+    ray.get(kept.engine.shutdown.remote())
 
 
 def test_calls_that_overlap_do_not_mix(system: System) -> None:

@@ -14,10 +14,11 @@ from rollout.config import EngineConfig, SamplingConfig
 from speech.families import FAMILIES
 from speech.families.base import AudioEncoder, ModelFamily
 from speech.records import EncodedAudio, Prompt, PromptLayout, Trajectory, Utterance
-from speech.runtime.weights import Probe, WeightBucket
+from speech.runtime.weights import AdapterBucket, Probe, WeightBucket
 
 HIDDEN, VOCAB, STOP_IDS, OWN_EOS = 64, 512, (3, 7), 11
 SAMPLE_RATE, FRAME = 16000, 160
+ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
 
 
 CONFIG = EngineConfig(threads=1, max_model_len=256, max_num_seqs=32, max_num_batched_tokens=512, kv_cache_gb=0.25)
@@ -115,6 +116,30 @@ def buckets_of(model: nn.Module) -> list[WeightBucket]:
     names = list(tensors)
     halves = (names[: len(names) // 2 + 1], names[len(names) // 2 + 1 :])
     return [WeightBucket.of({n: tensors[n] for n in half}) for half in halves]
+
+
+def adapter_of(model: nn.Module, seed: int, rank: int = 4, targets: Sequence[str] = ATTENTION + MLP) -> AdapterBucket:
+    """Random matrices, in peft's naming, that change what the model says by much."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, weight in model.named_parameters():
+        if name.removesuffix(".weight").rpartition(".")[2] in targets:
+            module = "base_model.model." + name.removesuffix(".weight")
+            tensors[f"{module}.lora_A.weight"] = torch.randn(rank, weight.shape[1], generator=generator) * 0.1
+            tensors[f"{module}.lora_B.weight"] = torch.randn(weight.shape[0], rank, generator=generator) * 0.1
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 10, "target_modules": list(targets), "bias": "none"}
+    return AdapterBucket.pack(tensors, config)
+
+
+@torch.no_grad()
+def with_adapter(model: PreTrainedModel, adapter: AdapterBucket) -> PreTrainedModel:
+    """The same model, with W + (α/r)·B·A in the place of each W."""
+    for name, weight in model.named_parameters():
+        module = "base_model.model." + name.removesuffix(".weight")
+        if f"{module}.lora_A.weight" in adapter.tensors:
+            a, b = (adapter.tensors[f"{module}.lora_{which}.weight"] for which in "AB")
+            weight += adapter.config["lora_alpha"] / adapter.config["r"] * b @ a
+    return model
 
 
 @torch.no_grad()

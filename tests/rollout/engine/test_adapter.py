@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,19 +17,22 @@ from speech.records import PromptLayout
 from speech.runtime.weights import AdapterBucket
 from tests.rollout.engine_driver import Driver
 from tests.rollout.tiny_lm import (
+    ATTENTION,
     CONFIG,
+    MLP,
     SAMPLING,
     TinyFamily,
+    adapter_of,
     buckets_of,
     make_prompts,
     probe_of,
     reference_logprobs,
     tiny_model,
+    with_adapter,
 )
 
 LARGEST_RANK = 6  # which vLLM does not know: it rounds up to 8
 LONG = replace(SAMPLING, max_new_tokens=150, min_new_tokens=150)
-ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
 DOWN_B = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
 
 
@@ -47,29 +50,12 @@ def base() -> PreTrainedModel:
     return tiny_model(0, tied=True)
 
 
-def make_adapter(seed: int, rank: int = 4, targets: list[str] = ATTENTION + MLP) -> AdapterBucket:
-    """Random matrices, in peft's naming, that change what the model says by much."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, weight in base().named_parameters():
-        if name.removesuffix(".weight").rpartition(".")[2] in targets:
-            module = "base_model.model." + name.removesuffix(".weight")
-            tensors[f"{module}.lora_A.weight"] = torch.randn(rank, weight.shape[1], generator=generator) * 0.1
-            tensors[f"{module}.lora_B.weight"] = torch.randn(weight.shape[0], rank, generator=generator) * 0.1
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 10, "target_modules": targets, "bias": "none"}
-    return AdapterBucket.pack(tensors, config)
+def make_adapter(seed: int, rank: int = 4, targets: Sequence[str] = ATTENTION + MLP) -> AdapterBucket:
+    return adapter_of(base(), seed, rank, targets)
 
 
-@torch.no_grad()
 def merged(adapter: AdapterBucket) -> PreTrainedModel:
-    """W + (α/r)·B·A in plain transformers."""
-    model = base()
-    for name, weight in model.named_parameters():
-        module = "base_model.model." + name.removesuffix(".weight")
-        if f"{module}.lora_A.weight" in adapter.tensors:
-            a, b = (adapter.tensors[f"{module}.lora_{which}.weight"] for which in "AB")
-            weight += adapter.config["lora_alpha"] / adapter.config["r"] * b @ a
-    return model
+    return with_adapter(base(), adapter)
 
 
 def adapt(driver: Driver, adapter: AdapterBucket, **options: Any) -> float:
