@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from transformers import FunAsrNanoConfig, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3ASRConfig
+from transformers import FunAsrNanoConfig, LlamaConfig, PreTrainedConfig, Qwen2_5OmniConfig, Qwen2Config, Qwen3ASRConfig
 
 from benchmarks.real_size import AUDIO, text_shape
 from cluster import preflight
@@ -22,14 +22,12 @@ from cluster.sizing.shape import ModelShape, read_shape
 from learner.token2text.model import Token2Text, Token2TextConfig
 from tests.speech.codecs.onnx_files import write_s3_tokenizer
 from tests.speech.codecs.test_snac import write_snac
-from tests.speech.families.hearing_checkpoints import write_fun_asr_nano
+from tests.speech.families.hearing_checkpoints import write_fun_asr_nano, write_qwen2_5_omni
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
 from tests.speech.families.tts_checkpoints import write_cosyvoice3, write_orpheus
 
 ROOT = Path(__file__).parents[3]
-WITHOUT_THEIR_KEY = {"qwen2_5_omni_lora"}
-"""Need `learner.lora`, which the configuration does not know yet."""
-CONFIGS = sorted(file for file in (ROOT / "configs" / "real").glob("*.yaml") if file.stem not in WITHOUT_THEIR_KEY)
+CONFIGS = sorted((ROOT / "configs" / "real").glob("*.yaml"))
 POSITIONS = 32_768
 JUDGES = [
     *("rewards.sound.judge.kind=demo", "rewards.sound.judge.path=assets/tts_judge"),
@@ -101,6 +99,7 @@ MODELS = {
     "qwen3_asr_0.6b_1gpu": Model(write_checkpoint, lambda: qwen3_asr(1024), "Qwen3ASRForConditionalGeneration"),
     "qwen3_asr_1.7b_8gpu": Model(write_checkpoint, lambda: qwen3_asr(2048), "Qwen3ASRForConditionalGeneration"),
     "fun_asr_nano_grpo": Model(write_fun_asr_nano, FunAsrNanoConfig, "FunAsrNanoForConditionalGeneration"),
+    "qwen2_5_omni_lora": Model(write_qwen2_5_omni, Qwen2_5OmniConfig, "Qwen2_5OmniForConditionalGeneration"),
     "orpheus_grpo": Model(
         lambda folder: write_orpheus(folder, codebook=16),
         llama_3b,
