@@ -34,7 +34,7 @@ class EngineConfig(PoolSize):
     """Weights and activations; the learner publishes in this type."""
 
     lora_rank: Annotated[int, Ge(0), Le(512)] = 0
-    """Largest rank of a LoRA adapter that is published without the weights below it; 0 = none can be."""
+    """Largest rank of a LoRA adapter (`learner.lora`) that engines take alone; 0 publishes the merged weights."""
 
     max_model_len: Annotated[int, Ge(2)] = 1024
     """Prompt plus response, in positions."""

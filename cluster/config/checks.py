@@ -166,6 +166,7 @@ def _model_problems(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("learner.train", "the encoder can only be trained with `objective: sft`"))
     if config.learner.lora is not None and train == ["encoder"]:
         found.append(("learner.lora", "adapters are for language_model and adaptor; `learner.train` has neither"))
+    found += _adapter_problems(config)
     if "encoder" not in train:
         for name in ("augment", "ctc_weight"):
             if getattr(config.learner, name):
@@ -183,6 +184,18 @@ def _engine_problems(config: RunConfig) -> list[tuple[str, str]]:
         if tokens >= length:
             found.append((key, f"{tokens} leaves no room for a prompt in engines.max_model_len={length}"))
     return found
+
+
+def _adapter_problems(config: RunConfig) -> list[tuple[str, str]]:
+    """Of engines that get the adapter alone."""
+    lora, largest = config.learner.lora, config.engines.lora_rank
+    if not largest:
+        return []
+    if lora is None or "language_model" not in config.learner.train:
+        return [("engines.lora_rank", "no adapter of the language model is trained (`learner.lora`, `learner.train`)")]
+    if lora.rank > largest:
+        return [("engines.lora_rank", f"is {largest}, less than `learner.lora.rank` of {lora.rank}")]
+    return []
 
 
 def _reward_problems(config: RunConfig) -> list[tuple[str, str]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 WITHIN_ROUNDING = (
     "placement",
     "engines.count",
+    "engines.lora_rank",
     "engines.threads",
     "engines.max_model_len",
     "engines.max_num_seqs",

@@ -56,13 +56,13 @@ def publish(
     in_flight: bool = False,
     before_load: Callable[[], None] = lambda: None,
     before: Proof | None = None,
-    adapter: Callable[[], AdapterBucket] | None = None,
 ) -> Proof:
     """Send the policy to the engines and prove that it arrived.
 
     The learner gathers its weights into the object store, or, where it is on one node with all engines, into the shared
     memory of that node. Each engine checks every tensor's digest, loads them, checks what it holds then, and must
-    reproduce the learner's log-probs on token sequences drawn anew for each version.
+    reproduce the learner's log-probs on token sequences drawn anew for each version. Engines with `lora_rank` get the
+    learner's adapter alone, which this process keeps for those that come later.
 
     Args:
         vocabulary: token ids below this number may stand in the probe.
@@ -73,17 +73,15 @@ def publish(
             learner where GPUs are shared.
         before: of the publication before, whose tokens are asked about again: an engine that answers as it should have
             then is stale.
-        adapter: gives the learner's adapter, which is then sent in the place of the weights, to engines that were
-            started with `engines.lora_rank`. It belongs to this process, so that engines can have it later too.
 
     Raises:
         PublicationError: naming engine, phase and tensor. The engine refuses to sample until a good publication.
         PhaseTimeoutError: the budget was over before the engines had their turn.
     """
-    if adapter is None:
-        buckets = learner.publish(fleet.config.dtype, config.bucket_mb * 2**20, fleet.engines_on())
+    if fleet.config.lora_rank:
+        buckets = [ray.put(AdapterBucket.pack(*learner.adapter()))]
     else:
-        buckets = [ray.put(adapter())]
+        buckets = learner.publish(fleet.config.dtype, config.bucket_mb * 2**20, fleet.engines_on())
     encoders.update(learner.frontend_weights(), phase.remaining())
     probes = make_probes(version, learner, fleet.config, config, vocabulary, before)
     before_load()

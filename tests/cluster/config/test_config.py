@@ -331,6 +331,11 @@ def test_adapters_are_a_section_that_is_off_until_it_is_there(tmp_path: Path) ->
         assert config.learner.lora is not None and config.learner.lora.rank == 16, override
         assert load_config(write(tmp_path, dump_config(config), "dump.yaml")) == config
     assert load_config(path, ["learner.lora=null"]) == plain
+    wrong = problems(path, "engines.lora_rank=4")
+    assert "engines.lora_rank: is 4, less than `learner.lora.rank` of 8" in wrong[0]
+    wrong = problems(tmp_path / "plain.yaml", "engines.lora_rank=8")
+    assert "engines.lora_rank: no adapter of the language model is trained" in wrong[0]
+    assert load_config(path, ["engines.lora_rank=8"]).engines.lora_rank == 8
     assert "learner.lora.rank: must be at least 1, got 0" in problems(path, "learner.lora.rank=0")[0]
     assert "learner.lora.dropout: unknown key" in problems(path, "learner.lora.dropout=0")[0]
     alone = problems(path, "objective=sft", "learner.train=[encoder]")

@@ -73,12 +73,15 @@ def published(system: Any, config: PublishConfig = CONFIG, version: int = 1, bef
 
 def test_an_adapter_goes_in_the_place_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.put", lambda value: ("kept by the controller", value))
-    system = SimulatedSystem()
-    system.gather = lambda *_: pytest.fail("weights were gathered")  # type: ignore[assignment,method-assign]
-    bucket = AdapterBucket.pack({"base_model.model.a.lora_A.weight": torch.ones(1, 2)}, {"r": 1})
-    phase = Phase("publish", BUDGET_S, lambda: system.now)
-    proof = publish(1, system, system, system, CONFIG, 10, phase, adapter=lambda: bucket)  # type: ignore[arg-type]
-    assert system.sent == [("kept by the controller", bucket)]
+    system: Any = SimulatedSystem()
+    tensors, config = {"base_model.model.a.lora_A.weight": torch.ones(1, 2)}, {"r": 1}
+    system.config = replace(system.config, lora_rank=4)
+    system.gather = lambda *_: pytest.fail("weights were gathered")
+    system.adapter = lambda: (tensors, config)
+    proof = published(system)
+    ((where, bucket),) = system.sent
+    assert where == "kept by the controller" and isinstance(bucket, AdapterBucket)
+    assert bucket.tensors == tensors and bucket.config == config
     assert proof.gap == 1e-6 and len(proof.probes) == 2
 
 
