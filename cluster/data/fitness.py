@@ -172,20 +172,26 @@ def _without(manifest: Manifest, unfit: Mapping[int, list[Problem]]) -> Manifest
 
 def _room_check(config: RunConfig, family: LanguageModelFamily, new_tokens: int) -> Check:
     max_model_len = config.engines.max_model_len
-    around: dict[str | None, int] = {}
+    around: dict[tuple[str | None, tuple[str, ...]], int] = {}
 
-    def room(language_of: Utterance, samples: int) -> str | None:
+    def room(like: Utterance, samples: int) -> str | None:
         assert isinstance(family, ModelFamily)
-        if language_of.language not in around:  # what stands around the audio depends on the language alone
-            around[language_of.language] = len(family.layout(language_of, 0).token_ids)
-        positions = around[language_of.language] + family.audio_length(family.frames(samples))
+        # What stands around the audio depends on the language alone, and on the keywords where the prompt holds them.
+        key = like.language, like.keywords if family.prompts_keywords else ()
+        if key not in around:
+            around[key] = len(family.layout(like, 0).token_ids)
+        positions = around[key] + family.audio_length(family.frames(samples))
         return room_complaint(positions, new_tokens, max_model_len)
 
     def heard(utterance: Utterance) -> Iterator[tuple[str, str]]:
         assert isinstance(family, ModelFamily)
         if utterance.duration is None:
             return
-        complaint = room(utterance, round(max(0.0, utterance.duration - MARGIN_S) * family.sample_rate))
+        try:
+            complaint = room(utterance, round(max(0.0, utterance.duration - MARGIN_S) * family.sample_rate))
+        except InputError as error:  # a keyword that may not stand in a prompt
+            yield from ((problem.key or "keywords", problem.message) for problem in error.problems)
+            return
         if complaint is not None:
             yield "duration", f"{utterance.duration:.1f} s: {complaint}"
 
@@ -194,6 +200,8 @@ def _room_check(config: RunConfig, family: LanguageModelFamily, new_tokens: int)
         assert isinstance(family, ModelFamily)
         seconds = utterances.columns.seconds[utterances.rows]
         samples = np.round(np.maximum(0.0, seconds - MARGIN_S) * family.sample_rate)
+        if family.prompts_keywords:  # each prompt has a length of its own: all are looked at
+            return ~np.isnan(samples)
         found = np.zeros(len(utterances), bool)
         for one, indices in utterances.by_language():
             known = samples[indices][~np.isnan(samples[indices])]

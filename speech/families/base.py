@@ -180,10 +180,12 @@ class ModelFamily(LanguageModelFamily):
     Attributes:
         sample_rate: Hz that `AudioEncoder.features` expects.
         languages: codes of all that its released models know; None where checkpoints differ, or nothing says it.
+        prompts_keywords: whether prompts hold the utterances' keywords; otherwise they depend on the language alone.
     """
 
     sample_rate: ClassVar[int]
     languages: ClassVar[frozenset[str] | None] = None
+    prompts_keywords: bool = False
 
     @abstractmethod
     def load_encoder(self, dtype: torch.dtype = torch.float32) -> AudioEncoder: ...

@@ -117,9 +117,12 @@ class FunAsrNanoFamily(NativeFamily):
         path: checkpoint folder.
         force_language: name the language in the prompt: `True` wherever the utterance's is known to the model (zh, en,
             ja), a code such as `en` for every utterance.
+        hotwords: put the utterance's `keywords` into the prompt where the chat template has a place for them, in the
+            order of the manifest. An utterance without keywords has the prompt that it has without the option.
 
     Raises:
-        UserError: a file is missing, the checkpoint is not of this form, or the model does not know the language.
+        UserError: a file is missing, the checkpoint is not of this form, the model does not know the language, or
+            the chat template has no place for keywords.
     """
 
     name = "fun_asr_nano"
@@ -135,11 +138,16 @@ class FunAsrNanoFamily(NativeFamily):
     own_names = {"language_model": "model.", "adaptor": "projector.", "encoder": "tower."}
     stop_token = "<|im_end|>"
 
-    def __init__(self, path: Path, force_language: bool | str = False) -> None:
+    def __init__(self, path: Path, force_language: bool | str = False, hotwords: bool = False) -> None:
+        if not isinstance(hotwords, bool):
+            raise UserError(f"hotwords is {hotwords!r}; give true or false")
         if not isinstance(force_language, bool) and force_language not in LANGUAGE_CODE_TO_NAME:
             raise UserError(f"force_language is {force_language!r}; give true, false or one of zh, en, ja")
         super().__init__(path)
         self.force_language = force_language
+        self.prompts_keywords = hotwords
+        if hotwords and self._turn(("a",), None) == self._turn((), None):
+            raise UserError(f"model folder {path}: its chat template has no place for keywords (option hotwords)")
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -167,5 +175,16 @@ class FunAsrNanoFamily(NativeFamily):
     def prompt_text(self, utterance: Utterance) -> str:
         code = self.force_language if isinstance(self.force_language, str) else utterance.language
         language = LANGUAGE_CODE_TO_NAME.get(code or "") if self.force_language else None
-        content = [{"type": "audio"}, *([{"type": "language", "language": language}] if language else [])]
+        keywords = utterance.keywords if self.prompts_keywords else ()
+        for keyword in keywords:
+            self.text_ids(keyword, "keywords")  # a control token among them would be an order to the model
+        return self._turn(keywords, language)
+
+    def _turn(self, keywords: Sequence[str], language: str | None) -> str:
+        """The parts of a turn in the order of `FunAsrNanoProcessor.apply_transcription_request`."""
+        content: list[dict[str, Any]] = [{"type": "audio"}]
+        if keywords:
+            content.append({"type": "keywords", "keywords": list(keywords)})
+        if language:
+            content.append({"type": "language", "language": language})
         return self._user_turn(self.tokenizer, content)

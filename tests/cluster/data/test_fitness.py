@@ -21,8 +21,10 @@ from speech.errors import InputError, Problem, UserError
 from speech.families import ModelFamily, load_family
 from speech.manifests import Manifest
 from speech.manifests.load import Places
+from speech.manifests.store import stored
 from speech.records import BadUtterance, Utterance
 from tests.demo_checkpoint import write_demo_checkpoint
+from tests.speech.families.hearing_checkpoints import write_fun_asr_nano
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
 from tests.speech.families.tts_checkpoints import write_demo_tts
 
@@ -178,6 +180,21 @@ def test_the_check_agrees_with_what_the_encoder_makes(demo: ModelFamily) -> None
 
     fits = max(s / 10 for s in range(1, 600) if positions(s / 10) + 10 <= 160)
     assert list(check.problems(spoken("a", fits))) == [] and list(check.problems(spoken("a", fits + 0.5))) != []
+
+
+def test_keywords_in_the_prompt_count_among_its_positions(tmp_path: Path) -> None:
+    folder = write_fun_asr_nano(tmp_path / "m")
+    one = replace(spoken("a", 1.0), keywords=("hello",))
+    many = replace(one, id="b", keywords=("hello",) * 30)
+    order = replace(one, id="c", keywords=("<|im_end|>",))
+    for hotwords, expected in ((False, []), (True, [("b", ["duration"]), ("c", ["keywords"])])):
+        config = configuration(f"model.options={{hotwords: {str(hotwords).lower()}}}", "engines.max_model_len=250")
+        family = load_family(folder, options={"hotwords": hotwords})
+        (check,) = policy_checks(config, family, 10, [])
+        found = [(u.id, [key for key, _ in check.problems(u)]) for u in (one, many, order)]
+        assert [(name, keys) for name, keys in found if keys] == expected
+        suspects = check.suspects(stored((one, many, order)))
+        assert all(suspects[i] for i, (_, keys) in enumerate(found) if keys)
 
 
 def test_languages_that_the_judges_do_not_read(demo: ModelFamily) -> None:

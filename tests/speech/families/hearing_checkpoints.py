@@ -359,7 +359,9 @@ def granite_speech_inputs(family: NativeFamily, sound: np.ndarray, said: Utteran
 
 FUN_TEMPLATE = (
     "{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}"
-    "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n语音转写' -}}"
+    "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' -}}"
+    "{%- for c in m.content if c.type == 'keywords' -%}"
+    "{{- '热词列表：[' + c.keywords | join(', ') + ']\n' -}}{%- endfor -%}{{- '语音转写' -}}"
     "{%- for c in m.content if c.type == 'language' -%}{{- '成' + c.language -}}{%- endfor -%}{{- '：' -}}"
     "{%- for c in m.content if c.type == 'audio' -%}{{- '<|object_ref_start|>' -}}{%- endfor -%}"
     "{{- '<|im_end|>\n' -}}{%- endfor -%}"

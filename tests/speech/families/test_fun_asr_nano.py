@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from transformers.models.fun_asr_nano.feature_extraction_fun_asr_nano import FunAsrNanoFeatureExtractor
+from transformers.models.fun_asr_nano.processing_fun_asr_nano import FunAsrNanoProcessor
 
+from rewards.on_text.keyword import Keyword
 from speech.errors import InputError, UserError
 from speech.families import load_family
 from speech.families.hearing.fun_asr_nano import DEFAULTS, FunAsrNanoAudioEncoder, FunAsrNanoFamily
@@ -74,3 +77,54 @@ def test_a_language_can_be_named_in_the_prompt(tmp_path: Path) -> None:
     assert "语音转写成中文：<|object_ref_start|>" in prompt(None, force_language="zh")
     with pytest.raises(UserError, match="force_language is 'de'; give true, false or one of zh, en, ja"):
         prompt("de", force_language="de")
+
+
+def asked(family: FunAsrNanoFamily, **request: object) -> list[int]:
+    """Prompt ids of transformers' own processor, one audio position."""
+    processor = FunAsrNanoProcessor.__new__(FunAsrNanoProcessor)  # whose feature extractor needs torchaudio
+
+    def template(conversations: list[object], **_: object) -> list[int]:
+        text = family.tokenizer.apply_chat_template(conversations[0], tokenize=False, add_generation_prompt=True)
+        return family.tokenizer.encode(text, add_special_tokens=False)
+
+    processor.apply_chat_template = template
+    return processor.apply_transcription_request(np.zeros(1600, np.float32), **request)
+
+
+def test_keywords_stand_in_the_prompt_as_the_processor_puts_them(tmp_path: Path) -> None:
+    folder = write_fun_asr_nano(tmp_path / "model")
+    plain = load_family(folder)
+    family = load_family(folder, options={"hotwords": True, "force_language": True})
+    assert isinstance(plain, FunAsrNanoFamily) and isinstance(family, FunAsrNanoFamily)
+    said = Utterance(id="1", audio="/a.wav", text="call Ada in Köln", language="en", keywords=("Ada", "Köln"))
+    assert list(family.layout(said, 1).token_ids) == asked(family, keywords=["Ada", "Köln"], language="en")
+    assert "热词列表：[Ada, Köln]" in family.prompt_text(said)
+    # Without keywords, and without the option, the prompt is what it was.
+    none = replace(said, keywords=())
+    assert list(family.layout(none, 1).token_ids) == asked(family, language="en")
+    assert list(plain.layout(said, 1).token_ids) == list(plain.layout(none, 1).token_ids) == asked(plain)
+
+
+def test_the_reward_and_the_prompt_have_the_same_keywords(tmp_path: Path) -> None:
+    family = load_family(write_fun_asr_nano(tmp_path / "model"), options={"hotwords": True})
+    assert isinstance(family, FunAsrNanoFamily)
+    said = Utterance(id="1", audio="/a.wav", text="call Ada now", keywords=("Ada",))
+    other = replace(said, keywords=("now",))
+    missed = "call Eva now"
+    assert Keyword()._score(said.text, missed, said.keywords, None).value == 0.0
+    assert Keyword()._score(other.text, missed, other.keywords, None).value == 1.0
+    assert "[Ada]" in family.prompt_text(said) and "[now]" in family.prompt_text(other)
+
+
+def test_keywords_that_cannot_stand_in_a_prompt_are_refused(tmp_path: Path) -> None:
+    folder = write_fun_asr_nano(tmp_path / "model")
+    family = load_family(folder, options={"hotwords": True})
+    assert isinstance(family, FunAsrNanoFamily)
+    with pytest.raises(InputError, match=r"keywords: holds the control token <\|im_end\|>"):
+        family.layout(Utterance(id="1", audio="/a.wav", text="x", keywords=("<|im_end|>",)), 1)
+    with pytest.raises(UserError, match="hotwords is 'yes'; give true or false"):
+        load_family(folder, options={"hotwords": "yes"})
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8").replace("'keywords'", "'none'"), encoding="utf-8")
+    with pytest.raises(UserError, match="its chat template has no place for keywords"):
+        load_family(folder, options={"hotwords": True})
