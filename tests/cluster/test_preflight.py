@@ -144,6 +144,16 @@ def test_a_context_longer_than_the_models_positions(model: Path, data: str) -> N
     assert keys(config(model, data, "engines.max_model_len=513")) == []
 
 
+def test_the_positions_are_the_models_and_not_the_codecs(model: Path, data: str, tmp_path: Path) -> None:
+    """A folder of CosyVoice, as a codec, has no config.json at all."""
+    positions(model, 512)
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "codec" / "speech_tokenizer_v2.onnx").touch()
+    speech = f"model.codec=my_vocoder:make@{tmp_path / 'codec'}"
+    assert keys(config(model, data, speech, "engines.max_model_len=512")) == []
+    assert keys(config(model, data, speech, "engines.max_model_len=513")) == ["engines.max_model_len"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "refused"),
     [
