@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +23,13 @@ from speech.families import ModelFamily, load_family
 from speech.records import EncodedAudio, Group, Prompt, Utterance
 from speech.runtime.weights import Probe, WeightBucket
 from tests.rollout.tiny_lm import CONFIG
-from tests.speech.families.hearing_checkpoints import CASES, wave
-from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
-from tests.speech.families.test_composed import write_composed
+from tests.speech.families.hearing_checkpoints import wave
+from tests.speech.families.writers import ENGINE
 
 pytestmark = pytest.mark.slow
 
 SAMPLING = SamplingConfig(group_size=3, temperature=0.8, max_new_tokens=12, min_new_tokens=2)
 SECONDS = (0.2, 1.37, 5.0)
-WRITERS = {name: case.write for name, case in CASES.items()} | {
-    "composed": write_composed,
-    "qwen3_asr": partial(write_checkpoint, text={"max_position_embeddings": 1024}),
-}
 
 
 def load_audio(utterance: Utterance, rate: int) -> np.ndarray:
@@ -46,7 +40,7 @@ class Hearer:
     """A family's checkpoint in an engine and in the learner's policy."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        family = load_family(WRITERS[name](folder))
+        family = load_family(ENGINE[name](folder))
         assert isinstance(family, ModelFamily)
         self.family = family
         self.policy = Policy.load(family, ["language_model"], torch.float32)
@@ -85,7 +79,7 @@ def sampled(groups: list[Group]) -> torch.Tensor:
     return torch.tensor([p for g in groups for t in g.trajectories for p in t.logprobs])
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+@pytest.fixture(scope="module", params=ENGINE)
 def hearer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hearer]:
     hearer = Hearer(tmp_path_factory.mktemp(request.param) / "model", request.param)
     yield hearer
