@@ -107,6 +107,7 @@ assets-tts: setup
 
 docs: setup
 	$(BIN)/speechrl config --reference > docs/configuration.md
+	$(BIN)/python -m tests.family_table
 
 # Resolve both locks anew; what they hold already stays where it can. Needs uv, and UV_FIND_LINKS or UV_INDEX with a CPU
 # build of torch. Left out: wheels that are CUDA builds (CPU), webrtcvad (webrtcvad-wheels is the same, compiled), and

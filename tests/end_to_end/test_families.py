@@ -79,6 +79,7 @@ def test_every_family_is_here() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HEARING)
+@pytest.mark.family_check("train")
 def test_a_family_that_hears_learns(name: str, tmp_path: Path) -> None:
     config = write_config(
         tmp_path,
@@ -93,6 +94,7 @@ def test_a_family_that_hears_learns(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPEAKING)
+@pytest.mark.family_check("train")
 def test_a_family_that_speaks_learns(name: str, tmp_path: Path) -> None:
     # A random Orpheus hardly draws seven ids of seven places in turn, so that there is no sound to score.
     item = "tests.end_to_end.test_families:even" if name == "orpheus" else "tests.speech.codecs.tones:brightness"

@@ -50,6 +50,7 @@ def test_run_folder_is_complete(undisturbed: Path) -> None:
     assert trained and max(trained) <= 1e-2
 
 
+@pytest.mark.family_check("engine", "demo")
 def test_engine_and_learner_agree_at_every_step(undisturbed: Path) -> None:
     for line in records(undisturbed / "metrics.jsonl"):
         assert line["logprob_gap/mean"] <= 1e-4 and line["logprob_gap/max"] <= 1e-2, line["step"]

@@ -86,6 +86,8 @@ def hearer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     hearer.close()
 
 
+@pytest.mark.family_check("engine")
+@pytest.mark.family_check("audio")
 def test_engine_and_learner_agree_also_after_a_publication_of_every_parameter(hearer: Hearer) -> None:
     groups = hearer.groups()
     before = hearer.learned(groups, hearer.audio)

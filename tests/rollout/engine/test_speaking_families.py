@@ -97,6 +97,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     pair.close()
 
 
+@pytest.mark.family_check("engine")
 def test_learner_and_engine_agree_before_and_after_a_publication(pair: Pair) -> None:
     first = pair.sample()
     assert pair.gap(first) <= 1e-4

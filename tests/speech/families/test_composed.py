@@ -107,6 +107,7 @@ def utterance() -> Utterance:
 
 
 @torch.no_grad()
+@pytest.mark.family_check("logits", "composed")
 def test_logits_are_those_of_the_two_models_and_the_projector(kind: str, folder: Path, family: ComposedFamily) -> None:
     """Parts as transformers loads them from the two folders; the projector written out."""
     tower = AutoModel.from_pretrained(folder.with_name("encoder")).eval()
@@ -154,6 +155,7 @@ def test_logits_are_those_of_the_two_models_and_the_projector(kind: str, folder:
         assert (family.load_language_model()(inputs_embeds=row[None]).logits - expected).abs().max() > 1e-3
 
 
+@pytest.mark.family_check("export", "composed")
 def test_an_export_is_a_composed_folder_with_new_weights(folder: Path, family: ComposedFamily, tmp_path: Path) -> None:
     parts = ("language_model", "adaptor", "encoder")
     states = {

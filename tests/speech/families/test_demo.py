@@ -65,6 +65,7 @@ def test_a_transcript_holds_no_orders_to_the_model(demo_checkpoint: Path) -> Non
     assert not set(target[:-1]) & set(family.control_tokens)
 
 
+@pytest.mark.family_check("export", "demo")
 def test_export_replaces_what_is_given_and_keeps_the_rest(demo_checkpoint: Path, tmp_path: Path) -> None:
     family = load_family(demo_checkpoint)
     adaptor = {name: p + 1 for name, p in family.load_adaptor().named_parameters()}

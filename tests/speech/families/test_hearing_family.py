@@ -66,6 +66,7 @@ def native_logits(case: Case, folder: Path, family: NativeFamily, sound: np.ndar
     return native.eval()(**case.inputs(family, sound, utterance())).logits[0] * case.scale
 
 
+@pytest.mark.family_check("logits")
 def test_logits_equal_the_native_forward(case, checkpoint, family, parts):
     for seconds in case.seconds:
         expected = native_logits(case, checkpoint, family, wave(seconds))
@@ -84,6 +85,7 @@ def test_layout_is_the_processors_prompt(case, family):
         assert [token == family.audio_token for token in ids] == [not is_token for is_token in layout.is_token]
 
 
+@pytest.mark.family_check("audio")
 def test_other_audio_gives_other_logprobs(family, parts):
     one, other = (our_logits(family, parts, wave(2.0, seed))[-1].log_softmax(-1) for seed in (0, 1))
     assert (one - other).abs().max() > 1e-2
@@ -144,6 +146,7 @@ def test_engine_folder_is_a_plain_language_model(family, parts, tmp_path):
 
 
 @pytest.mark.parametrize("part", PARTS)
+@pytest.mark.family_check("export")
 def test_export_replaces_given_parts_only(case, checkpoint, family, parts, tmp_path, part):
     new = {name: parameter + 0.01 for name, parameter in parts[part].named_parameters()}
     family.export(tmp_path / "export", {part: new})

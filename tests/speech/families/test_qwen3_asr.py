@@ -56,6 +56,7 @@ def our_logits(family: Qwen3ASRFamily, sound: np.ndarray, said: Utterance, model
 
 @pytest.mark.parametrize("seconds", [0.2, 0.99, 1.0, 1.37, 5.004])
 @pytest.mark.parametrize("force", [False, True], ids=["free", "forced"])
+@pytest.mark.family_check("logits", "qwen3_asr")
 def test_logits_equal_the_native_forward(checkpoint, seconds, force):
     family = Qwen3ASRFamily(checkpoint, force_language=force)
     native = Qwen3ASRForConditionalGeneration.from_pretrained(checkpoint)
@@ -178,6 +179,7 @@ def test_engine_folder_is_a_plain_language_model(family, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["language_model", "adaptor", "encoder"])
+@pytest.mark.family_check("export", "qwen3_asr")
 def test_export_replaces_given_parts_only(checkpoint, family, tmp_path, part):
     module = getattr(family, f"load_{part}")()
     new = {name: torch.randn_like(parameter) for name, parameter in module.named_parameters()}

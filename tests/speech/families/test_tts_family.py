@@ -155,6 +155,7 @@ def test_a_tokenizer_without_an_alphabet_names_what_it_lacks(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.family_check("export")
 def test_an_export_is_a_plain_model_that_holds_the_new_weights(family: CausalSpeechFamily, tmp_path: Path) -> None:
     old = family.load_language_model()
     new = {name: parameter + 1 for name, parameter in old.named_parameters()}
@@ -180,6 +181,7 @@ def test_an_export_is_a_plain_model_that_holds_the_new_weights(family: CausalSpe
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.family_check("logits")
 def test_logits_are_those_of_plain_transformers(family: CausalSpeechFamily, tmp_path: Path) -> None:
     """Of the checkpoint, and of an export of changed weights in the checkpoint's own type."""
     own = family.load_language_model()
