@@ -43,4 +43,4 @@ class ChineseRules:
         spoken = lower(self._grammar.normalize(text), "zh")
         characters = "".join(c for c in spoken if unicodedata.category(c)[0] in "LNM").replace("〇", "零")
         # Both readings of one number are right, and which of them a text has is often the grammar's choice.
-        return _TWO.sub("二", _YAO.sub("一", characters))
+        return _YAO.sub("一", _TWO.sub("二", characters))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from speech.text.chinese import ChineseRules
     from speech.text.english import EnglishRules
 
-_RULES: Final = 3  # raise when the choices of this package change what a text normalises to
+_RULES: Final = 4  # raise when the choices of this package change what a text normalises to
 
 NORMALISER_VERSION: Final = (
     f"whisper_normalizer {version('whisper_normalizer')}, wetext {version('wetext')}, "

@@ -48,7 +48,8 @@ def scored_pair(reference: str, hypothesis: str, language: str) -> tuple[str, st
             second = _LETTERS_OF_HALF.sub(r"\1 \2m", second)
         elif apart and not joined:
             second = _HALF_OF_DAY.sub(r"\1 \2 m", second)
-    if is_spaced(code) and first != second and _NUMERAL.search(first):
+    # A reference of ones alone has no digit: "1 1" is "one one", and what was said as "one one" is "11".
+    if is_spaced(code) and first != second and _NUMERAL.search(f"{first} {second}"):
         said, heard = (_multiplied(reference), _multiplied(hypothesis)) if code == "en" else ({}, {})
         second = " ".join(_grouped(first.split(), second.split(), said, heard))
     return first, second

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from speech import text as t
@@ -32,8 +32,10 @@ WORDS = st.lists(
 
 
 @settings(max_examples=400, deadline=None)
-@given(ANY, CODES)
+@given(ANY, CODES.filter(lambda code: code != "en"))
+@example("幺2s", "zh")
 def test_a_normalised_text_is_its_own_normal_form(raw: str, language: str) -> None:
+    """But in English, where Whisper's rules write `0 1` as `0 one` and read that as 01."""
     once = t.normalise(raw, language)
     assert t.normalise(once, language) == once
 
@@ -58,6 +60,11 @@ def test_every_pair_of_strings_can_be_scored(reference: str, hypothesis: str, la
 @given(raw=ANY, language=CODES)
 def test_canonically_equivalent_texts_are_equal(form: str, raw: str, language: str) -> None:
     assert t.normalise(unicodedata.normalize(form, raw), language) == t.normalise(raw, language)  # type: ignore[arg-type]
+
+
+def test_ones_side_by_side_are_the_ones_that_were_said() -> None:
+    assert word_edits("1 1", "one one", "en").errors == word_edits("one one", "1 1", "en").errors == 0
+    assert word_edits("1 1", "1", "en").errors > 0 and word_edits("1 1", "one one one", "en").errors > 0
 
 
 def test_a_hundred_between_digits_is_not_free() -> None:
