@@ -65,6 +65,7 @@ CODECS: Mapping[str, Callable[[Path], str]] = {
     "cosyvoice3": partial(_s3, 3),
 }
 SIZES = {
+    "demo_tts": {"codec_size": 72},  # pitches are tokens of their own
     "llasa": {"codec_size": CODECS_SIZE},
     "neutts": {"codec_size": CODECS_SIZE},
     "orpheus": {"codebook": 16},
