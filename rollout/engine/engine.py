@@ -33,7 +33,8 @@ from rollout.errors import (
 )
 from rollout.leftovers import MODEL, EngineHome, free_leftovers
 from rollout.weights.publication import ADAPTER, clear_adapter, compare, load, receive_adapter
-from rollout.weights.staging import checkpoint_shapes, staged
+from rollout.weights.shapes import checkpoint_shapes
+from rollout.weights.staging import staged
 from speech.families.base import LanguageModelFamily
 from speech.records import EncodedAudio, Group, Prompt
 from speech.runtime.owned_folders import OwnedFolder

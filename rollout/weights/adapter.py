@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rollout.errors import RefusedError, listed
+from rollout.weights.shapes import shape_faults
 
 PREFIX = "base_model.model."
 NEUTRAL = frozenset(
@@ -68,8 +69,4 @@ def _tensor_faults(
             module = PREFIX + name.removesuffix(".weight")
             wanted[f"{module}.lora_A.weight"] = (rank, width_in)
             wanted[f"{module}.lora_B.weight"] = (width_out, rank)
-    yield from (f"missing {name}" for name in sorted(wanted.keys() - shapes.keys()))
-    yield from (f"unknown {name}" for name in sorted(shapes.keys() - wanted.keys()))
-    for name in sorted(shapes.keys() & wanted.keys()):
-        if shapes[name] != wanted[name]:
-            yield f"{name} is {shapes[name]}, not {wanted[name]}"
+    yield from shape_faults(shapes, wanted)

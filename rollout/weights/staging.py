@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-
 from rollout.errors import PublicationError, RefusedError, WeightsLostError, listed, within
 from rollout.weights.adapter import check_adapter
+from rollout.weights.shapes import shape_faults
 from speech.runtime.owned_folders import SHARED_MEMORY, WEIGHTS, OwnedFolder
 from speech.runtime.shared_weights import Bucket, SharedBucket, fits_shared_memory, write_tensors
 from speech.runtime.weights import AdapterBucket
@@ -63,7 +62,9 @@ async def staged(
             if lora_rank:
                 # The next adapter would lie on other weights than those that it was trained over.
                 raise RefusedError("an engine with engines.lora_rank takes adapters alone, not full weights")
-            check_names(stage.shapes, expected)
+            # vLLM finds a wrong name only after it has emptied the model, and cannot go back from there.
+            if faults := shape_faults(stage.shapes, expected):
+                raise PublicationError(f"the tensors sent are not those of the engine's model: {listed(faults)}")
         else:
             check_adapter(stage.shapes, stage.adapter, expected, lora_rank)
         yield StagedWeights(tuple(stage.files), stage.digests, stage.adapter)
@@ -113,32 +114,3 @@ class _Stage:
             self._closed = True
             for folder in self._folders:
                 folder.remove()
-
-
-def check_names(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare a publication with the checkpoint that the engine was started from.
-
-    vLLM finds a wrong name only after it has emptied the model, and cannot go back from there.
-
-    Raises:
-        PublicationError: listing missing, unknown and misshapen tensors.
-    """
-    faults = [f"missing {name}" for name in sorted(expected.keys() - shapes.keys())]
-    faults += [f"unknown {name}" for name in sorted(shapes.keys() - expected.keys())]
-    faults += [
-        f"{name} is {shapes[name]}, not {expected[name]}"
-        for name in sorted(shapes.keys() & expected.keys())
-        if shapes[name] != expected[name]
-    ]
-    if faults:
-        raise PublicationError(f"the tensors sent are not those of the engine's model: {listed(faults)}")
-
-
-def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape by name of every tensor in a folder of safetensors files, read from their headers alone."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                shapes[name] = tuple(tensors.get_slice(name).get_shape())
-    return shapes

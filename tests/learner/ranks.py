@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+
+from learner.batches.batch import TrainGroup
+from learner.batches.packing import totals
+from learner.batches.plan import plan_updates
+from learner.losses.sums import ONE, is_one_sum
+from learner.rank import LearnerRank
+from learner.spec import RankSpec
+from speech.records import EncodedAudio
 
 
 def run_ranks(function: Callable[..., object], ranks: int, *arguments: Any) -> None:
@@ -38,6 +48,27 @@ def keep_gradients(module: torch.nn.Module, optimiser: torch.optim.Optimizer) ->
 
     optimiser.register_step_pre_hook(keep)
     return gradients
+
+
+def assert_streamed_as_whole(
+    spec: RankSpec, groups: Sequence[TrainGroup], audio: Mapping[int, EncodedAudio], folder: Path
+) -> None:
+    """A step whose groups come one by one makes the update of the step that is learned from as a whole."""
+    assert is_one_sum(spec)
+    results = []
+    for streamed in (False, True):
+        learner = LearnerRank(spec, 0, 1, f"file://{folder / str(streamed)}")
+        gradients = keep_gradients(learner.policy, learner.optimiser)
+        if streamed:
+            for place, group in enumerate(groups):
+                share = replace(plan_updates([group], [], 1, 1)[0][0], totals=ONE)
+                learner.accumulate(1, share, audio, first=place == 0)
+            result = learner.finish(1, totals(groups).tokens, [], audio)
+        else:
+            result = learner.update(1, plan_updates(groups, [], 1, 1)[0], audio)
+        learner.close()
+        results.append({"gradients": gradients, "metrics": result.metrics})
+    assert_same_update(*results, rtol=1e-5)
 
 
 def assert_same_update(a: dict[str, Any], b: dict[str, Any], rtol: float) -> None:

@@ -17,7 +17,6 @@ from learner.batches.grouping import select_groups
 from learner.batches.packing import pack, totals
 from learner.batches.plan import plan_updates
 from learner.config import LOSSES_OF_SAMPLES, LossConfig
-from learner.losses.sums import ONE, is_one_sum
 from learner.rank import LearnerRank
 from learner.registries import ADVANTAGES, POLICY_LOSSES
 from speech.families import load_family
@@ -26,7 +25,7 @@ from tests.demo_checkpoint import write_demo_checkpoint
 from tests.learner.batches.packed_cases import random_group
 from tests.learner.batches.test_grouping import scored
 from tests.learner.losses.test_grpo import _packed_loss, _responses
-from tests.learner.ranks import assert_same_update, keep_gradients
+from tests.learner.ranks import assert_streamed_as_whole, keep_gradients
 from tests.learner.test_rank import make_batch, make_spec
 
 NAMES = ("group_std", "group_mean", "leave_one_out", "reinforce_pp", "reinforce_pp_baseline")
@@ -142,19 +141,4 @@ def test_streamed_groups_give_the_same_gradient(tmp_path: Path) -> None:
     """Group by group as they come, and all at once."""
     model = write_demo_checkpoint(tmp_path / "model", scale=2.0)
     spec = make_spec(model, loss=LossConfig())
-    assert is_one_sum(spec)
-    groups, audio = credited_batch()
-    results = []
-    for streamed in (False, True):
-        learner = LearnerRank(spec, 0, 1, f"file://{tmp_path / str(streamed)}")
-        gradients = keep_gradients(learner.policy, learner.optimiser)
-        if streamed:
-            for place, group in enumerate(groups):
-                share = replace(plan_updates([group], [], 1, 1)[0][0], totals=ONE)
-                learner.accumulate(1, share, audio, first=place == 0)
-            result = learner.finish(1, totals(groups).tokens, [], audio)
-        else:
-            result = learner.update(1, plan_updates(groups, [], 1, 1)[0], audio)
-        learner.close()
-        results.append({"gradients": gradients, "metrics": result.metrics})
-    assert_same_update(*results, rtol=1e-5)
+    assert_streamed_as_whole(spec, *credited_batch(), tmp_path)

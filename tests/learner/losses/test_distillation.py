@@ -15,7 +15,6 @@ from learner.batches.packing import totals
 from learner.batches.plan import plan_updates
 from learner.config import DistillationConfig, LossConfig
 from learner.losses.distillation import check_teacher, needs_teacher, teacher_family
-from learner.losses.sums import ONE, is_one_sum
 from learner.model.policy import Policy
 from learner.rank import LearnerRank
 from learner.spec import RankSpec
@@ -23,7 +22,7 @@ from speech.errors import UserError
 from speech.families import load_family
 from speech.records import EncodedAudio, PromptLayout
 from tests.demo_checkpoint import write_demo_checkpoint
-from tests.learner.ranks import assert_same_update, keep_gradients
+from tests.learner.ranks import assert_streamed_as_whole, keep_gradients
 from tests.learner.test_rank import VOCABULARY, assert_same, make_batch, make_spec, run
 from tests.speech.families.tts_checkpoints import SHAPE, write_llasa
 
@@ -143,22 +142,7 @@ def test_two_ranks_equal_one(models: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_streamed_groups_give_the_same_gradient(models: tuple[Path, Path], tmp_path: Path) -> None:
     spec = distilled(models)
-    assert is_one_sum(spec)
-    groups, audio = make_batch(3)
-    results = []
-    for streamed in (False, True):
-        learner = LearnerRank(spec, 0, 1, f"file://{tmp_path / str(streamed)}")
-        gradients = keep_gradients(learner.policy, learner.optimiser)
-        if streamed:
-            for place, group in enumerate(groups):
-                share = replace(plan_updates([group], [], 1, 1)[0][0], totals=ONE)
-                learner.accumulate(1, share, audio, first=place == 0)
-            result = learner.finish(1, totals(groups).tokens, [], audio)
-        else:
-            result = learner.update(1, plan_updates(groups, [], 1, 1)[0], audio)
-        learner.close()
-        results.append({"gradients": gradients, "metrics": result.metrics})
-    assert_same_update(*results, rtol=1e-5)
+    assert_streamed_as_whole(spec, *make_batch(3), tmp_path)
 
 
 def test_no_teacher_is_loaded_without_weight(models: tuple[Path, Path], tmp_path: Path) -> None:

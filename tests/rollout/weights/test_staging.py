@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from rollout.errors import PublicationError, WeightsLostError
 from rollout.leftovers import free_leftovers
 from rollout.weights import staging
-from rollout.weights.staging import checkpoint_shapes, staged
+from rollout.weights.shapes import checkpoint_shapes
+from rollout.weights.staging import staged
 from speech.errors import PhaseTimeoutError
 from speech.runtime import owned_folders, shared_weights
 from speech.runtime.shared_weights import WeightFolder
