@@ -32,6 +32,7 @@ CONFIG = "configs/asr_demo.yaml"
 START = Path("assets/asr_demo")
 SHORT_EDITS = ("sub", "del", "ins")
 GENERAL = Path("assets/speech/sft.jsonl")
+GENERAL_TEST, GENERAL_REPLAY = RUNS / "general-test.jsonl", RUNS / "general-replay.jsonl"
 KNOWN = 400
 """Of GENERAL, how many are kept out of replay and measure what is forgotten: every sixth line."""
 CURVES = ("reward/mean", "learner/entropy", "learner/clipped_low", "learner/clipped_high", "learner/importance_ess")
@@ -86,7 +87,7 @@ CREDIT = (
     Row("by word", "word", (accuracy(1.0),)),
 )
 LORA = ("learner.lora.rank=16", "learner.lora.alpha=32", "engines.lora_rank=16", "learner.lr=1.0e-3")
-REPLAY = ("data.replay_weight=0.1",)
+REPLAY = (f"data.replay={GENERAL_REPLAY}", "data.replay_weight=0.1")
 FORGETTING = (
     Row("full training", "full"),
     Row("full training, replay", "replay", REPLAY),
@@ -151,7 +152,7 @@ def read_forgetting(folder: Path) -> Figures:
 
 def evaluations(model: Path, folder: Path) -> dict[str, Any]:
     """Summaries on both test sets."""
-    sets = {"household": Path("assets/speech/test.jsonl"), "general": split_general()[0]}
+    sets = {"household": Path("assets/speech/test.jsonl"), "general": GENERAL_TEST}
     found = {}
     for name, manifest in sets.items():
         out = folder / f"{model.name}-{name}.jsonl"
@@ -177,20 +178,16 @@ def report_forgetting(rows: Mapping[str, Sequence[Figures]]) -> None:
     print_table(["", "seeds", "share of the trained weights", "household: WER, %", "general: WER, %"], body)
 
 
-def split_general() -> tuple[Path, Path]:
+def write_general() -> None:
     """Manifests of general speech: what measures forgetting, and what may be replayed."""
     lines = GENERAL.read_text(encoding="utf-8").splitlines()
     parts: tuple[list[str], list[str]] = ([], [])
     for number, line in enumerate(lines):
         entry = json.loads(line)
         entry["audio"] = str((GENERAL.parent / entry["audio"]).absolute())
-        parts[number % (len(lines) // KNOWN) != 0].append(json.dumps(entry, ensure_ascii=False))
-    files = RUNS / "general-test.jsonl", RUNS / "general-replay.jsonl"
-    for file, part in zip(files, parts, strict=True):
-        text = "\n".join(part) + "\n"
-        if not file.is_file() or file.read_text(encoding="utf-8") != text:
-            file.write_text(text, encoding="utf-8")
-    return files
+        parts[number % (len(lines) // KNOWN) != 0].append(json.dumps(entry, ensure_ascii=False) + "\n")
+    for file, part in zip((GENERAL_TEST, GENERAL_REPLAY), parts, strict=True):
+        file.write_text("".join(part), encoding="utf-8")
 
 
 def speechrl(*arguments: str) -> None:
@@ -219,7 +216,8 @@ def main() -> None:
     runner = Runner(arguments.jobs, arguments.report_only, arguments.kept)
     more = [f"steps={arguments.steps}", "evaluation.before=false"]
     if arguments.table == "forgetting":
-        more += [f"data.replay={split_general()[1]}", "evaluation.after=false"]
+        write_general()
+        more += ["evaluation.after=false"]
     found = runner.run(arguments.table, CONFIG, table.rows, arguments.seeds, more, table.read)
     known = {row.label: figures for row, figures in found.items() if figures}
     if not known:
