@@ -5,9 +5,9 @@
     python benchmarks/method_table.py credit --jobs 2          # by sentence and by word
     python benchmarks/method_table.py forgetting --jobs 2      # LoRA, scale, merging, replay: what is learned and kept
 
-Every row is `speechrl train configs/asr_demo.yaml` with a few overrides, `--steps` long (90: half of the demo, so that
-the learning rate falls as it does there), with single threads, over three seeds. Runs are kept, resumed and not repeated as those of
-`paper_table.py`.
+Every row is `speechrl train configs/asr_demo.yaml` with a few overrides, `--steps` long (90: half of the demo, with the
+same fall of the learning rate) and with single threads, over three seeds. Runs are kept, resumed and not repeated as
+those of `paper_table.py`.
 
 *Forgetting* is measured on 400 utterances of general speech that the demo's model was made with (`sft.jsonl`); replay
 takes from the others. A merged or scaled model is a function of a finished run and costs no training.
