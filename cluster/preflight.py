@@ -54,6 +54,12 @@ def problems_here(config: RunConfig, training: bool = True) -> Problems:
     sound = config.rewards.sound
     for name, judge in (("judge", sound.judge), ("second_judge", sound.second_judge)):
         found += _judge(f"rewards.sound.{name}.path", judge)
+    if training:
+        found += [
+            (f"trackers.{number}", f"{name} needs its package: pip install 'speechrl[trackers]'")
+            for number, name in enumerate(config.trackers)
+            if ":" not in name and find_spec(name) is None  # a tracker has its package's name
+        ]
     address = config.ray.address or surrounding_cluster()
     if address is None or address == "local":
         found += [*_memory(config), *_gpus(config, training), *temporary_folder()]

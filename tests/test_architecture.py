@@ -30,6 +30,7 @@ FLOORS = {
         ("fleet",),
         ("monitoring",),
         ("actors", "runs", "data", "jobs", "judges"),
+        ("trackers",),
         ("sizing",),
         ("preflight",),
         ("config",),

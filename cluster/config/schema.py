@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
+from cluster.config.registries import TRACKERS
 from learner.config import LearnerConfig, Token2TextModelConfig
 from rewards.config import RewardConfig
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
 from speech.audio import AudioLimits
+from speech.runtime.schema import OneOf
 
 
 @dataclass
@@ -219,6 +221,10 @@ class RunConfig:
 
     ray: RayConfig = field(default_factory=RayConfig)
     """The Ray cluster."""
+
+    trackers: list[Annotated[str, OneOf(TRACKERS)]] = field(default_factory=list)
+    """Where metrics, tables and sounds go besides the run's folder: `wandb`, `mlflow`, `trackio`, or a `module:Class`
+    of your own (docs/operations.md)."""
 
     watchdog_minutes: Annotated[float, Ge(0)] = 10.0
     """Minutes without a new phase or step after which the run says what it waits for; 0 = never."""

@@ -39,6 +39,11 @@ class Evaluation(Generic[AnyScores]):
     def by_id(self) -> dict[str, str]:
         return {line["id"]: line["hypothesis"] for line in self.hypotheses}
 
+    def table(self) -> tuple[tuple[str, ...], list[list[Any]]]:
+        """Columns and rows for trackers, one row per utterance."""
+        columns = ("id", "language", "reference", "hypothesis", "wer")
+        return columns, [[line.get(column) for column in columns] for line in self.hypotheses]
+
 
 def load_evaluation(path: Path, conditions: Mapping[str, Any], kind: type[AnyScores]) -> Evaluation[AnyScores] | None:
     """An evaluation written by `store_evaluation` under the same conditions, or None when there is none.

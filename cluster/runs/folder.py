@@ -20,6 +20,7 @@ from cluster.runs import durable
 from cluster.runs.checkpoints import CheckpointFolder
 from cluster.runs.durable import writing
 from cluster.runs.ledger import Ledger
+from cluster.trackers.trackers import Trackers
 from speech.errors import UserError
 from speech.records import Group, Reward, Trajectory
 
@@ -65,6 +66,7 @@ MAY_CHANGE = (
     "evaluation",
     "checkpoint",
     "publish",
+    "trackers",
     "watchdog_minutes",
     "engines.min",
     "engines.max",
@@ -108,6 +110,8 @@ class RunFolder:
         self.changed: list[str] = []
         self._lock: IO[str] | None = None
         self._tensorboard: SummaryWriter | None = None
+        self._trackers = Trackers((), name, self.path, {})
+        self._summary: Mapping[str, Any] = {}
 
     def open(self, config: RunConfig) -> int | None:
         """Make the folder or return to it, take hold of it, and write `config.yaml`.
@@ -132,6 +136,7 @@ class RunFolder:
             self.checkpoints.clean()
             resume_from, self.damaged = self.checkpoints.verified()
             durable.replace(self.path / "config.yaml", dump_config(config))
+            self._trackers = Trackers(config.trackers, config.name, self.path, to_plain(config))
         except BaseException:
             self.close()
             raise
@@ -152,12 +157,13 @@ class RunFolder:
             (self.path / "summary.json").unlink(missing_ok=True)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a step's line to `metrics.jsonl` and its numbers to TensorBoard."""
+        """Add a step's line to `metrics.jsonl` and its numbers to TensorBoard and the trackers."""
         durable.append(self._metrics, [{"step": step, **values}])
         writer = self._writer()
         with writing(self.path / "tensorboard"):
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
+        self._trackers.metrics(step, values)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of `metrics.jsonl`, for instance to sum up a run that was resumed."""
@@ -185,10 +191,15 @@ class RunFolder:
             writer.add_text(tag, text, step)
 
     def audio(self, tag: str, wave: np.ndarray, sample_rate: int, step: int) -> None:
-        """Add a sound to TensorBoard: (samples,) floats in [-1, 1] at `sample_rate` Hz."""
+        """Add a sound to TensorBoard and the trackers: (samples,) floats in [-1, 1] at `sample_rate` Hz."""
         writer = self._writer()
         with writing(self.path / "tensorboard"):
             writer.add_audio(tag, wave[np.newaxis, :], step, sample_rate=sample_rate)
+        self._trackers.audio(tag, wave, sample_rate, step)
+
+    def table(self, tag: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Give a table to the trackers; TensorBoard has none."""
+        self._trackers.table(tag, columns, rows, step)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write any other file of the run whole, e.g. the hypotheses of an evaluation. Returns its path."""
@@ -197,13 +208,15 @@ class RunFolder:
 
     def summary(self, values: Mapping[str, Any]) -> Path:
         """Write `summary.json`. Returns its path."""
+        self._summary = values
         return self.write_text("summary.json", json.dumps(json.loads(durable.dumps(values)), indent=2) + "\n")
 
     def close(self) -> None:
-        """Flush TensorBoard and let go of the folder."""
+        """Flush TensorBoard and the trackers, and let go of the folder."""
         try:
             self._close_tensorboard()
         finally:
+            self._trackers.close(self._summary)
             if self._lock is not None:
                 self._lock.close()
                 self._lock = None

@@ -182,3 +182,12 @@ def sample_text(group: Group) -> str:
         total = "invalid" if reward.total is None else f"{reward.total:.3f}"
         rows.append(f"| {total} | {trajectory.finish_reason} | {trajectory.text} |")
     return "\n".join(rows)
+
+
+def sample_table(group: Group) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the same, for trackers."""
+    rows: list[list[Any]] = [
+        [group.prompt.utterance.text, trajectory.text, reward.total, trajectory.finish_reason]
+        for trajectory, reward in zip(group.trajectories, group.rewards, strict=True)
+    ]
+    return ["reference", "transcript", "reward", "finish"], rows

@@ -40,7 +40,7 @@ from cluster.runs.snapshot import check_data
 from cluster.system import System, listens, run_family
 from cluster.training.batch import Step
 from cluster.training.interruption import interruption
-from cluster.training.metrics import aligned_gaps, fleet_metrics, sample_text, step_metrics
+from cluster.training.metrics import aligned_gaps, fleet_metrics, sample_table, sample_text, step_metrics
 from cluster.training.recovery import RestartBudget
 from cluster.training.resume import load_state_dict, new_trainer, state_dict
 from cluster.training.run import Run, compared
@@ -296,9 +296,10 @@ class PolicyRun(Run):
             logger.warning("%s", report, extra={"phase": ",".join(p.name for p in self.timer.open_phases())})
 
     def _show_sample(self, step: Step) -> None:
-        """One prompt with its samples to TensorBoard, sound included."""
+        """One prompt with its samples to TensorBoard and the trackers, sound included."""
         group = step.batch.groups[0]
         self.folder.text("samples", sample_text(group), step.number)
+        self.folder.table("samples", *sample_table(group), step.number)
         family = self.system.family
         if isinstance(family, ModelFamily):
             wave = load_audio(group.prompt.utterance, family.sample_rate)

@@ -146,6 +146,7 @@ class Run(ABC):
         elif self.before is None:
             self.before = self.evaluate_test("before")
             store_evaluation(path, self.before, self.conditions())
+            self.folder.table("evaluation/before", *self.before.table(), self.step)
 
     def finish(self) -> str:
         """What comes after the last step: export and evaluation, unless the user stopped the run; its summary.
@@ -166,6 +167,7 @@ class Run(ABC):
                 self.display.phase("evaluating the test split after training")
                 self.after = self.evaluate_test("after")
                 store_evaluation(self.folder.path / "evaluation-after.json", self.after, self.conditions())
+                self.folder.table("evaluation/after", *self.after.table(), self.step)
                 self._compare_like_with_like()
         self.memory.sample()
         rejected = self.folder.ledger.bad_utterances()

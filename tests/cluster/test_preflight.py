@@ -176,6 +176,13 @@ def test_adapters_need_a_package(model: Path, data: str, monkeypatch: pytest.Mon
     assert keys(run, training=False) == []
 
 
+def test_a_trackers_package(model: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "find_spec", lambda package: None)
+    run = config(model, data, "trackers=[my_module:MyTracker, wandb]")
+    assert keys(run) == ["trackers.1"]
+    assert keys(run, training=False) == []
+
+
 def test_an_evaluation_reads_one_manifest(model: Path, data: str) -> None:
     run = config(model, data, "data.test=absent.jsonl", "data.valid=absent.jsonl", "evaluation.every=1")
     assert keys(run) == ["data.valid", "data.test"]

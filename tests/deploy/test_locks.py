@@ -16,7 +16,8 @@ from packaging.version import Version
 from tests.deploy.locks import BUILT_FOR_A_DEVICE, DEVICES, LEFT_OUT, ROOT, lock
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = {"cpu": ("cpu", "dev", "assets", "tts", "lora"), "gpu": ("gpu", "dev", "assets", "tts", "models", "lora")}
+BOTH = ("dev", "assets", "tts", "lora", "report", "data", "trackers")
+EXTRAS = {"cpu": ("cpu", *BOTH), "gpu": ("gpu", "models", *BOTH)}
 
 
 @pytest.mark.parametrize("device", DEVICES)
