@@ -15,6 +15,7 @@ _COMMANDS = {
     "evaluate": ("evaluate", "run_evaluation"),
     "synthesize": ("synthesize", "run"),
     "prepare": ("prepare", "run"),
+    "data": ("data", "run"),
     "submit": ("jobs", "run_submit"),
     "jobs": ("jobs", "run_jobs"),
     "stop": ("jobs", "run_stop"),
@@ -164,6 +165,12 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
         from cluster.commands.prepare import add_arguments
 
         add_arguments(prepare)
+
+    data = command("data", "look at data sets", "`speechrl data COMMAND --help` says more about each.")
+    if "data" in arguments:
+        from cluster.commands.data import add_arguments as add_data_arguments
+
+        add_data_arguments(data)
 
     submit = command(
         "submit",
