@@ -1,8 +1,11 @@
-"""What dead engines have left is freed, on this node and on others."""
+"""What dead engines have left is freed, on this node and on others; actors end with their raylet."""
 
 from __future__ import annotations
 
 import logging
+import os
+import threading
+import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 
@@ -18,6 +21,8 @@ TIMEOUT_S = 30.0
 """A node starts a process for it."""
 GONE_TIMEOUT_S = 10.0
 """Actors whose raylet has ended find that out by themselves."""
+LOOK_S = 5.0
+"""Between two looks of an actor at its raylet; where Ray notices by itself, it is faster."""
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -53,3 +58,20 @@ def leave_ray(nodes: Collection[str] = ()) -> None:
     ray.shutdown()
     psutil.wait_procs(actors, timeout=GONE_TIMEOUT_S)
     free_leftovers()
+
+
+def end_with_raylet() -> None:
+    """End this process when its parent has ended, from a thread.
+
+    Ray looks whether there is a process of the raylet's number. There is one until somebody has waited for it: never,
+    in a container whose first process waits for no children. Actors of a killed driver then end when they have missed
+    their head for a minute, and not at all where the next run's head has taken its address.
+    """
+    raylet = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == raylet:
+            time.sleep(LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-raylet", daemon=True).start()

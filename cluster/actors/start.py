@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def ensure_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+def _worker_hook() -> Callable[[], None]:
+    """What each worker does first. It travels to workers as code, as that of `worker_setup`."""
+    import_ours = worker_setup()
+
+    def begin() -> None:
+        import_ours()
+        from cluster.actors.leftovers import end_with_raylet
+
+        end_with_raylet()
+
+    return begin
+
+
 def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
     """Join the configured cluster, or start Ray here with room for every actor of the run. What dead engines have left
     on this machine is freed first.
@@ -84,7 +98,7 @@ def start_ray(config: RunConfig, listener_cpus: int = 0) -> None:
         }
         ensure_token()
     if not (address or "").startswith("ray://"):  # whose workers do not see the driver's working folder
-        settings["runtime_env"] = {"worker_process_setup_hook": worker_setup()}
+        settings["runtime_env"] = {"worker_process_setup_hook": _worker_hook()}
     try:
         ray.init(address=address or "local", **settings)
     except ConnectionError as error:
