@@ -13,6 +13,7 @@ from speech.errors import UserError
 
 _COMMANDS = {
     "evaluate": ("evaluate", "run_evaluation"),
+    "compare": ("compare", "run"),
     "synthesize": ("synthesize", "run"),
     "prepare": ("prepare", "run"),
     "data": ("data", "run"),
@@ -153,6 +154,12 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
     evaluate.add_argument("--config", metavar="CONFIG", help="YAML file for engines and limits; defaults without one")
     evaluate.add_argument("--out", metavar="FILE", help="write the hypotheses here, one JSON object per line")
     evaluate.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=_OVERRIDES)
+
+    compare = command("compare", "compare two evaluations of the same utterances", "")
+    if "compare" in arguments:
+        from cluster.commands.compare import add_arguments as add_comparison
+
+        add_comparison(compare)
 
     synthesize = command("synthesize", "speak a text in the voice of a recording", "")
     if "synthesize" in arguments:

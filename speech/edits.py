@@ -75,9 +75,7 @@ def word_edits(reference: str, hypothesis: str, language: str | None) -> EditCou
         reference, hypothesis: raw text; normalised here.
         language: code, tag or English name; None guesses it (see `scored_language`).
     """
-    code = scored_language(reference, hypothesis, language)
-    first, second = scored_pair(reference, hypothesis, code)
-    return unit_edits(first.split(), second.split()) if is_spaced(code) else unit_edits(first, second)
+    return unit_edits(*scored_units(reference, hypothesis, scored_language(reference, hypothesis, language)))
 
 
 @lru_cache(maxsize=65536)
@@ -91,6 +89,8 @@ def character_edits(reference: str, hypothesis: str, language: str | None) -> Ed
 
 def unit_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCounts:
     """Edits between two sequences of units."""
+    if reference == hypothesis:  # most pairs of a good model; an alignment takes about 80 µs
+        return EditCounts(hits=len(reference))
     result = jiwer.process_words(list(reference), list(hypothesis), _UNITS, _UNITS)
     insertions = (c.hyp_end_idx - c.hyp_start_idx for c in result.alignments[0] if c.type == "insert")
     return EditCounts(
@@ -113,6 +113,30 @@ def unit_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[li
             for place in range(chunk.hyp_start_idx, chunk.hyp_end_idx):
                 errors[place] += 1
     return errors[:-1], errors[-1]
+
+
+class AlignedUnits(NamedTuple):
+    """Units of both texts that stand side by side in an alignment: equal ones, or an error of one kind. A deletion has
+    no units of the hypothesis, an insertion none of the reference."""
+
+    kind: str
+    """`equal`, `substitute`, `delete` or `insert`."""
+    reference: Sequence[str]
+    hypothesis: Sequence[str]
+
+
+def aligned_units(reference: Sequence[str], hypothesis: Sequence[str]) -> list[AlignedUnits]:
+    """The alignment that `unit_edits` counts, from left to right."""
+    return [
+        AlignedUnits(c.type, reference[c.ref_start_idx : c.ref_end_idx], hypothesis[c.hyp_start_idx : c.hyp_end_idx])
+        for c in jiwer.process_words(list(reference), list(hypothesis), _UNITS, _UNITS).alignments[0]
+    ]
+
+
+def scored_units(reference: str, hypothesis: str, language: str) -> tuple[list[str], list[str]]:
+    """The units of both texts that `word_edits` compares."""
+    first, second = scored_pair(reference, hypothesis, language)
+    return (first.split(), second.split()) if is_spaced(language) else (list(first), list(second))
 
 
 class _Units(jiwer.AbstractTransform):
@@ -226,12 +250,28 @@ def corpus_rates(
 
 
 def _interval(counts: Sequence[EditCounts], resamples: int, seed: int, confidence: float) -> tuple[float, float]:
-    errors: NDArray[np.int64] = np.array([count.errors for count in counts])
-    lengths: NDArray[np.int64] = np.array([count.reference_length for count in counts])
+    sums = resampled(np.array([(c.errors, c.reference_length) for c in counts]), resamples, seed)
+    return interval(sums[:, 0] / np.maximum(sums[:, 1], 1), confidence)
+
+
+def resampled(counts: NDArray[np.int64], resamples: int = 1000, seed: int = 0) -> NDArray[np.int64]:
+    """What counts of utterances add up to in bootstrap draws: as many utterances as there are, drawn with replacement.
+
+    Args:
+        counts: (utterances, columns), at least one utterance. Columns of one draw are of the same utterances.
+
+    Returns:
+        (resamples, columns).
+    """
     generator = np.random.default_rng(seed)
-    rates = np.empty(resamples)
+    sums = np.empty((resamples, counts.shape[1]), np.int64)
     for draw in range(resamples):  # one draw at a time: a matrix of all would need gigabytes on a large corpus
         picked = generator.integers(0, len(counts), len(counts))
-        rates[draw] = errors[picked].sum() / max(lengths[picked].sum(), 1)
-    low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
+        sums[draw] = np.bincount(picked, minlength=len(counts)) @ counts
+    return sums
+
+
+def interval(values: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of a statistic's bootstrap values (resamples,)."""
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

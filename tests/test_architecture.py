@@ -105,6 +105,7 @@ LIGHT = (
     "cluster.config",
     "cluster.preflight",
     "cluster.commands.audit",
+    "cluster.commands.compare",
     "cluster.commands.jobs",
     "cluster.commands.plan",
     "cluster.commands.train",

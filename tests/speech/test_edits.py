@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from speech.edits import (
     EditCounts,
     TranscriptPair,
+    aligned_units,
     character_edits,
     corpus_rates,
     unit_edits,
@@ -72,6 +73,18 @@ def test_units_are_compared_as_they_are(reference: list[str], hypothesis: list[s
     assert counts == EditCounts(
         expected.hits, expected.substitutions, expected.deletions, expected.insertions, max(inserted, default=0)
     )
+
+
+@given(*[st.lists(st.sampled_from(["a", "b", "c d"]), max_size=20)] * 2)
+def test_an_alignment_is_both_texts_and_has_the_counted_errors(reference: list[str], hypothesis: list[str]) -> None:
+    parts, counts = aligned_units(reference, hypothesis), unit_edits(reference, hypothesis)
+    assert [unit for part in parts for unit in part.reference] == reference
+    assert [unit for part in parts for unit in part.hypothesis] == hypothesis
+    of = {kind: [part for part in parts if part.kind == kind] for kind in ("equal", "substitute", "delete", "insert")}
+    assert sum(len(part.reference) for part in of["equal"]) == counts.hits
+    assert sum(len(part.reference) for part in of["substitute"]) == counts.substitutions
+    assert sum(len(part.reference) for part in of["delete"]) == counts.deletions
+    assert sum(len(part.hypothesis) for part in of["insert"]) == counts.insertions
 
 
 def test_counts_add() -> None:
