@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
+from cluster.evaluation.hallucinations import Hallucinations
+from cluster.evaluation.written import WrittenRates
 from speech.edits import ErrorRates
+from speech.errors import first_of
 
 SAMPLED = "sampled"
 """Under this key JSON, and each line of the hypotheses, holds what one sample per utterance gave; metrics have it as a
 prefix."""
+
+_NOT_WRITTEN = WrittenRates()
+_NAMED = 5  # ids in a line below a table
 
 _KEYS = {"substitutions": "sub", "deletions": "del", "insertions": "ins"}
 """Numbers whose key in JSON is not their name."""
@@ -63,9 +69,9 @@ class Scores(ABC):
         """The same by language, where that is known."""
         return {}
 
-    def note(self) -> str | None:
-        """A line below the table, where there is more to say."""
-        return None
+    def notes(self) -> list[str]:
+        """Lines below the table, where there is more to say."""
+        return []
 
     @abstractmethod
     def _validated(self) -> dict[str, float | None]:
@@ -91,6 +97,8 @@ class TranscriptScores(Scores):
         normaliser: the version of `speech.text` by which the texts were compared.
         wer_whisper: WER of the English utterances by Whisper's own rules, unmodified, to compare with leaderboards;
             None where none is English.
+        written: errors in case and punctuation.
+        hallucinations: transcripts that cannot be of their audio; None where its lengths are not known.
     """
 
     headings = ("WER", "95 % interval", "CER", "sub", "del", "ins", "words", "utterances")
@@ -98,6 +106,8 @@ class TranscriptScores(Scores):
     languages: Mapping[str, ErrorRates]
     normaliser: str
     wer_whisper: float | None
+    written: WrittenRates = _NOT_WRITTEN
+    hallucinations: Hallucinations | None = None
 
     @property
     def score(self) -> float | None:
@@ -109,25 +119,42 @@ class TranscriptScores(Scores):
     def languages_cells(self) -> dict[str, list[str]]:
         return {code: _cells(rates) for code, rates in self.languages.items()}
 
-    def note(self) -> str | None:
-        rate = self.wer_whisper
-        return None if rate is None else f"WER of the English utterances by Whisper's unmodified rules: {rate:.2%}"
+    def notes(self) -> list[str]:
+        notes = []
+        if self.wer_whisper is not None:
+            notes.append(f"WER of the English utterances by Whisper's unmodified rules: {self.wer_whisper:.2%}")
+        names = {"WER_C": self.written.wer_c, "WER_PC": self.written.wer_pc, "PER": self.written.per}
+        if known := [f"{name} {rate:.2%}" for name, rate in names.items() if rate is not None]:
+            notes.append(f"with case and punctuation: {', '.join(known)}")
+        if self.hallucinations is not None:
+            found = self.hallucinations
+            ids = f": {first_of(found.rules, _NAMED)}" if found.rules else ""
+            notes.append(f"hallucinations: {len(found.rules):,}, {found.per_hour:.1f} per hour of audio{ids}")
+        return notes
 
     def _validated(self) -> dict[str, float | None]:
         return {"wer": self.overall.wer, "cer": self.overall.cer}
 
     def _write(self) -> dict[str, Any]:
         languages = {code: _rates_to_json(rates) for code, rates in self.languages.items()}
+        found = self.hallucinations
         return {**_rates_to_json(self.overall), "languages": languages, "normaliser": self.normaliser,
-                "wer_whisper": self.wer_whisper}  # fmt: skip
+                "wer_whisper": self.wer_whisper, **self.written._asdict(),
+                "hallucinations": None if found is None else found.to_json()}  # fmt: skip
 
     @classmethod
     def _read(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        found = content.get("hallucinations")  # evaluations of earlier releases lack what is read with `get`
         return {
             "overall": _rates_from_json(content),
             "languages": {code: _rates_from_json(rates) for code, rates in content["languages"].items()},
             "normaliser": content["normaliser"],
             "wer_whisper": content["wer_whisper"],
+            # Evaluations of earlier releases lack them.
+            "written": WrittenRates(*(content.get(name) for name in WrittenRates._fields)),
+            "hallucinations": None
+            if (found := content.get("hallucinations")) is None
+            else Hallucinations.from_json(found),
         }
 
 
@@ -180,9 +207,9 @@ class SpeechScores(Scores):
             _cell(self.utterances, ","),
         ]
 
-    def note(self) -> str | None:
+    def notes(self) -> list[str]:
         cosine = self.speaker_similarity_original
-        return None if cosine is None else f"SIM-o, to the recordings of the prompt voices: {cosine:.3f}"
+        return [] if cosine is None else [f"SIM-o, to the recordings of the prompt voices: {cosine:.3f}"]
 
     def _validated(self) -> dict[str, float | None]:
         return {

@@ -86,8 +86,8 @@ def print_evaluation(scores: Scores, skipped: int, hypotheses: Path, console: Co
     label = "overall" if len(languages) != 1 else escape(next(iter(languages)))
     _add_rows(table, label, scores)
     console.print(table)
-    if note := scores.note():
-        console.print(note, highlight=False)
+    for note in scores.notes():
+        console.print(note, markup=False, highlight=False)
     if skipped:
         console.print(f"{skipped:,} bad lines of the manifest were left out", highlight=False)
     console.print(f"hypotheses in [bold]{escape(str(hypotheses))}[/]", highlight=False, soft_wrap=True)

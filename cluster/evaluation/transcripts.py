@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.actors.encoders import EncoderPool
+from cluster.evaluation.hallucinations import hallucinations
 from cluster.evaluation.result import Evaluation
 from cluster.evaluation.sampling import sample_chunks
 from cluster.evaluation.scores import TranscriptScores
+from cluster.evaluation.written import written_rates
 from cluster.fleet.fleet import EngineFleet
 from rollout.config import SamplingConfig
 from speech.edits import TranscriptPair, character_edits, corpus_rates, whisper_rate, word_edits
@@ -38,7 +40,12 @@ def transcript_scores(lines: Sequence[Mapping[str, Any]]) -> TranscriptScores:
     pairs = [TranscriptPair(line["reference"], line["hypothesis"], line["language"]) for line in lines]
     overall, languages = corpus_rates(pairs)
     return TranscriptScores(
-        overall=overall, languages=languages, normaliser=NORMALISER_VERSION, wer_whisper=whisper_rate(pairs)
+        overall=overall,
+        languages=languages,
+        normaliser=NORMALISER_VERSION,
+        wer_whisper=whisper_rate(pairs),
+        written=written_rates(pairs),
+        hallucinations=hallucinations(lines),
     )
 
 

@@ -54,7 +54,7 @@ class Hallucination:
         fired = {}
         if self.loop:
             repeats = self.loop_repeats_truncated if trajectory.finish_reason == "length" else self.loop_repeats
-            fired["loop"] = self._loops(reference, trajectory.text, code, repeats)
+            fired["loop"] = self.loops(reference, trajectory.text, code, repeats)
         if self.insertion:
             fired["insertion"] = self._bursts(reference, trajectory.text, code)
         if self.silence:
@@ -66,7 +66,8 @@ class Hallucination:
             value=-1.0 if any(fired.values()) else 0.0, details={rule: float(hit) for rule, hit in fired.items()}
         )
 
-    def _loops(self, reference: str, hypothesis: str, language: str, repeats: int) -> bool:
+    def loops(self, reference: str, hypothesis: str, language: str, repeats: int) -> bool:
+        """Whether the hypothesis repeats something so often on and on, and the reference does not."""
         # Normalised text alone misleads both ways: "five million" becomes 5000000, six zeros in a row, and a loop of
         # "uh" is dropped as filler. So a phrase must repeat as written, and either normalise to nothing or repeat
         # once normalised too, where "one one one" and the reference's "111" are the same.

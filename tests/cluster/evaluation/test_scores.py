@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from cluster.config import load_config
+from cluster.evaluation.hallucinations import Hallucinations
 from cluster.evaluation.result import FINGERPRINT, Evaluation, load_evaluation, store_evaluation
 from cluster.evaluation.scores import Scores, SpeechScores, TranscriptScores
 from cluster.evaluation.speech import speech_scores
+from cluster.evaluation.written import WrittenRates
 from cluster.token2text import run as token2text_run
 from cluster.token2text.run import Token2TextRun
 from cluster.training import policy_run
@@ -37,6 +39,7 @@ RATES = [
     "words",
     "utterances",
 ]
+WRITTEN = ["wer_c", "wer_pc", "per", "hallucinations"]
 SPEECH = [
     "wer",
     "wer_mean",
@@ -64,7 +67,7 @@ def transcripts() -> TranscriptScores:
 def test_the_json_of_transcripts() -> None:
     scores = transcripts()
     content = scores.to_json()
-    assert list(content) == [*RATES, "languages", "normaliser", "wer_whisper"]
+    assert list(content) == [*RATES, "languages", "normaliser", "wer_whisper", *WRITTEN]
     assert list(content["languages"]) == ["del", "en"] and list(content["languages"]["del"]) == RATES
     assert (content["sub"], content["del"], content["ins"], content["words"]) == (1, 1, 1, 4)
     assert scores.metrics() == {"wer": 0.75, "cer": content["cer"]}
@@ -82,6 +85,17 @@ def test_the_json_of_speech() -> None:
     failed = speech_scores([report(edits=None, speaker_similarity=None, speaker_similarity_original=None)])
     assert list(failed.to_json()) == SPEECH and failed.to_json()["wer"] is None
     assert list(failed.metrics()) == ["wer_capped", "wer_second", "duration_mean", "no_stop_rate"]
+
+
+def test_transcripts_of_an_earlier_release_are_read() -> None:
+    scores = replace(
+        transcripts(), written=WrittenRates(0.1, 0.2, 0.3), hallucinations=Hallucinations({"u": "loop"}, 9.0)
+    )
+    content = scores.to_json()
+    assert TranscriptScores.from_json(json.loads(json.dumps(content))) == scores
+    for name in WRITTEN:
+        del content[name]
+    assert TranscriptScores.from_json(content) == transcripts()
 
 
 def test_speech_of_an_earlier_release_is_read() -> None:
