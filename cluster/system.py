@@ -96,7 +96,7 @@ class System:
             if listens(config, self.training):
                 codec = codec_factory(config)
                 assert codec is not None
-                self.listener = Listener(config.rewards, codec)
+                self.listener = Listener(config.rewards, codec, quality=not self.training)
                 waiting += self.listener.start()
             self._scalers = self._pool_scalers()
             get(waiting, "start", timeout)

@@ -12,13 +12,15 @@ import numpy as np
 from rewards.config import RewardConfig
 from rewards.listening.group import Failure, Sound, SoundGroup
 from rewards.listening.judge import Transcript, check_second_judge
-from rewards.listening.pitch import semitone_std
+from rewards.listening.pitch import mean_f0, semitone_std
+from rewards.listening.quality_model import dnsmos_installed
 from rewards.on_sound.tts_accuracy import Unit, judged_edits, unscorable
 from rewards.pipeline import CodecFactory, SoundPipeline, wave_path, write_waves
 from rewards.registry import Need
 from speech.edits import EditCounts
 from speech.records import Group
 
+_UNMEASURED: dict[str, float] = {}
 _NEEDS: tuple[Need, ...] = ("judge", "speaker", "pitch")
 
 
@@ -38,6 +40,8 @@ class SampleReport:
         speaker_similarity_original: the same to the recording of the prompt voice (SIM-o).
         seconds: length.
         f0_std: semitones.
+        f0_mean: Hz, over the voiced frames; None where nothing is voiced.
+        dnsmos: overall score, 1 to 5, where it was asked for; 1 for silence.
         finished: a stop token ended it.
         wave: where the sample was written, or None.
         problems: what failed on it.
@@ -56,6 +60,8 @@ class SampleReport:
     seconds: float | None
     f0_std: float | None
     finished: bool
+    f0_mean: float | None = None
+    dnsmos: float | None = None
     wave: str | None = None
     problems: tuple[str, ...] = ()
 
@@ -67,15 +73,18 @@ class SoundReporter:
         config: `sound` says which models.
         codec: builds the run's codec.
         unit: in which errors are counted.
+        quality: also measure DNSMOS where its package is installed. It takes longer than all else.
 
     Raises:
         UserError: a judge is missing, or both are the same one.
     """
 
-    def __init__(self, config: RewardConfig, codec: CodecFactory, unit: Unit = "auto") -> None:
+    def __init__(self, config: RewardConfig, codec: CodecFactory, unit: Unit = "auto", quality: bool = False) -> None:
         check_second_judge(config.sound)
         self._pipeline = SoundPipeline(config, codec)
-        self._pipeline.models.check(_NEEDS)
+        self._quality = quality and dnsmos_installed()
+        self._needs: tuple[Need, ...] = (*_NEEDS, "quality") if self._quality else _NEEDS
+        self._pipeline.models.check(self._needs)
         self._unit = unit
 
     def load(self) -> None:
@@ -85,7 +94,7 @@ class SoundReporter:
             UserError: a model or a package is missing.
         """
         _ = self._pipeline.codec
-        self._pipeline.models.load(_NEEDS)
+        self._pipeline.models.load(self._needs)
         self._pipeline.models.judge("second_judge")
 
     def report(self, groups: Sequence[Group], folder: Path | None = None) -> list[list[SampleReport]]:
@@ -110,11 +119,12 @@ class SoundReporter:
             group.transcripts("second_judge"),
             group.embeddings() if voice is not None or recorded is not None else [None] * len(group.sounds),
             group.pitches(),
+            group.qualities() if self._quality else [_UNMEASURED] * len(group.sounds),
             strict=True,
         )
         reports = []
-        for trajectory, sound, first, second, embedding, pitch in rows:
-            found = (sound, first, second, embedding, pitch, voice, recorded)
+        for trajectory, sound, first, second, embedding, pitch, quality in rows:
+            found = (sound, first, second, embedding, pitch, quality, voice, recorded)
             problems = dict.fromkeys(item.reason for item in found if isinstance(item, Failure))
             report = SampleReport(
                 prompt_id=group.group.prompt.id,
@@ -129,6 +139,8 @@ class SoundReporter:
                 speaker_similarity_original=_similarity(recorded, embedding),
                 seconds=sound.seconds if isinstance(sound, Sound) else None,
                 f0_std=None if isinstance(pitch, Failure) else 0.0 if pitch is None else semitone_std(pitch),
+                f0_mean=None if pitch is None or isinstance(pitch, Failure) else mean_f0(pitch),
+                dnsmos=None if isinstance(quality, Failure) else 1.0 if quality is None else quality.get("overall"),
                 finished=trajectory.finish_reason == "stop",
                 problems=(*([unscored] if unscored else []), *problems),
             )

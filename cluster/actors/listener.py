@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 class ListenerActor:
     """`SoundReporter` in a process of its own: both judges and the speaker model live there."""
 
-    def __init__(self, config: RewardConfig, codec: CodecFactory) -> None:
-        self._reporter = SoundReporter(config, codec)
+    def __init__(self, config: RewardConfig, codec: CodecFactory, quality: bool) -> None:
+        self._reporter = SoundReporter(config, codec, quality=quality)
 
     def ready(self) -> str:
         """Loads all models; the hex id of the node."""
@@ -51,8 +51,9 @@ class Listener(ActorPool[Group, list[SampleReport]]):
     what, component, work = "listen", "listener", "listen"
     failures = (RayActorError, JudgeLostError)
 
-    def __init__(self, config: RewardConfig, codec: CodecFactory) -> None:
-        self._config, self._codec = config, codec
+    def __init__(self, config: RewardConfig, codec: CodecFactory, quality: bool = False) -> None:
+        """`quality`: see `SoundReporter`."""
+        self._config, self._codec, self._quality = config, codec, quality
         super().__init__(1)
 
     def report(self, groups: Sequence[Group], folder: Path | None, timeout: float | None) -> list[SampleReport]:
@@ -76,7 +77,7 @@ class Listener(ActorPool[Group, list[SampleReport]]):
         threads, gpus = sound.threads, sound.judge.gpus + sound.second_judge.gpus
         environment = {"env_vars": actor_environment(threads)}
         options = {"num_cpus": threads, "num_gpus": gpus if gpus <= 1 else math.ceil(gpus), "runtime_env": environment}
-        return ListenerActor.options(**options).remote(self._config, self._codec)  # type: ignore[attr-defined]
+        return ListenerActor.options(**options).remote(self._config, self._codec, self._quality)  # type: ignore[attr-defined]
 
     def _exhausted(self, items: list[Group], reason: str, error: Exception) -> list[list[SampleReport]]:
         samples = sum(len(group.trajectories) for group in items)

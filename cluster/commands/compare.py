@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--changed: {args.changed} is below 0")
     found = compare(read_source(Path(args.a), args.judge), read_source(Path(args.b), args.judge))
     if args.json:
-        sys.stdout.write(json.dumps(found.to_json(args.changed), ensure_ascii=False, indent=1) + "\n")
+        sys.stdout.write(json.dumps(found.to_json(args.changed), indent=1) + "\n")
     else:
         print_comparison(found, args.changed)
     return int(args.fail_if_worse and found.overall.wer.worse)
@@ -62,7 +62,7 @@ def print_comparison(found: Comparison, changed: int, console: Console | None = 
         changed: how many of the most improved, and of the most worsened utterances.
         console: where to print; stdout by default.
     """
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 100)
 
     def say(text: str = "") -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -72,7 +72,7 @@ def print_comparison(found: Comparison, changed: int, console: Console | None = 
     for warning in found.warnings:
         say(f"warning: {warning}")
     rows = list(found.languages.items()) if len(found.languages) > 1 else []
-    rows.append(("overall" if rows else next(iter(found.languages)), found.overall))
+    rows.append(("all" if rows else next(iter(found.languages)), found.overall))
     console.print(_rates(rows))
     console.print(_kinds(rows))
     better, worse = found.most_improved(len(found.pairs)), found.most_worsened(len(found.pairs))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster.config import load_config
 from cluster.data.prompts import load_split
-from cluster.evaluation.result import FINGERPRINT
+from cluster.evaluation.result import FINGERPRINT, timed
 from cluster.evaluation.split import evaluate_split
 from cluster.evaluation.tables import print_evaluation
 from cluster.preflight import problems_here
@@ -41,7 +41,8 @@ def run_evaluation(args: argparse.Namespace) -> int:
         **evaluation.scores.to_json(),
     }
     summary["rejected"] = {item.id: item.reason for item in evaluation.bad}
+    summary |= timed(evaluation)
     durable.replace(out.with_suffix(".summary.json"), json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
     skipped = len(manifest.skipped) + len(evaluation.bad)
-    print_evaluation(evaluation.scores, skipped=skipped, hypotheses=out)
+    print_evaluation(evaluation.scores, skipped=skipped, hypotheses=out, decoding=evaluation.decoding)
     return 0

@@ -41,8 +41,9 @@ class Hallucinations:
 
 def hallucinations(lines: Sequence[Mapping[str, Any]]) -> Hallucinations | None:
     """Those among the hypotheses of an evaluation; None where the lengths of the audio are not known."""
-    lengths = [line.get("seconds") for line in lines]
-    if None in lengths or not (total := float(sum(lengths))):
+    lengths = [float(line["seconds"]) for line in lines if line.get("seconds") is not None]
+    total = sum(lengths)
+    if len(lengths) < len(lines) or not total:
         return None
     found = {line["id"]: rule for line in lines if (rule := broken_rule(line)) is not None}
     return Hallucinations(found, total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +22,31 @@ FINGERPRINT = "manifest_fingerprint"
 AnyScores = TypeVar("AnyScores", bound=Scores, covariant=True)
 
 
+TIME = "time"
+"""Key of measurements of the clock, which comparisons of runs leave out: all else is the same in every run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How long the decoding took: reading, encoding and sampling, by all actors together.
+
+    Attributes:
+        seconds: wall time.
+        audio_seconds: length of what was heard, or spoken.
+    """
+
+    seconds: float
+    audio_seconds: float
+
+    @property
+    def rtf(self) -> float | None:
+        """Real-time factor: seconds of decoding per second of audio."""
+        return self.seconds / self.audio_seconds if self.audio_seconds else None
+
+    def to_json(self) -> dict[str, float | None]:
+        return {"decoding_seconds": self.seconds, "audio_seconds": self.audio_seconds, "rtf": self.rtf}
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation(Generic[AnyScores]):
     """A scored manifest.
@@ -30,11 +55,13 @@ class Evaluation(Generic[AnyScores]):
         scores: of all utterances.
         hypotheses: one per utterance, in its order.
         bad: utterances that could not be evaluated; they are in neither.
+        decoding: None where it was not measured, or is of an earlier execution.
     """
 
     scores: AnyScores
     hypotheses: list[dict[str, Any]]
     bad: tuple[BadUtterance, ...] = ()
+    decoding: Decoding | None = field(default=None, compare=False)
 
     def by_id(self) -> dict[str, str]:
         return {line["id"]: line["hypothesis"] for line in self.hypotheses}
@@ -69,6 +96,11 @@ def load_evaluation(path: Path, conditions: Mapping[str, Any], kind: type[AnySco
         raise UserError(f"{path}: damaged ({error}); remove it to evaluate again") from error
 
 
+def timed(evaluation: Evaluation[Scores]) -> dict[str, Any]:
+    """What files say of the clock, under a key of its own."""
+    return {} if evaluation.decoding is None else {TIME: evaluation.decoding.to_json()}
+
+
 def store_evaluation(path: Path, evaluation: Evaluation[Scores], conditions: Mapping[str, Any]) -> None:
     """Write an evaluation whole, so that a resumed run need not repeat it."""
     content = {
@@ -76,5 +108,6 @@ def store_evaluation(path: Path, evaluation: Evaluation[Scores], conditions: Map
         "summary": evaluation.scores.to_json(),
         "rejected": {item.id: item.reason for item in evaluation.bad},
         "hypotheses": evaluation.hypotheses,
+        **timed(evaluation),
     }
     durable.replace(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

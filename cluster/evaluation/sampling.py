@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 
 from cluster.actors.encoders import EncoderPool
@@ -14,6 +15,9 @@ from rollout.actors import EncodedRef
 from rollout.config import SamplingConfig, room_complaint
 from speech.errors import InputError, Problem
 from speech.records import BadUtterance, Group, Prompt, Utterance
+
+PROMPT = "evaluation/"
+"""What the id of a prompt has before that of its utterance."""
 
 
 def evaluation_sampling(config: RunConfig) -> SamplingConfig:
@@ -29,6 +33,23 @@ def sample_once(config: RunConfig) -> SamplingConfig:
     Its seed derives from the utterance alone: evaluations before and after training draw with the same numbers.
     """
     return dataclasses.replace(evaluation_sampling(config), temperature=config.sampling.temperature)
+
+
+class Stopwatch:
+    """Adds up the wall time in which chunks are made, and not that in which they are scored."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def over(self, chunks: Iterator[list[Group]]) -> Iterator[list[Group]]:
+        """The same chunks."""
+        while True:
+            start = time.perf_counter()
+            groups = next(chunks, None)
+            self.seconds += time.perf_counter() - start
+            if groups is None:
+                return
+            yield groups
 
 
 def sample_chunks(
@@ -51,7 +72,7 @@ def sample_chunks(
     for start in range(0, len(utterances), CHUNK):
         part = utterances[start : start + CHUNK]
         prompts = [
-            Prompt(id=f"evaluation/{u.id}", utterance=u, epoch=0, position=start + i, seed=derived_seed("eval", u.id))
+            Prompt(id=f"{PROMPT}{u.id}", utterance=u, epoch=0, position=start + i, seed=derived_seed("eval", u.id))
             for i, u in enumerate(part)
         ]
         usable: list[tuple[Prompt, EncodedRef]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from cluster.evaluation.hallucinations import Hallucinations
@@ -176,6 +176,12 @@ class SpeechScores(Scores):
         utterances: how many were spoken.
         failed: how many of them something failed on; they are left out of what they have no value for.
         normaliser: the version of `speech.text` by which the texts were compared.
+        wer_seed_tts, wer_seed_tts_second: mean WER over utterances as seed-tts-eval computes it, by both judges; a
+            sample that failed is wrong in every word.
+        f0_mean: Hz, mean over samples.
+        dnsmos: overall score, mean over samples; None where it was not measured.
+        characters_per_second, words_per_second: of the texts, over the length of their samples.
+        failures: the first of those that failed, with their reasons.
     """
 
     headings = ("WER", "mean", "second", "mean", "SIM-r", "seconds", "no stop", "texts")
@@ -192,6 +198,13 @@ class SpeechScores(Scores):
     utterances: int
     failed: int
     normaliser: str
+    wer_seed_tts: float | None = None
+    wer_seed_tts_second: float | None = None
+    f0_mean: float | None = None
+    dnsmos: float | None = None
+    characters_per_second: float | None = None
+    words_per_second: float | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:
@@ -208,8 +221,18 @@ class SpeechScores(Scores):
         ]
 
     def notes(self) -> list[str]:
-        cosine = self.speaker_similarity_original
-        return [] if cosine is None else [f"SIM-o, to the recordings of the prompt voices: {cosine:.3f}"]
+        first, second = (_cell(rate, ".2%") for rate in (self.wer_seed_tts, self.wer_seed_tts_second))
+        notes = [f"WER by seed-tts-eval's protocol, failed samples as 100 %: {first}, second judge {second}"]
+        if (cosine := self.speaker_similarity_original) is not None:
+            notes.append(f"SIM-o, to the recordings of the prompt voices: {cosine:.3f}")
+        rates = [_cell(rate, ".2f") for rate in (self.characters_per_second, self.words_per_second)]
+        pitch = f"F0 {_cell(self.f0_mean, '.0f')} Hz, spread {_cell(self.f0_std, '.2f')} semitones"
+        quality = "" if self.dnsmos is None else f"; DNSMOS {self.dnsmos:.2f}"
+        notes.append(f"{rates[0]} characters and {rates[1]} words a second; {pitch}{quality}")
+        if self.failed:
+            named = first_of((f"{name} ({reason})" for name, reason in self.failures.items()), _NAMED)
+            notes.append(f"failed: {self.failed:,}: {named}")
+        return notes
 
     def _validated(self) -> dict[str, float | None]:
         return {
@@ -227,9 +250,11 @@ class SpeechScores(Scores):
 
     @classmethod
     def _read(cls, content: Mapping[str, Any]) -> dict[str, Any]:
-        # Evaluations of earlier releases lack them.
+        # Evaluations of earlier releases lack these two, and what has a default.
         new = {name: content.get(name) for name in ("wer_capped", "speaker_similarity_original")}
-        return {name: content[name] for name in cls._names() if name not in new} | new
+        later = {f.name for f in fields(cls) if f.default is not MISSING or f.default_factory is not MISSING}
+        old = [name for name in cls._names() if name not in new and name not in later]
+        return {name: content[name] for name in (*old, *(later & content.keys() - {SAMPLED}))} | new
 
     @classmethod
     def _names(cls) -> list[str]:

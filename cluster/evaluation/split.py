@@ -56,4 +56,5 @@ def with_samples(greedy: Evaluation[Scores], sampled: Evaluation[Scores]) -> Eva
     others = {line["id"]: line for line in sampled.hypotheses}
     lines = [{**line, SAMPLED: others.get(line["id"])} for line in greedy.hypotheses]
     bad = {item.id: item for item in (*greedy.bad, *sampled.bad)}
-    return Evaluation(dataclasses.replace(greedy.scores, sampled=sampled.scores), lines, tuple(bad.values()))
+    scores = dataclasses.replace(greedy.scores, sampled=sampled.scores)
+    return Evaluation(scores, lines, tuple(bad.values()), greedy.decoding)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.evaluation.result import Decoding
 from cluster.evaluation.scores import SAMPLED, Scores
 
 
@@ -68,12 +69,19 @@ def print_run(
     )
 
 
-def print_evaluation(scores: Scores, skipped: int, hypotheses: Path, console: Console | None = None) -> None:
+def print_evaluation(
+    scores: Scores,
+    skipped: int,
+    hypotheses: Path,
+    decoding: Decoding | None = None,
+    console: Console | None = None,
+) -> None:
     """Print the scores of one manifest, per language and overall.
 
     Args:
         skipped: bad lines of the manifest that were left out.
         hypotheses: where the transcripts were written.
+        decoding: how long it took, where that was measured.
         console: where to print; stdout by default.
     """
     console = console or Console()
@@ -88,6 +96,9 @@ def print_evaluation(scores: Scores, skipped: int, hypotheses: Path, console: Co
     console.print(table)
     for note in scores.notes():
         console.print(note, markup=False, highlight=False)
+    if decoding is not None and decoding.rtf is not None:
+        took = f"{decoding.seconds:.1f} s for {decoding.audio_seconds:.1f} s of audio"
+        console.print(f"real-time factor of the decoding: {decoding.rtf:.3f} ({took})", highlight=False)
     if skipped:
         console.print(f"{skipped:,} bad lines of the manifest were left out", highlight=False)
     console.print(f"hypotheses in [bold]{escape(str(hypotheses))}[/]", highlight=False, soft_wrap=True)

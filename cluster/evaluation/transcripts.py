@@ -7,8 +7,8 @@ from typing import Any
 
 from cluster.actors.encoders import EncoderPool
 from cluster.evaluation.hallucinations import hallucinations
-from cluster.evaluation.result import Evaluation
-from cluster.evaluation.sampling import sample_chunks
+from cluster.evaluation.result import Decoding, Evaluation
+from cluster.evaluation.sampling import Stopwatch, sample_chunks
 from cluster.evaluation.scores import TranscriptScores
 from cluster.evaluation.written import written_rates
 from cluster.fleet.fleet import EngineFleet
@@ -28,11 +28,13 @@ def evaluate(
     """
     lines: list[dict[str, Any]] = []
     bad: list[BadUtterance] = []
-    for groups in sample_chunks(utterances, encoders, fleet, sampling, bad):
+    watch = Stopwatch()
+    for groups in watch.over(sample_chunks(utterances, encoders, fleet, sampling, bad)):
         for group in groups:
             utterance, trajectory = group.prompt.utterance, group.trajectories[0]
             lines.append(_line(utterance, trajectory, group.seconds))
-    return Evaluation(transcript_scores(lines), lines, tuple(bad))
+    decoding = Decoding(watch.seconds, sum(line["seconds"] for line in lines))
+    return Evaluation(transcript_scores(lines), lines, tuple(bad), decoding)
 
 
 def transcript_scores(lines: Sequence[Mapping[str, Any]]) -> TranscriptScores:

@@ -45,3 +45,8 @@ def semitone_std(f0: NDArray[np.float64]) -> float:
     if len(f0) < _LEAST_FRAMES:
         return 0.0
     return float(np.std(12.0 * np.log2(f0)))
+
+
+def mean_f0(f0: NDArray[np.float64]) -> float | None:
+    """Mean F0 in Hz; None when less than 50 ms are voiced."""
+    return float(np.mean(f0)) if len(f0) >= _LEAST_FRAMES else None

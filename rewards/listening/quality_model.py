@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,16 @@ from rewards.listening.optional import import_optional
 SAMPLE_RATE = 16_000
 WINDOW = int(9.01 * SAMPLE_RATE)
 """Samples that the models take."""
+
+
+def dnsmos_installed() -> bool:
+    """Whether speechmos, and what it imports, is there."""
+    try:
+        for module in ("onnxruntime", "speechmos.dnsmos"):
+            importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 class DNSMOS:

@@ -94,6 +94,19 @@ def whisper_units(text: str) -> list[str]:
     return _whisper()(text).split()
 
 
+def seed_tts_units(text: str, language: str) -> list[str]:
+    """Units of a text as seed-tts-eval compares them (Anastassiou et al. 2024, arXiv 2406.02430), for comparison with
+    others' figures: lower case without punctuation and ASCII symbols, numbers as they are written; words, or
+    characters in languages written without spaces."""
+    words = "".join(c for c in text.lower() if c == "'" or not _seed_tts_drops(c)).split()
+    return words if is_spaced(language) else list("".join(words))
+
+
+def _seed_tts_drops(character: str) -> bool:
+    kind = unicodedata.category(character)[0]
+    return kind == "P" or (kind == "S" and character.isascii())
+
+
 @lru_cache(maxsize=1)
 def _whisper() -> Callable[[str], str]:
     from whisper_normalizer.english import EnglishTextNormalizer

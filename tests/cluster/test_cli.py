@@ -46,7 +46,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert "train" in done.stdout and "evaluate" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "audit", "config", "doctor", "plan", "serve-reward"])
+@pytest.mark.parametrize("command", "train evaluate compare audit config doctor plan serve-reward".split())
 def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

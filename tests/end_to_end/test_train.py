@@ -97,6 +97,12 @@ def test_evaluate_gives_what_training_reported(undisturbed: Path, tmp_path: Path
     reported = json.loads((undisturbed / "evaluation-after.json").read_text(encoding="utf-8"))
     assert [line["hypothesis"] for line in records(out)] == [line["hypothesis"] for line in reported["hypotheses"]]
     assert f"{reported['summary']['wer']:.2%}" in printed
+    scores = json.loads(out.with_suffix(".summary.json").read_text(encoding="utf-8"))
+    assert reported["summary"].items() <= scores.items(), "figures without a clock are the same"
+    assert scores["time"]["rtf"] > 0 and "real-time factor" in printed and reported["time"]["rtf"] > 0
+    compared = json.loads(run("compare", str(undisturbed), str(out), "--json", "--fail-if-worse"))
+    assert (compared["wer"]["a"], compared["wer"]["difference"]) == (reported["summary"]["wer"], 0.0)
+    assert compared["wer"]["p"] == 1.0 and not compared["warnings"]
 
 
 def same_run(folder: Path, undisturbed: Path) -> None:

@@ -96,7 +96,8 @@ def test_grpo_on_what_a_judge_hears(tmp_path: Path, codec: Path, manifest: Path)
         score = summary[when]
         assert score["utterances"] == 8 and score["failed"] == 0
         assert score["wer"] > 0 and score["wer_second"] > 0 and 0 <= score["no_stop_rate"] <= 1
-        assert score["duration_mean"] > 0
+        assert score["duration_mean"] > 0 and score["failures"] == {} and score["dnsmos"] is None
+        assert score["wer_seed_tts"] > 0 and score["wer_seed_tts_second"] > 0 and score["words_per_second"] > 0
         assert all(-1 <= score[name] <= 1 for name in ("speaker_similarity", "speaker_similarity_original"))
         assert score["sampled"].keys() == score.keys() - {"sampled"}
         assert score["sampled"]["utterances"] == 8 and score["sampled"]["duration_mean"] != score["duration_mean"]
@@ -122,6 +123,10 @@ def evaluate_a_meta_lst(folder: Path, config: Path, manifest: Path) -> None:
     assert scores["speaker_similarity"] == pytest.approx(sum(line["speaker_similarity"] for line in heard) / 3)
     assert 0 <= scores["no_stop_rate"] <= 1 and scores["manifest"].endswith("meta.lst")
     assert all(Path(line["wave"]).is_file() for line in heard)
+    assert scores["time"]["rtf"] == pytest.approx(scores["time"]["decoding_seconds"] / sum(x["seconds"] for x in heard))
+    for judge, key in (("first", "wer"), ("second", "wer_second")):
+        summary = run("compare", str(folder / "heard.jsonl"), str(folder / "heard.jsonl"), "--judge", judge, "--json")
+        assert json.loads(summary)["wer"]["a"] == pytest.approx(scores[key])
 
 
 def test_sft_learns_the_tokens_of_recordings(tmp_path: Path, codec: Path, manifest: Path) -> None:

@@ -12,7 +12,7 @@ import soundfile
 
 from rewards.compose import RewardComposition
 from rewards.config import JudgeConfig, RewardConfig, RewardItem, SoundConfig
-from rewards.listening.group import Sound, SoundGroup
+from rewards.listening.group import Failure, Sound, SoundBatch, SoundGroup
 from rewards.listening.judge import Judge, Transcript, Wave, check_second_judge
 from rewards.pipeline import SoundPipeline, wave_path
 from rewards.registry import PartScore, on_sound
@@ -296,6 +296,26 @@ def test_the_actor_scores_sound_and_says_what_it_cost() -> None:
     assert records.rewards[0][0].total == 0.0 and not records.seconds
 
 
+def test_a_report_measures_quality_where_it_is_asked_for_and_can_be(
+    tape: TapeCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNSMOS itself is a stand-in here, as its package may be missing; what the report makes of it is not."""
+    pytest.importorskip("pyworld")
+    pytest.importorskip("resemblyzer")
+    other = JudgeConfig("demo", str(write_demo_checkpoint(tmp_path / "other")))
+    config = RewardConfig([RewardItem("no_stop")], sound=SoundConfig(judge=SPOKEN.judge, second_judge=other))
+    monkeypatch.setattr("rewards.report.dnsmos_installed", lambda: False)
+    [[without]] = SoundReporter(config, lambda: tape, quality=True).report([sound_group([tape.takes[0]])])
+    assert without.dnsmos is None and not without.problems, "the package is not there"
+    monkeypatch.setattr("rewards.report.dnsmos_installed", lambda: True)
+    measured = [{"overall": 3.5, "p808": 3.0}, None, Failure("quality: broken")]
+    monkeypatch.setattr(SoundBatch, "qualities", lambda self: measured)
+    reporter = SoundReporter(config, lambda: tape, quality=True)
+    [[good, silent, failed]] = reporter.report([sound_group([tape.takes[0], (), tape.takes[0]])])
+    assert (good.dnsmos, silent.dnsmos, failed.dnsmos) == (3.5, 1.0, None)
+    assert failed.problems == ("quality: broken",) and not good.problems
+
+
 def test_a_report_has_both_judges_and_says_what_is_missing(tape: TapeCodec, tmp_path: Path) -> None:
     pytest.importorskip("pyworld")
     pytest.importorskip("resemblyzer")
@@ -323,6 +343,8 @@ def test_a_report_has_both_judges_and_says_what_is_missing(tape: TapeCodec, tmp_
     assert first.speaker_similarity_original == pytest.approx(1.0, abs=0.02), "it is resampled"
     assert empty.speaker_similarity_original == 0.0 and chinese.speaker_similarity_original is None
     assert first.f0_std is not None and first.f0_std > 0 and first.seconds == pytest.approx(len(take) * FRAME / RATE)
+    assert first.f0_mean is not None and 60 <= first.f0_mean <= 600 and empty.f0_mean is None
+    assert first.dnsmos is None and empty.dnsmos is None, "not asked for"
     assert first.wave is not None and len(soundfile.read(first.wave)[0]) > 0
     assert empty.heard == "" and empty.edits is not None and empty.edits.rate == 1.0
     assert (empty.speaker_similarity, empty.seconds, empty.f0_std, empty.finished) == (0.0, 0.0, 0.0, False)

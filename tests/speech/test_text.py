@@ -53,6 +53,13 @@ def test_units_are_words_or_characters() -> None:
     assert t.units("สวัสดี", "th") == list("สวัสดี")
 
 
+def test_texts_as_seed_tts_eval_compares_them() -> None:
+    expected = "don't stop 21 wellknown things 5".split()
+    assert t.seed_tts_units("Don't stop: 21 well-known “things” – $5!", "en") == expected
+    assert t.seed_tts_units("打开 WiFi，好吗？", "zh") == list("打开wifi好吗")
+    assert t.seed_tts_units("…", "en") == []
+
+
 def test_loose_units_show_each_digit() -> None:
     assert t.units("call one two two now", "en") == ["call", "122", "now"]
     assert t.loose_units("call one two two now", "en") == ["call", "1", "2", "2", "now"]

@@ -15,7 +15,7 @@ from speech.records import Group
 class ListenerStandIn:
     """Reports each sample's text, and ends itself at the text `die`. It starts where its folder exists."""
 
-    def __init__(self, config: RewardConfig, folder: Callable[[], Path]) -> None:
+    def __init__(self, config: RewardConfig, folder: Callable[[], Path], quality: bool) -> None:
         assert folder().is_dir(), "no judge"
 
     def ready(self) -> str:

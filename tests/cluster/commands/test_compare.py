@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cluster import cli
+from cluster.commands.compare import print_comparison
+from cluster.evaluation.difference import Row, compare
+from cluster.evaluation.paired import Difference
+from cluster.evaluation.sources import read_source
+from speech.edits import EditCounts
 from tests.cluster.evaluation.test_difference import jsonl, line
 
 
@@ -27,7 +35,7 @@ def test_the_table(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str])
     assert cli.main(["compare", a, b, "--changed", "2"]) == 0
     said = capsys.readouterr().out
     for part in (
-        "WER en", "WER zh", "WER overall", "CER overall", "33.33%", "<0.0002", "200", "201",
+        "WER en", "WER zh", "WER all", "CER all", "33.33%", "<0.0002", "200", "201",
         "fewer errors on 1 utterances, more on 30, as many on 170",
         "u050 (en): 1 → 0 errors of 4", "A  turn on the [light → ∅]", "B  turn on the light", "u000 (en)", "u001 (en)",
         "B is significantly higher than A",
@@ -35,6 +43,17 @@ def test_the_table(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str])
         assert part in said, part
     assert "u002" not in said and max(map(len, said.splitlines())) <= 100 and "…" not in said
     assert said.count("\n") == len(said.splitlines())
+
+
+def test_large_corpora_fit_into_100_columns(files: tuple[Path, Path]) -> None:
+    found = compare(*(read_source(path) for path in files))
+    many = EditCounts(1_234_567, 123_456, 98_765, 87_654)
+    far = Difference(1.2345, 2.3456, 1.1111, -0.123, 1.234, 0.0123)
+    row = Row(utterances=1_000_000, wer=far, cer=far, edits_a=many, edits_b=many)
+    out = StringIO()
+    languages = dict.fromkeys(("en", "yue", "zh"), row)
+    print_comparison(replace(found, overall=row, languages=languages), 0, Console(file=out, width=100))
+    assert "…" not in out.getvalue() and "1,456,788" in out.getvalue() and "123,456 → 123,456" in out.getvalue()
 
 
 def test_the_exit_code_says_worse_when_asked(files: tuple[Path, Path]) -> None:

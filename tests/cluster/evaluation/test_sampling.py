@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +13,10 @@ from typing import Any
 import pytest
 
 from cluster.evaluation.comparison import on_common_utterances
-from cluster.evaluation.result import load_evaluation, store_evaluation
+from cluster.evaluation.result import Decoding, load_evaluation, store_evaluation
+from cluster.evaluation.sampling import Stopwatch
 from cluster.evaluation.scores import TranscriptScores
+from cluster.evaluation.split import with_samples
 from cluster.evaluation.transcripts import evaluate, transcript_scores
 from rollout.actors import EncodedRef
 from rollout.config import SamplingConfig
@@ -72,8 +76,31 @@ def test_utterances_that_cannot_be_evaluated_are_named_and_the_others_scored(tmp
         "long": "1.0 s: 13 positions + 8 new tokens do not fit engines.max_model_len=20",
         "deadly": "no engine can sample it",
     }
+    assert result.decoding is not None and result.decoding.audio_seconds == 2.0 and result.decoding.seconds >= 0.0
     store_evaluation(tmp_path / "e.json", result, {})
+    stored = json.loads((tmp_path / "e.json").read_text())
+    assert stored["time"] == result.decoding.to_json() and not {"rtf", "time"} & stored["summary"].keys()
     assert load_evaluation(tmp_path / "e.json", {}, TranscriptScores) == result
+
+
+def test_decoding_is_timed_without_the_scoring_and_equal_evaluations_may_differ_in_it() -> None:
+    def slow() -> Iterator[list[Group]]:
+        for _ in range(3):
+            time.sleep(0.02)
+            yield []
+
+    watch = Stopwatch()
+    for _ in watch.over(slow()):
+        measured = watch.seconds
+        time.sleep(0.02)
+        assert watch.seconds == measured
+    assert watch.seconds >= 0.06
+    assert Decoding(3.0, 60.0).rtf == 0.05 and Decoding(3.0, 0.0).rtf is None
+    system: Any = StandIn()
+    once = evaluate(utterances("a"), system, system, GREEDY)
+    assert once == replace(once, decoding=Decoding(1e6, 1.0)) == replace(once, decoding=None)
+    with_both = with_samples(once, replace(once, decoding=Decoding(9.0, 9.0)))
+    assert with_both.decoding == once.decoding, "of the greedy decoding"
 
 
 def test_before_and_after_are_compared_on_the_utterances_of_both() -> None:

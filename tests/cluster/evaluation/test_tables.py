@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cluster.evaluation.hallucinations import Hallucinations
+from cluster.evaluation.result import Decoding
 from cluster.evaluation.scores import Scores, TranscriptScores
 from cluster.evaluation.speech import speech_scores
 from cluster.evaluation.split import with_samples
 from cluster.evaluation.tables import Example, print_evaluation, print_run
+from cluster.evaluation.written import WrittenRates
 from speech.edits import EditCounts, ErrorRates
 from tests.cluster.evaluation.test_speech import report
 from tests.cluster.evaluation.test_split import evaluation
@@ -79,8 +82,28 @@ def test_samples_are_shown_below_in_eighty_columns() -> None:
     for part in ("50.00%", "100.00%", "100.0%", "WER changed by -50.0%", "WER of samples changed by -75.0%"):
         assert part in text
     out = StringIO()
-    print_evaluation(before, 0, Path("h.jsonl"), Console(file=out, width=80))
+    print_evaluation(before, 0, Path("h.jsonl"), console=Console(file=out, width=80))
     assert out.getvalue().count("  sampled") == 1
+
+
+def test_what_stands_below_the_table_of_one_manifest() -> None:
+    """Nothing is cut off in 100 columns, and what is absent is not shown as 0."""
+    out = StringIO()
+    written = WrittenRates(0.051, 0.092, 0.303)
+    scores = replace(SCORES, written=written, hallucinations=Hallucinations({"u[1]": "loop"}, 7200.0))
+    print_evaluation(scores, 0, Path("h.jsonl"), Decoding(4.0, 100.0), Console(file=out, width=100))
+    for part in ("WER_C 5.10%, WER_PC 9.20%, PER 30.30%", "1, 0.5 per hour of audio: u[1]", "decoding: 0.040 (4.0 s"):
+        assert part in out.getvalue()
+    plain = StringIO()
+    print_evaluation(SCORES, 0, Path("h.jsonl"), console=Console(file=plain, width=100))
+    assert not any(word in plain.getvalue() for word in ("WER_C", "PER", "hallucinations", "real-time"))
+    spoken = StringIO()
+    broken = report(heard=None, edits=None, f0_mean=180.0, problems=("judge error",), prompt_id="evaluation/x")
+    print_evaluation(speech_scores([broken, report()]), 0, Path("h"), console=Console(file=spoken, width=100))
+    for part in ("100 %: 50.00%, second judge 25.00%", "F0 180 Hz", "failed: 1: x (judge error)"):
+        assert part in spoken.getvalue()
+    assert "DNSMOS" not in spoken.getvalue()
+    assert all(len(line) <= 100 for shown in (out, plain, spoken) for line in shown.getvalue().splitlines())
 
 
 def test_an_unknown_greedy_rate_is_no_change() -> None:
