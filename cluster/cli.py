@@ -26,6 +26,7 @@ _COMMANDS = {
     "audit": ("audit", "run_audit"),
     "families": ("families", "run_families"),
     "merge": ("merge", "run"),
+    "report": ("report", "run"),
 }
 """By command: its module in `cluster.commands`, imported for it alone, and the function that gets the arguments and
 returns the exit code. `train` and `config` are not so simple."""
@@ -213,6 +214,12 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
         "resumed. The exit code is 1 when the account says otherwise.",
     )
     audit.add_argument("run", metavar="RUN", help="folder of a run")
+
+    report = command("report", "show runs in one page of HTML", "")
+    if "report" in arguments:
+        from cluster.commands.report import add_arguments as add_report_arguments
+
+        add_report_arguments(report)
 
     command(
         "families",

@@ -28,7 +28,7 @@ FLOORS = {
         ("evaluation",),
         ("system",),
         ("fleet",),
-        ("monitoring",),
+        ("monitoring", "report"),
         ("actors", "runs", "data", "jobs", "judges"),
         ("trackers",),
         ("sizing",),
@@ -108,6 +108,7 @@ LIGHT = (
     "cluster.commands.compare",
     "cluster.commands.jobs",
     "cluster.commands.plan",
+    "cluster.commands.report",
     "cluster.commands.train",
 )
 """What a command needs before it does its work: loads no torch either, so that it answers at once."""

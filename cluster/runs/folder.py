@@ -270,7 +270,7 @@ class RunFolder:
             old = yaml.safe_load(file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise UserError(f"{file}: not valid YAML: {error}") from error
-        changed = changed_keys(_with_defaults(old, defaults(RunConfig)), to_plain(config))
+        changed = changed_keys(with_defaults(old, defaults(RunConfig)), to_plain(config))
         refused = {key: values for key, values in changed.items() if not _may_change(key)}
         self.changed = [
             f"{key}: {was!r} → {now!r}" + (", which may change results by rounding" * _is_of(key, WITHIN_ROUNDING))
@@ -303,11 +303,11 @@ def changed_keys(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _with_defaults(values: Any, default: Any) -> Any:
+def with_defaults(values: Any, default: Any) -> Any:
     """A run that an earlier release began does not know later keys, and did what their defaults do."""
     if not isinstance(values, dict) or not isinstance(default, dict):
         return values
-    return default | {key: _with_defaults(value, default.get(key)) for key, value in values.items()}
+    return default | {key: with_defaults(value, default.get(key)) for key, value in values.items()}
 
 
 def _may_change(key: str) -> bool:
