@@ -98,6 +98,31 @@ def unit_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCount
     )
 
 
+class AlignedUnits(NamedTuple):
+    """A stretch of an alignment: scored units of both sides that are equal, substituted, or on one side only."""
+
+    kind: str
+    """`equal`, `substitute`, `delete` or `insert`."""
+
+    reference: tuple[str, ...]
+    hypothesis: tuple[str, ...]
+
+
+def word_alignment(reference: str, hypothesis: str, language: str | None) -> list[AlignedUnits]:
+    """The alignment that `word_edits` counts, in order. Arguments as there."""
+    code = scored_language(reference, hypothesis, language)
+    pair = scored_pair(reference, hypothesis, code)
+    first, second = (text.split() if is_spaced(code) else list(text) for text in pair)
+    return [
+        AlignedUnits(
+            chunk.type,
+            tuple(first[chunk.ref_start_idx : chunk.ref_end_idx]),
+            tuple(second[chunk.hyp_start_idx : chunk.hyp_end_idx]),
+        )
+        for chunk in jiwer.process_words(first, second, _UNITS, _UNITS).alignments[0]
+    ]
+
+
 def unit_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[list[int], int]:
     """Errors of each hypothesis unit, in the alignment that `unit_edits` counts.
 

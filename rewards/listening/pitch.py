@@ -20,8 +20,8 @@ def world() -> ModuleType:
     return import_optional("pyworld", "pyworld==0.3.6", "F0 (rewards on sound: diversity)")
 
 
-def voiced_f0(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float64]:
-    """F0 of the voiced frames, one per 10 ms, in Hz; empty when nothing is voiced.
+def f0_contour(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float64]:
+    """F0 of all frames, one per 10 ms, in Hz; 0 where nothing is voiced.
 
     DIO refined by StoneMask (Morise et al. 2009, 2010): about a hundred times faster than real time on one core.
 
@@ -32,9 +32,14 @@ def voiced_f0(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float64
     pyworld = world()
     signal = wave.astype(np.float64)
     f0, times = pyworld.dio(signal, sample_rate, f0_floor=F0_FLOOR, f0_ceil=F0_CEILING, frame_period=_FRAME_MS)
-    f0 = pyworld.stonemask(signal, f0, times, sample_rate)
-    voiced: NDArray[np.float64] = f0[f0 > 0]
-    return voiced
+    contour: NDArray[np.float64] = pyworld.stonemask(signal, f0, times, sample_rate)
+    return contour
+
+
+def voiced_f0(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float64]:
+    """F0 of the voiced frames alone, in Hz; empty when nothing is voiced. Arguments as `f0_contour`."""
+    f0 = f0_contour(wave, sample_rate)
+    return f0[f0 > 0]
 
 
 def semitone_std(f0: NDArray[np.float64]) -> float:
