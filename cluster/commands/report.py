@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cluster.report.live import serve
 from cluster.report.page import render
 from cluster.report.runs import read_runs
 from cluster.runs import durable
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "docs/report.md explains the page."
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
+    parser.add_argument("--live", action="store_true", help="serve the page on 127.0.0.1, and follow the runs")
+    parser.add_argument("--port", type=int, default=8700, help="of --live (default 8700; 0 takes a free one)")
     parser.add_argument("-o", "--out", metavar="FILE", default="report.html", help="page to write (report.html)")
 
 
@@ -39,9 +42,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: a folder is no run's, a file of it is damaged, a package is missing, or the page cannot be written.
     """
+    console = Console()
+    if args.live:
+        serve(args.runs, args.port, lambda address: console.print(f"{address}   Ctrl-C ends", highlight=False))
+        return 0
     runs = read_runs(args.runs)
     page = render(runs)
     out = Path(args.out)
     durable.replace(out, page)
-    Console().print(f"[bold]{out}[/] ({len(page.encode()) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{out}[/] ({len(page.encode()) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
     return 0

@@ -139,7 +139,7 @@ def _drawn(panel: Panel, names: Sequence[str], values: Sequence[Mapping[str, lis
     title = names[0].partition("/")[2] if panel.title == "*" and "/" in names[0] else panel.title
     return {
         "title": title if title != "*" else names[0],
-        "metric": ", ".join(names) if len(names) < 4 else f"{names[0]}, …",
+        "metric": names[0] if len(names) == 1 else f"{names[0]}, …",
         "hint": panel.hint,
         "form": panel.form,
         "traces": traces,

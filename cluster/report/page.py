@@ -11,20 +11,28 @@ from types import ModuleType
 from typing import Any
 
 from cluster.report.curves import curves
-from cluster.report.results import facts, score_rows
+from cluster.report.groups import STEPS, group_payload, part_shares, read_steps
+from cluster.report.results import facts, judge_rows, score_rows
+from cluster.report.rules import Facts, verdicts
 from cluster.report.runs import RunRecord, config_differences
+from cluster.report.sounds import SoundShelf, add_sounds
+from cluster.report.times import account, idle_rows, phase_rows, timeline, wall_notes
+from cluster.report.utterances import judged, speaks, utterance_rows
+from cluster.runs import durable
 from speech.errors import UserError
 
+SIZE = 18_000_000
+"""Characters of a page, at most; the rest of 20 MB is for what is not counted, such as the configurations."""
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("charts.js", "start.js")
+SCRIPTS = ("charts.js", "utterances.js", "groups.js", "timeline.js", "live.js", "start.js")
 """Our own scripts, in the order in which they run."""
 
 
-def render(runs: Sequence[RunRecord], live: bool = False, bare: bool = False) -> str:
+def render(runs: Sequence[RunRecord], live: str = "", bare: bool = False) -> str:
     """The page as text.
 
     Args:
-        live: it asks its server for news.
+        live: the state of the files when a server makes it, which the page then asks for news.
         bare: without scripts and style, which a page that asks for news already has.
 
     Raises:
@@ -38,8 +46,19 @@ def render(runs: Sequence[RunRecord], live: bool = False, bare: bool = False) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    data = {"curves": curves(runs), "live": live}
-    scripts = [] if bare else [_import("plotly.offline").get_plotlyjs(), *(_static(name) for name in SCRIPTS)]
+    libraries = [_import("plotly.offline").get_plotlyjs(), *(_static(name) for name in SCRIPTS)]
+    scripts = [] if bare else libraries
+    steps = [read_steps(run, max(3, STEPS // len(runs))) for run in runs]
+    data: dict[str, Any] = {
+        "curves": curves(runs),
+        "utterances": utterance_rows(runs),
+        "groups": group_payload(runs, steps),
+        "timeline": timeline(runs),
+        "live": live,
+    }
+    shelf = SoundShelf(SIZE - sum(map(len, libraries)) - len(durable.dumps(data)))
+    add_sounds(runs, data["utterances"]["rows"], shelf)
+    data["sounds"] = shelf.sounds
     text: str = environment.get_template("page.html.jinja").render(
         title=", ".join(run.name for run in runs),
         runs=[
@@ -47,10 +66,27 @@ def render(runs: Sequence[RunRecord], live: bool = False, bare: bool = False) ->
         ],
         differences=config_differences(runs),
         scores=score_rows(runs),
-        policy=_policy(scripts, live),
+        judges=[(run.name, judge_rows(run)) for run in runs if speaks(run)],
+        verdicts=[
+            verdicts(Facts(run, judged(run), part_shares(run, its))) for run, its in zip(runs, steps, strict=True)
+        ],
+        groups=data["groups"],
+        times=[
+            {
+                "phases": phase_rows(run),
+                "idle": idle_rows(run),
+                "notes": wall_notes(run),
+                "spans": bool(line["steps"]),
+                "account": account(run),
+            }
+            for run, line in zip(runs, data["timeline"], strict=True)
+        ],
+        utterances=data["utterances"],
+        shelf=shelf,
+        policy=_policy(scripts, bool(live)),
         style="" if bare else jinja2.utils.markupsafe.Markup(_static("report.css")),
         scripts=[jinja2.utils.markupsafe.Markup(script) for script in scripts],
-        data=data,
+        data=jinja2.utils.htmlsafe_json_dumps(data, dumps=durable.dumps),  # no NaN, which a browser does not read
     )
     return text
 

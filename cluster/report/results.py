@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.report.runs import STAGES, RunRecord
+from cluster.report.utterances import judged
 
 _SCORES: tuple[tuple[str, str, str, int], ...] = (
     ("wer", "WER", "percent", -1),
@@ -58,6 +59,22 @@ def score_rows(runs: Sequence[RunRecord]) -> list[tuple[str, list[Cell]]]:
     return rows
 
 
+def judge_rows(run: RunRecord) -> list[tuple[str, list[tuple[int, int, str]], tuple[float, float]]]:
+    """Per judge: errors before and after, with the relative change, as S, D, I and all; and both rates."""
+    rows = []
+    for judge, edits in judged(run).items():
+        before, after = edits["before"], edits["after"]
+        pairs = [
+            (before.substitutions, after.substitutions),
+            (before.deletions, after.deletions),
+            (before.insertions, after.insertions),
+            (before.errors, after.errors),
+        ]
+        cells = [(old, new, f"{(new - old) / old:+.0%}" if old else "") for old, new in pairs]
+        rows.append((judge, cells, (before.rate, after.rate)))
+    return rows
+
+
 def facts(run: RunRecord) -> list[tuple[str, str]]:
     """What a reader wants to know of a run before its curves, as label and text."""
     config, summary = run.config, run.summary
@@ -69,9 +86,8 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         ("model", str(_section(config, "model").get("path", "?"))),
         ("steps", f"{run.steps[-1] if run.steps else 0:,} of {_number(config.get('steps'))}"),
         (
-            "a step",
-            f"{_number(_section(config, 'data').get('batch_prompts'))} prompts × "
-            f"{_number(sampling.get('group_size'))} samples",
+            "prompts × samples",
+            f"{_number(_section(config, 'data').get('batch_prompts'))} × {_number(sampling.get('group_size'))}",
         ),
         ("time in steps", duration(trained)),
         ("samples", _number(summary.get("trajectories") or sum(run.series("rollout/trajectories")))),

@@ -96,8 +96,11 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     metrics = [line for line in durable.read(folder / "metrics.jsonl") if isinstance(line.get("step"), int)]
     evaluations = {}
     for stage in STAGES:
-        content = _json(folder / f"evaluation-{stage}.json", notes)
-        if content:
+        file = folder / f"evaluation-{stage}.json"
+        content = _json(file, notes)
+        if content and not _is_evaluation(content):
+            notes.append(f"{file.name} is no evaluation")
+        elif content:
             evaluations[stage] = content
     summary = _json(folder / "summary.json", notes)
     if not metrics:
@@ -162,6 +165,17 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
         notes.append(f"{path.name} is not an object")
         return {}
     return content
+
+
+def _is_evaluation(content: Mapping[str, Any]) -> bool:
+    lines = content.get("hypotheses")
+    return (
+        isinstance(content.get("summary"), dict)
+        and isinstance(lines, list)
+        and all(isinstance(line, dict) for line in lines)
+        and all(isinstance(line.get(key), str) for line in lines for key in ("id", "reference"))
+        and all(isinstance(line.get("hypothesis"), str | None) for line in lines)
+    )
 
 
 def _config(folder: Path, notes: list[str]) -> dict[str, Any]:

@@ -60,6 +60,14 @@ def test_scores_before_and_after(write_run: WriteRun) -> None:
     assert "25.00 %" in page and "75.00 %" in page and re.search(r'class="bad">\+200%', page)
 
 
+def test_the_embedded_data_are_strict_json_that_closes_no_script(write_run: WriteRun) -> None:
+    lines = [heard(EVIL, EVIL, "x", seconds=float("nan"))]
+    page = render(read_runs([write_run(before=lines)]), bare=True)
+    (row,) = data_of(page)["utterances"]["rows"]
+    assert (row["id"], row["reference"], row["seconds"]) == (EVIL, EVIL, None)
+    assert "<script>alert" not in page and "<img" not in page and "<!--" not in page and "NaN" not in page
+
+
 @pytest.mark.parametrize("package", ["plotly", "jinja2"])
 def test_a_missing_package_is_a_message(write_run: WriteRun, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     import sys
