@@ -22,7 +22,7 @@ from cluster.runs import durable
 from speech.errors import UserError
 
 SIZE = 18_000_000
-"""Characters of a page, at most; the rest of 20 MB is for what is not counted, such as the configurations."""
+"""Bytes of a page, at most; the rest of 20 MB is for what is not counted, such as the configurations."""
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("charts.js", "utterances.js", "groups.js", "timeline.js", "live.js", "start.js")
 """Our own scripts, in the order in which they run."""
@@ -56,7 +56,7 @@ def render(runs: Sequence[RunRecord], live: str = "", bare: bool = False) -> str
         "timeline": timeline(runs),
         "live": live,
     }
-    shelf = SoundShelf(SIZE - sum(map(len, libraries)) - len(durable.dumps(data)))
+    shelf = SoundShelf(SIZE - sum(map(len, libraries)) - len(durable.dumps(data).encode()))
     add_sounds(runs, data["utterances"]["rows"], shelf)
     data["sounds"] = shelf.sounds
     text: str = environment.get_template("page.html.jinja").render(

@@ -123,7 +123,7 @@ function showCurves(data, charts) {
     const grid = make("div", { class: "panels" });
     for (const panel of section.panels) {
       const plot = make("div", { class: "plot" });
-      grid.append(make("div", { class: "panel" }, make("h4", {}, panel.title, make("code", {}, panel.metric)),
+      grid.append(make("div", { class: "panel" }, make("h4", {}, panel.title, make("code", { title: panel.metric }, panel.metric)),
         make("div", { class: "hint" }, panel.hint), legend(panel, data.runs), plot));
       charts.add(plot, () => drawCurves(plot, panel, data.runs, Number(slider.value)));
     }

@@ -30,5 +30,5 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 show(DATA);
 if (DATA.live) follow(DATA.live);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { charts.again(); repaint(); });
-matchMedia("print").addEventListener("change", (event) => { if (event.matches) charts.drawAll(); });
+matchMedia("print").addEventListener("change", () => { charts.drawAll(); charts.again(); repaint(); }); // paper is light
 addEventListener("beforeprint", () => charts.drawAll());

@@ -53,7 +53,7 @@ function paint(canvas, sound) {
   canvas.height = bands + high;
   const context = canvas.getContext("2d");
   const image = context.createImageData(frames, bands);
-  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const dark = matchMedia("screen and (prefers-color-scheme: dark)").matches;
   for (let frame = 0; frame < frames; frame++) {
     for (let band = 0; band < bands; band++) {
       const level = bytes[frame * bands + band] / 255;

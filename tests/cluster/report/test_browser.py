@@ -211,6 +211,10 @@ def test_dark_and_printed(visit: Open, spoken: Path, tmp_path: Path) -> None:
     page.emulate_media(media="print")
     undrawn = "() => [...document.querySelectorAll('.plot')].filter(plot => !plot.querySelector('.main-svg')).length"
     until(lambda: page.evaluate(undrawn) == 0)
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate(back) == "rgb(255, 255, 255)", "paper is light, also for whoever reads in the dark"
+    text = page.evaluate("() => getComputedStyle(document.body).color")
+    assert text == "rgb(28, 33, 40)"
     assert not page.is_visible("nav") and not page.is_visible("#filters")
     assert page.pdf(format="A4")[:5] == b"%PDF-"
 
