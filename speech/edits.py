@@ -98,31 +98,6 @@ def unit_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCount
     )
 
 
-class AlignedUnits(NamedTuple):
-    """A stretch of an alignment: scored units of both sides that are equal, substituted, or on one side only."""
-
-    kind: str
-    """`equal`, `substitute`, `delete` or `insert`."""
-
-    reference: tuple[str, ...]
-    hypothesis: tuple[str, ...]
-
-
-def word_alignment(reference: str, hypothesis: str, language: str | None) -> list[AlignedUnits]:
-    """The alignment that `word_edits` counts, in order. Arguments as there."""
-    code = scored_language(reference, hypothesis, language)
-    pair = scored_pair(reference, hypothesis, code)
-    first, second = (text.split() if is_spaced(code) else list(text) for text in pair)
-    return [
-        AlignedUnits(
-            chunk.type,
-            tuple(first[chunk.ref_start_idx : chunk.ref_end_idx]),
-            tuple(second[chunk.hyp_start_idx : chunk.hyp_end_idx]),
-        )
-        for chunk in jiwer.process_words(first, second, _UNITS, _UNITS).alignments[0]
-    ]
-
-
 def unit_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[list[int], int]:
     """Errors of each hypothesis unit, in the alignment that `unit_edits` counts.
 
@@ -162,6 +137,11 @@ def scored_units(reference: str, hypothesis: str, language: str) -> tuple[list[s
     """The units of both texts that `word_edits` compares."""
     first, second = scored_pair(reference, hypothesis, language)
     return (first.split(), second.split()) if is_spaced(language) else (list(first), list(second))
+
+
+def word_alignment(reference: str, hypothesis: str, language: str | None) -> list[AlignedUnits]:
+    """The alignment that `word_edits` counts, in order. Arguments as there."""
+    return aligned_units(*scored_units(reference, hypothesis, scored_language(reference, hypothesis, language)))
 
 
 class _Units(jiwer.AbstractTransform):
