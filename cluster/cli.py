@@ -13,7 +13,7 @@ from speech.errors import UserError
 
 _COMMANDS = {
     "evaluate": ("evaluate", "run_evaluation"),
-    "compare": ("compare", "run"),
+    "compare": ("results.compare", "run"),
     "synthesize": ("synthesize", "run"),
     "prepare": ("prepare", "run"),
     "data": ("data", "run"),
@@ -23,10 +23,11 @@ _COMMANDS = {
     "doctor": ("doctor", "run"),
     "plan": ("plan", "run"),
     "serve-reward": ("serve_reward", "run"),
-    "audit": ("audit", "run_audit"),
+    "audit": ("results.audit", "run_audit"),
     "families": ("families", "run_families"),
     "merge": ("merge", "run"),
-    "report": ("report", "run"),
+    "report": ("results.report", "run"),
+    "top": ("results.top", "run"),
 }
 """By command: its module in `cluster.commands`, imported for it alone, and the function that gets the arguments and
 returns the exit code. `train` and `config` are not so simple."""
@@ -158,7 +159,7 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
 
     compare = command("compare", "compare two evaluations of the same utterances", "")
     if "compare" in arguments:
-        from cluster.commands.compare import add_arguments as add_comparison
+        from cluster.commands.results.compare import add_arguments as add_comparison
 
         add_comparison(compare)
 
@@ -217,9 +218,15 @@ def _parsers(arguments: list[str]) -> tuple[argparse.ArgumentParser, dict[str, a
 
     report = command("report", "show runs in one page of HTML", "")
     if "report" in arguments:
-        from cluster.commands.report import add_arguments as add_report_arguments
+        from cluster.commands.results.report import add_arguments as add_report_arguments
 
         add_report_arguments(report)
+
+    top = command("top", "watch a running job", "")
+    if "top" in arguments:
+        from cluster.commands.results.top import add_arguments as add_top_arguments
+
+        add_top_arguments(top)
 
     command(
         "families",

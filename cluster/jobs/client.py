@@ -127,6 +127,14 @@ class JobsClient(JobSubmissionClient):
             raise self._away(f"it answers {answer.status_code} {answer.reason}: {cause(answer.text)}")
         return answer
 
+    def metrics_targets(self) -> list[str]:
+        """`host:port` of each agent that gives metrics to Prometheus."""
+        try:
+            groups = self._do_request("GET", "/api/prometheus/sd").json()
+            return [str(target) for group in groups for target in group["targets"]]
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{self._address}: does not say where its metrics are: {last_line(error)}") from error
+
     def _raise_error(self, r: requests.Response) -> None:
         if r.status_code == 404 and "does not exist" not in r.text:  # some proxies say so of a server that is away
             raise self._away(f"it answers 404: {cause(r.text)}")

@@ -103,7 +103,7 @@ class TrainingDisplay:
             rows = (
                 ("", _headline(self._metrics)),
                 ("reward parts", _reward_parts(self._metrics)),
-                ("seconds", _phases(self._metrics)),
+                ("seconds", phases(self._metrics)),
             )
             for label, values in rows:
                 if values:
@@ -118,8 +118,8 @@ def plain_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
     """One step as one line of text, for logs."""
     numbers = [*_headline(metrics), *_reward_parts(metrics)]
     if "time/step" in metrics:
-        phases = ", ".join(f"{name} {value}" for name, value in _phases(metrics))
-        numbers.append(("seconds", f"{metrics['time/step']:.1f}" + (f" ({phases})" if phases else "")))
+        parts = ", ".join(f"{name} {value}" for name, value in phases(metrics))
+        numbers.append(("seconds", f"{metrics['time/step']:.1f}" + (f" ({parts})" if parts else "")))
     return "  ".join([f"step {step}/{steps}", *(f"{name} {value}" for name, value in numbers)])
 
 
@@ -131,6 +131,7 @@ def _reward_parts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     return [(k.removeprefix(REWARD_PARTS), f"{v:.3f}") for k, v in metrics.items() if k.startswith(REWARD_PARTS)]
 
 
-def _phases(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+def phases(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Seconds of a step by phase, as text."""
     names = [k for k in metrics if k.startswith("time/") and not k.startswith(_NOT_PHASES)]
     return [(k.removeprefix("time/"), f"{metrics[k]:.1f}") for k in names]

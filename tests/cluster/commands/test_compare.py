@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from cluster import cli
-from cluster.commands.compare import print_comparison
+from cluster.commands.results.compare import print_comparison
 from cluster.evaluation.difference import Row, compare
 from cluster.evaluation.paired import Difference
 from cluster.evaluation.sources import read_source
