@@ -1,11 +1,14 @@
-"""Waveforms in: any file that libsndfile reads becomes float32 mono at the rate the caller asks for."""
+"""Waveforms in: any file that libsndfile reads becomes float32 mono at the rate the caller asks for.
+
+A path may name a place inside a larger file (`speech/containers`), which is decoded where it lies.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from speech.containers import container_of, locate, open_bytes
 from speech.errors import InputError, Problem
 from speech.records import Utterance
 
@@ -144,17 +148,22 @@ def load_audio(utterance: Utterance, sample_rate: int) -> np.ndarray:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
     """Open a sound file, turning every way in which opening or decoding fails into an InputError."""
-    if not Path(path).is_file():
-        raise _bad(path, "is not a file" if Path(path).exists() else "no such file")
+    whole = Path(container_of(str(path)))
+    if not whole.is_file():
+        raise _bad(path, "is not a file" if whole.exists() else "no such file")
     try:
-        with soundfile.SoundFile(path) as file:
+        # libsndfile opens a file of its own by itself.
+        source = nullcontext(path) if locate(str(path)) is None else open_bytes(str(path))
+        with source as sound, soundfile.SoundFile(sound) as file:
             if file.samplerate < MIN_SAMPLE_RATE:
                 raise _bad(path, f"its header states a sample rate of {file.samplerate} Hz")
             _check_whole(file, path)
             yield file
     except soundfile.SoundFileError as error:
-        reason = str(error).removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
+        reason = getattr(error, "error_string", str(error)).rstrip(".")
         raise _bad(path, f"cannot be decoded: {reason} (readable: wav, flac, ogg, opus, mp3, aiff, …)") from error
+    except OSError as error:  # of a container; of a file of its own libsndfile tells
+        raise _bad(path, f"cannot be read: {error.strerror or error}") from error
     except TypeError as error:
         # soundfile raises this for headerless .raw files, whose rate and sample format nobody told us.
         raise _bad(path, "has no header (raw samples); convert it to wav or flac") from error
@@ -175,7 +184,7 @@ def _check_whole(file: soundfile.SoundFile, path: str | Path) -> None:
         if actual < declared < 2**62 and declared not in _STREAMED:
             missing = max(missing, file.frames * (declared / max(actual, 1) - 1.0))
     if file.format == "NIST":
-        with Path(path).open("rb") as header:
+        with open_bytes(str(path)) as header:
             found = _SPHERE_FRAMES.search(header.read(1024))
         missing = int(found[1]) - file.frames if found else 0.0
     lost = missing / file.samplerate
@@ -188,7 +197,7 @@ def _check_whole(file: soundfile.SoundFile, path: str | Path) -> None:
 
 def _ends_in_ogg(path: str | Path) -> bool:
     """Whether the last page of an Ogg file is all there and marked as the end of its stream (RFC 3533, section 6)."""
-    with Path(path).open("rb") as file:
+    with open_bytes(str(path)) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - _OGG_PAGE, 0))
         tail = file.read()

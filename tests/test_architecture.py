@@ -68,7 +68,7 @@ FLOORS = {
         ("preparation",),
         ("manifests", "families", "codecs", "edits"),
         ("audio", "text", "runtime"),
-        ("records",),
+        ("records", "containers"),
         ("errors",),
     ),
 }

@@ -14,6 +14,7 @@ from typing import Literal
 import soundfile
 
 from speech.audio import audio_seconds, load_audio
+from speech.containers import container_of
 from speech.errors import InputError, Problem, UserError
 from speech.manifests.progress import map_files
 from speech.records import Utterance
@@ -59,7 +60,7 @@ def _convert(
 ) -> Utterance | tuple[Problem, ...]:
     target = folder / _file_name(utterance, audio_format, sample_rate)
     try:
-        if not _is_current(target, Path(utterance.audio)):
+        if not _is_current(target, Path(container_of(utterance.audio))):
             wave = load_audio(utterance, sample_rate)
             temporary = target.with_name(f".{target.name}.{threading.get_ident()}.tmp")
             target.parent.mkdir(parents=True, exist_ok=True)
