@@ -20,6 +20,7 @@ from cluster.config.checks import POLICY_OBJECTIVES
 from learner.config import SAMPLED_OBJECTIVES
 from rewards.config import JudgeConfig
 from speech.errors import UserError
+from speech.manifests.shards import named
 from speech.runtime.checkpoint_files import refuse_chatterbox, require_files, weight_files
 from speech.runtime.codec_source import S3_FILES, split_source
 from speech.runtime.hub import model_folder
@@ -152,9 +153,11 @@ def _manifests(config: RunConfig, training: bool) -> Problems:
     if training:
         paths |= {"valid": data.valid if config.evaluation.every else None, "test": data.test, "replay": data.replay}
     return [
-        (f"data.{split}", f"{path} does not exist (the working folder is {Path.cwd()})")
+        (f"data.{split}", f"{file} does not exist (the working folder is {Path.cwd()})")
         for split, path in paths.items()
-        if path is not None and not Path(path).exists()
+        if path is not None
+        for file in named(Path(path))
+        if not file.exists()
     ]
 
 

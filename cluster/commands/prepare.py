@@ -47,8 +47,13 @@ _SHOWN = 10
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `speechrl prepare`."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("manifest", metavar="MANIFEST", help="jsonl file of any known format, or a Kaldi directory")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="write manifests (and audio) here; only check without")
+    parser.add_argument("manifest", metavar="MANIFEST", help="file or folder of any known format (docs/data.md)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="write manifests (and audio) here, or one compressed manifest where this is NAME.gz; only check without",
+    )
     parser.add_argument("--format", default="auto", metavar="NAME", help=f"auto, {', '.join(FORMATS)} (default: auto)")
     parser.add_argument(
         "--on-bad", choices=["error", "skip"], default="error", help="stop at bad lines, or leave them out (error)"
@@ -129,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     problems = list(manifest.skipped)
     utterances = _select(manifest, args)
     if args.audio != "keep":
-        utterances, bad = convert_audio(utterances, args.out / "audio", args.audio, args.sample_rate)
+        utterances, bad = convert_audio(utterances, _folder(args.out) / "audio", args.audio, args.sample_rate)
         if bad and args.on_bad == "error":
             raise InputError(f"{len(bad):,} audio files cannot be decoded; nothing was written", bad)
         problems += bad
@@ -141,7 +146,9 @@ def run(args: argparse.Namespace) -> int:
             write_manifest(_output(args.out, name), part)
             console.print(f"{len(part):,} utterances → {_output(args.out, name)}", soft_wrap=True, highlight=False)
         if problems:
-            durable.replace(args.out / "skipped.jsonl", "".join(json.dumps(asdict(p)) + "\n" for p in problems))
+            durable.replace(
+                _folder(args.out) / "skipped.jsonl", "".join(json.dumps(asdict(p)) + "\n" for p in problems)
+            )
     return 0
 
 
@@ -158,6 +165,8 @@ def _checked(args: argparse.Namespace) -> dict[str, float]:
         raise UserError("--by-speaker goes with --split")
     if shares and (len(shares) < len(args.split) or abs(sum(shares.values()) - 1) > 1e-6):
         raise UserError(f"--split: names must differ and shares sum to 1, they sum to {sum(shares.values()):g}")
+    if shares and args.out.suffix == ".gz":
+        raise UserError(f"--split writes several manifests: --out must be a folder, is {args.out}")
     if args.out is not None:
         for name in shares or {"manifest": 1.0}:
             if _output(args.out, name).absolute() == Path(args.manifest).absolute():
@@ -166,7 +175,12 @@ def _checked(args: argparse.Namespace) -> dict[str, float]:
 
 
 def _output(folder: Path, name: str) -> Path:
-    return folder / f"{name}.jsonl"
+    return folder if folder.suffix == ".gz" else folder / f"{name}.jsonl"
+
+
+def _folder(out: Path) -> Path:
+    """Where audio and the list of what was left out go."""
+    return out.parent if out.suffix == ".gz" else out
 
 
 def _select(manifest: Manifest, args: argparse.Namespace) -> Sequence[Utterance]:

@@ -44,9 +44,11 @@ class DataConfig:
     test: str | None = None
     """Manifest for the evaluations before and after training; nothing else ever reads it."""
 
-    format: Literal["auto", "jsonl", "kaldi", "funasr", "chat", "seed_tts"] = "auto"
-    """Form of the manifests: `jsonl` (ours), `kaldi` (a directory), `funasr` or `chat` (jsonl), `seed_tts`
-    (`meta.lst`); `auto` looks at the first lines."""
+    format: Literal[
+        "auto", "jsonl", "kaldi", "funasr", "chat", "qwen3_asr", "nemo", "lhotse", "seed_tts", "common_voice",
+        "parquet", "datasets", "webdataset",
+    ] = "auto"  # fmt: skip
+    """Form of the manifests: `jsonl` (ours) or one of the others of docs/data.md; `auto` looks at what is there."""
 
     on_bad: Literal["error", "skip"] = "error"
     """What cannot be used: stop with a list of it, or do without. `skip` leaves out bad lines; a prompt whose utterance

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cluster.config import RunConfig, load_config
 from cluster.config.source import read_source
 from speech.errors import UserError
+from speech.manifests.shards import named
 from speech.runtime.codec_source import split_source
 from speech.runtime.hub import is_hub_name
 
@@ -72,7 +73,12 @@ def check_travels(upload: Upload, file: str, config: RunConfig) -> None:
     if is_hub_name(config.model.path):
         del relative["model.path"]
     problems = [f"{name}: {why}" for name in files if (why := upload.lacks(inside(Path(name), upload.folder)))]
-    problems += [f"{key}: {path}: {why}" for key, path in relative.items() if (why := upload.lacks(path))]
+    problems += [
+        f"{key}: {part}: {why}"
+        for key, path in relative.items()
+        for part in named(Path(path))
+        if (why := upload.lacks(str(part)))
+    ]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise UserError(f"the job would not find:\n{listed}\nmove it, or give an absolute path that all nodes share")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import speech
+from speech.manifests.formats import FORMATS
 from speech.manifests.scan import Scan, read_scan
 from speech.manifests.store import DamagedStoreError
 
@@ -31,18 +32,15 @@ INDEX = "index"
 _CLOCK_NS = 2_000_000_000
 """A file may change twice within one tick of its file system's clock, so that its time tells nothing."""
 
-_KALDI_FILES = ("wav.scp", "text", "utt2spk", "segments")
-
 
 def index_key(path: Path, format: str, require_text: bool) -> dict[str, Any]:
     """What an index must have been made of: the files with size and time of change, the options, and our own code."""
-    files = [path / name for name in _KALDI_FILES] if path.is_dir() else [path]
-    stats = [(file.name, file.stat()) for file in files if file.exists()]
+    stats = [(file, file.stat()) for file in FORMATS[format].files(path) if file.exists()]
     return {
-        "files": [[name if path.is_dir() else "", stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "files": [["" if file == path else file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats],
         "format": format,
         "require_text": require_text,
-        "code": code_digest("speech/*.py", "speech/manifests/*.py", "speech/text/*.py"),
+        "code": code_digest("speech/*.py", "speech/containers/*.py", "speech/manifests/**/*.py", "speech/text/*.py"),
     }
 
 

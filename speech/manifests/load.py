@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, overload
 
@@ -15,7 +17,7 @@ from speech.manifests.entries import nearest
 from speech.manifests.formats import FORMATS, detect_format
 from speech.manifests.index import INDEXED_FROM, index_key, read_index, write_index
 from speech.manifests.recordings import Complaint, changed_rows, check_headers, length_complaints
-from speech.manifests.scan import Scan, scan
+from speech.manifests.scan import Scan, file_at, scan
 from speech.manifests.store import Utterances, stored
 from speech.records import Utterance
 
@@ -28,14 +30,19 @@ network file system."""
 
 
 class Places(Sequence[tuple[str, int]]):
-    """File and 1-based line of each utterance. `lines`: int array (utterances,)."""
+    """File and 1-based line of each utterance.
 
-    def __init__(self, file: str, lines: np.ndarray) -> None:
-        self._file, self._lines = file, lines
+    Args:
+        files: (file, lines before it) in order; lines count on from file to file.
+        lines: int array (utterances,).
+    """
+
+    def __init__(self, files: Sequence[tuple[str, int]], lines: np.ndarray) -> None:
+        self._files, self._lines = files, lines
 
     def at(self, indices: np.ndarray) -> Places:
         """Those of the utterances at these indices."""
-        return Places(self._file, self._lines[indices])
+        return Places(self._files, self._lines[indices])
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -48,16 +55,20 @@ class Places(Sequence[tuple[str, int]]):
 
     def __getitem__(self, index: int | slice) -> tuple[str, int] | Sequence[tuple[str, int]]:
         if isinstance(index, slice):
-            return Places(self._file, self._lines[index])
-        return self._file, int(self._lines[index])
+            return Places(self._files, self._lines[index])
+        return self._place(int(self._lines[index]))
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
-        return ((self._file, line) for line in self._lines.tolist())
+        return map(self._place, self._lines.tolist())
 
     def __eq__(self, other: object) -> bool:
         return tuple(self) == tuple(other) if isinstance(other, Sequence) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
+
+    def _place(self, line: int) -> tuple[str, int]:
+        file, before = self._files[bisect_left(self._files, line, key=itemgetter(1)) - 1]
+        return file, line - before
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +88,7 @@ class Manifest:
     skipped: tuple[Problem, ...]
     path: str
     format: str
-    places: Places = field(default_factory=lambda: Places("", np.zeros(0, np.int32)))
+    places: Places = field(default_factory=lambda: Places((), np.zeros(0, np.int32)))
     unchecked: int = 0
 
     def fingerprint(self) -> str:
@@ -102,7 +113,7 @@ def load_manifest(
     """Read a manifest and validate every line of it. A long one leaves an index behind, which the next call reads.
 
     Args:
-        path: a jsonl file, a Kaldi directory, or a `meta.lst` of seed-tts-eval.
+        path: a file, a folder, or a pattern with braces for several files (`shard-{000..003}.tar`).
         format: `auto` decides by content; otherwise a key of `FORMATS`.
         on_bad: `error` raises with all problems of all lines; `skip` leaves bad lines out and returns why.
         limits: accepted lengths of utterances (default `AudioLimits()`); applied where the length is known.
@@ -122,7 +133,7 @@ def load_manifest(
         raise UserError(f"unknown manifest format {format!r}; {hint}")
     detected = detect_format(path)
     format = detected if format == "auto" else format
-    if (format == "kaldi") != (detected == "kaldi"):
+    if format != detected and not (FORMATS[format].of_lines and FORMATS[detected].of_lines):
         raise UserError(f"{path}: format {format!r} was asked for, but this looks like {FORMATS[detected].expects}")
 
     key = index_key(path, format, require_text)
@@ -141,13 +152,14 @@ def load_manifest(
     if (fresh or opened) and len(utterances) >= INDEXED_FROM:
         write_index(path, key, replace(found, utterances=Utterances(utterances.columns, utterances.folder)))
     complaints += length_complaints(utterances.select(_without(utterances.rows, complaints)), limits or AudioLimits())
-    file = str(path / found.file) if found.file else str(path)
-    lines = utterances.columns.lines
-    problems += (Problem(file, int(lines[c.row]), found.names.get(c.key, c.key), c.message) for c in complaints)
+    places = _places(found, path)
+    problems += (Problem(*places[c.row], found.names.get(c.key, c.key), c.message) for c in complaints)
 
-    # A reader may find fault with a line (an unknown key) that is otherwise usable.
-    bad = [problem.line for problem in problems if problem.file == file and problem.line is not None]
-    good = utterances.select(utterances.rows[~np.isin(lines[utterances.rows], bad)])
+    good = utterances.select(_without(utterances.rows, complaints))
+    if format == "jsonl":
+        # Its reader may find fault with a line (an unknown key) that is otherwise usable.
+        bad = [problem.line for problem in found.problems if problem.line is not None]
+        good = good.select(good.rows[~np.isin(good.columns.lines[good.rows], bad)])
     problems.sort(key=lambda problem: (problem.file, problem.line or 0))
     if problems and on_bad == "error":
         count = len({(problem.file, problem.line) for problem in problems})
@@ -155,21 +167,29 @@ def load_manifest(
     if not good:
         raise InputError(f"{path}: no usable utterance", problems)
     unchecked = int(np.count_nonzero(good.columns.stamps[good.rows] == 0))
-    return Manifest(good, tuple(problems), str(path), format, Places(file, lines[good.rows]), unchecked)
+    return Manifest(good, tuple(problems), str(path), format, places.at(good.rows), unchecked)
 
 
 def _without_duplicates(found: Scan, path: Path) -> tuple[np.ndarray, list[Problem]]:
     """Rows of the first utterance of each id, and a problem for each later one that names both lines."""
     utterances = found.utterances
-    lines = utterances.columns.lines
-    file, key = str(path / found.file) if found.file else str(path), found.names.get("id", "id")
+    places, key = _places(found, path), found.names.get("id", "id")
     pairs = utterances.repeated()
     again = utterances.select(np.array([row for row, _ in pairs], np.int64))
     problems = [
-        Problem(file, int(lines[row]), key, f"duplicate {utterance.id!r}, first on line {lines[earlier]}")
+        Problem(*places[row], key, f"duplicate {utterance.id!r}, first on {_first(places[row], places[earlier])}")
         for (row, earlier), utterance in zip(pairs, again, strict=True)
     ]
     return np.setdiff1d(utterances.rows, again.rows, assume_unique=True), problems
+
+
+def _places(found: Scan, path: Path) -> Places:
+    """Of all rows of a scan."""
+    return Places([(file_at(path, name), before) for name, before in found.files], found.utterances.columns.lines)
+
+
+def _first(place: tuple[str, int], earlier: tuple[str, int]) -> str:
+    return f"line {earlier[1]}" if earlier[0] == place[0] else f"line {earlier[1]} of {earlier[0]}"
 
 
 def _check_audio(

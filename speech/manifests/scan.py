@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, replace
@@ -23,7 +23,7 @@ from typing import IO, Any
 from speech.errors import Problem
 from speech.manifests.entries import Entry, check_entry
 from speech.manifests.formats import FORMATS
-from speech.manifests.jsonl import Span, read_own
+from speech.manifests.jsonl import Span, is_gzip, read_own
 from speech.manifests.progress import progress_bar
 from speech.manifests.store import StoreWriter, Utterances, joined, read_store
 from speech.records import Utterance
@@ -42,19 +42,20 @@ class Scan:
     Attributes:
         utterances: all lines that are usable by themselves, in order; an id may occur twice.
         problems: what is wrong with the others.
-        file: which file of a Kaldi directory the lines of `utterances` are counted in; empty for a single file.
+        files: (name, lines before it) of the files in which the lines of `utterances` are counted, in order. The name
+            is empty for a single file, and below its folder otherwise. Lines count on from file to file.
         names: how the format at hand calls a key, for messages.
     """
 
     utterances: Utterances
     problems: tuple[Problem, ...]
-    file: str
+    files: tuple[tuple[str, int], ...]
     names: dict[str, str]
 
     def to_bytes(self, path: Path, header: dict[str, Any]) -> bytes:
         """As bytes, with further values for the header. The manifest may have another name when they are read."""
         problems = [(_below(path, problem.file), *astuple(problem)[1:]) for problem in self.problems]
-        own = {"problems": problems, "file": self.file, "names": self.names}
+        own = {"problems": problems, "files": self.files, "names": self.names}
         return self.utterances.to_bytes(header | own)
 
 
@@ -66,12 +67,13 @@ def read_scan(file: IO[bytes], path: Path) -> tuple[Scan, dict[str, Any]]:
         OSError: the file cannot be read.
     """
     utterances, header = read_store(file, str(folder_of(path)))
-    problems = tuple(Problem(_file(path, file), *rest) for file, *rest in header["problems"])
-    return Scan(utterances, problems, header["file"], header["names"]), header
+    problems = tuple(Problem(file_at(path, file), *rest) for file, *rest in header["problems"])
+    files = tuple((name, before) for name, before in header.get("files", ()))  # an earlier release has none
+    return Scan(utterances, problems, files, header["names"]), header
 
 
 def folder_of(path: Path) -> Path:
-    """Absolute folder of a manifest; a Kaldi directory is its own."""
+    """Absolute folder of a manifest; a directory is its own."""
     return path.absolute() if path.is_dir() else path.parent.absolute()
 
 
@@ -92,24 +94,32 @@ def scan(path: Path, format: str, require_text: bool) -> Scan:
 def _gather(items: Iterable[Entry | Problem], path: Path, require_text: bool, advance: Callable[[int], None]) -> Scan:
     writer = StoreWriter(str(folder_of(path)))
     problems: list[Problem] = []
-    file, names = "", {}
+    files: list[tuple[str, int]] = []
+    names: Mapping[str, str] | None = None
+    file, before, line = "", 0, 0
     for number, item in enumerate(items, start=1):
         if isinstance(item, Problem):
             problems.append(item)
             continue
         checked = check_entry(item, require_text)
         if isinstance(checked, Utterance):
-            writer.add(checked, item.line)
-            file, names = item.file, dict(item.names)
+            if item.file != file:
+                file, before = item.file, line
+                files.append((_below(path, file), before))
+            line = before + item.line
+            writer.add(checked, line)
+            names = item.names if names is None or item.names is names or item.names == names else {}
         else:
             problems.extend(checked)
         if number % _REPORT_LINES == 0:
             advance(_REPORT_LINES)
-    return Scan(writer.finish(), tuple(problems), _below(path, file or str(path)), names)
+    return Scan(writer.finish(), tuple(problems), tuple(files or [("", 0)]), dict(names or {}))
 
 
 def _spans(path: Path) -> list[Span]:
     """The file in parts of equal size for the processors that we may use; one when it is too short for more."""
+    if is_gzip(path):
+        return [Span(0, sys.maxsize)]
     size = path.stat().st_size
     count = min(len(os.sched_getaffinity(0)), _MAX_PROCESSES, size // SPAN_BYTES)
     ends = []
@@ -150,7 +160,7 @@ def _in_processes(path: Path, spans: list[Span], require_text: bool) -> Scan:
             columns = part.utterances.columns
             utterances.append(Utterances(replace(columns, lines=columns.lines + before), part.utterances.folder))
             before += header["lines"]
-    return Scan(joined(utterances, str(folder_of(path))), tuple(problems), part.file, part.names)
+    return Scan(joined(utterances, str(folder_of(path))), tuple(problems), (("", 0),), part.names)
 
 
 def _start(path: Path, span: Span, require_text: bool, output: IO[bytes]) -> subprocess.Popen[str]:
@@ -181,13 +191,17 @@ def _follow(advance: Callable[[int], None], process: subprocess.Popen[str]) -> s
 
 
 def _below(path: Path, file: str) -> str:
-    """A file of a manifest relative to it: empty for the manifest itself."""
-    return file.removeprefix(str(path)).lstrip("/")
+    """A file of a manifest relative to its folder: empty for the manifest itself."""
+    return "" if file == str(path) else str(Path(file).relative_to(_inside(path)))
 
 
-def _file(path: Path, below: str) -> str:
+def file_at(path: Path, below: str) -> str:
     """The opposite of `_below`."""
-    return str(path / below) if below else str(path)
+    return str(_inside(path) / below) if below else str(path)
+
+
+def _inside(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def _main(arguments: list[str], output: IO[bytes], report: IO[str]) -> None:

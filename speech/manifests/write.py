@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 from speech.errors import UserError
@@ -13,7 +15,7 @@ from speech.records import Utterance
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
-    """Write our jsonl, complete or not at all.
+    """Write our jsonl, complete or not at all; compressed by gzip where the name ends in `.gz`.
 
     Audio files and prompt voices below the manifest's folder are written relative to it, so that the folder can be
     moved; others stay absolute. Fields that hold their default are left out.
@@ -28,9 +30,12 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
         raise UserError(f"{path.parent}: cannot be created: {error.strerror}") from error
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for utterance in utterances:
-                file.write(json.dumps(_fields(utterance, path.parent), ensure_ascii=False) + "\n")
+        with temporary.open("wb") as file:
+            # Without the time, which would make another file of the same lines.
+            packed = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else nullcontext(file)
+            with packed as lines:
+                for utterance in utterances:
+                    lines.write(f"{json.dumps(_fields(utterance, path.parent), ensure_ascii=False)}\n".encode())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

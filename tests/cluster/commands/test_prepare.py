@@ -11,8 +11,10 @@ import soundfile
 
 from cluster.cli import main
 from cluster.commands import prepare
+from speech.audio import load_audio
 from speech.errors import InputError, UserError
 from speech.manifests import load_manifest
+from tests.speech.manifests.foreign.data_sets import MAKERS, write_recordings
 
 
 def write_lines(path: Path, *lines: dict[str, object]) -> Path:
@@ -164,3 +166,28 @@ def test_from_the_command_line(source, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["prepare", "--help"])
     assert "speechrl prepare " in capsys.readouterr().out.partition("examples:")[2]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_data_sets_of_other_tools_are_checked_and_converted(tmp_path, capsys, name):
+    """Nothing is written by a check; a conversion reads the sound out of tars, parquet and Arrow."""
+    expected = write_recordings(tmp_path / "theirs")
+    path = MAKERS[name][1](tmp_path / "theirs", expected)
+    before = sorted((tmp_path / "theirs").rglob("*"))
+    run(path)
+    assert "language zh" in capsys.readouterr().out
+    assert sorted((tmp_path / "theirs").rglob("*")) == before
+    run(path, "--out", tmp_path / "out", "--audio", "flac")
+    for found, one in zip(load_manifest(tmp_path / "out" / "manifest.jsonl").utterances, expected, strict=True):
+        assert (found.id, found.text, found.language) == (one.id, one.text, one.language)
+        np.testing.assert_allclose(load_audio(found, 16_000), load_audio(one, 16_000), atol=2**-15)
+
+
+def test_a_name_in_gz_is_one_compressed_manifest(source, tmp_path):
+    out = tmp_path / "out" / "rl.jsonl.gz"
+    run(source, "--out", out, "--audio", "flac")
+    assert out.read_bytes().startswith(b"\x1f\x8b")
+    assert ids(out) == ids(source)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["audio", "rl.jsonl.gz"]
+    with pytest.raises(UserError, match="--out must be a folder"):
+        run(source, "--out", out, "--split", "a=0.5", "b=0.5")

@@ -35,7 +35,7 @@ def configuration(*overrides: str) -> RunConfig:
 
 
 def manifest(*utterances: Utterance, path: str = "m.jsonl") -> Manifest:
-    places = Places(path, np.arange(1, len(utterances) + 1))
+    places = Places([(path, 0)], np.arange(1, len(utterances) + 1))
     return Manifest(tuple(utterances), (), path, "jsonl", places)
 
 

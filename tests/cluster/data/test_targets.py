@@ -28,7 +28,7 @@ def manifest(*lines: tuple[str, str | None, Mapping[str, str]], audio: str = "/a
         Utterance(id=str(i), audio=audio, text=text, language="en", speaker=speaker, attributes=attributes)
         for i, (text, speaker, attributes) in enumerate(lines)
     )
-    return Manifest(utterances, (), "m.jsonl", "jsonl", Places("m.jsonl", np.arange(1, len(lines) + 1)))
+    return Manifest(utterances, (), "m.jsonl", "jsonl", Places([("m.jsonl", 0)], np.arange(1, len(lines) + 1)))
 
 
 def test_targets_come_from_the_line_and_its_attributes() -> None:

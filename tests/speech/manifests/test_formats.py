@@ -215,7 +215,9 @@ def test_chat_problems(folder):
         ("id,audio,text\n1,a.wav,x\n", "looks like comma-separated text"),
         ("1\ta.wav\tx\n", "looks like tab-separated text"),
         ("{\n", "spread over several lines"),
-        ('{"audio_filepath": "a.wav", "text": "x"}', "looks like a NeMo manifest"),
+        ('{"key": "1", "wav": "a.wav", "txt": "x"}', "looks like a WeNet data list"),
+        ('{"id": "1", "sources": [], "sampling_rate": 1}', "looks like recordings of Lhotse"),
+        ('{"id": "1", "recording_id": "r", "text": "x"}', "looks like supervisions of Lhotse"),
         ('{"x": 1, "y": 2}', "has the keys x, y"),
     ],
 )

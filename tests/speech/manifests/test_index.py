@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from speech.errors import InputError
 from speech.manifests import load_manifest
 from speech.manifests.recordings import audio_seconds
 from speech.manifests.scan import _spans, scan
+from tests.speech.manifests.foreign.data_sets import add, tar_folder, write_recordings
 from tests.speech.manifests.manifest_files import problems_of, write_lines
 
 LINES = [
@@ -231,3 +233,27 @@ def test_a_manifest_that_changes_while_it_is_read(long: Path, monkeypatch: pytes
     monkeypatch.setattr("speech.manifests.load.scan", scan_and_edit)
     with pytest.raises(InputError, match="changed while it was read"):
         load_manifest(long)
+
+
+def test_the_index_of_shards_counts_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scans: list[Path], opened: list[str]
+) -> None:
+    """What is in a tar is known by the size and time of change of the tar."""
+    monkeypatch.setattr("speech.manifests.load.INDEXED_FROM", 2)
+    path = tar_folder(tmp_path, write_recordings(tmp_path))
+    first, second = (aged(file) for file in sorted(path.iterdir()))
+    whole = load_manifest(path)
+    assert load_manifest(path) == whole and len(scans) == 1 and len(opened) == 3
+    assert list(whole.places) == [(str(first), 1), (str(first), 2), (str(second), 1)]
+    assert load_manifest(path.rename(tmp_path / "moved")).fingerprint() == whole.fingerprint()
+    assert len(scans) == 2, "the index lies beside a folder, under its name"
+    moved = tmp_path / "moved"
+    aged(moved / second.name, 1800)
+    assert [u.id for u in load_manifest(moved).utterances] == ["r1.wav", "r2.wav", "r3.wav"]
+    assert len(scans) == 3
+    with tarfile.open(moved / "shard-002.tar", "w") as tar:
+        add(tar, "r9.wav", Path(tmp_path / "r1.wav").read_bytes())
+        add(tar, "r9.txt", b"nine")
+    aged(moved / "shard-002.tar")
+    more = load_manifest(moved)
+    assert (len(scans), more.places[3]) == (4, (str(moved / "shard-002.tar"), 1))

@@ -14,6 +14,9 @@ from speech.manifests.jsonl import read_lines
 
 _NAMES = {"audio": "wav.scp", "text": "text", "speaker": "utt2spk", "start": "segments", "duration": "segments",
           "channel": "segments"}  # fmt: skip
+FILES = ("wav.scp", "text", "utt2spk", "segments")
+"""The files of a directory that are read; the first two must be there."""
+
 _ARCHIVE = re.compile(r"\.ark:\d+$")
 
 
