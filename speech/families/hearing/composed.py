@@ -43,6 +43,8 @@ WAVEFORM_ENCODERS = (
     "data2vec-audio",
     "wav2vec2-conformer",
 )
+STATES_PER_SECOND = 50
+"""Of Whisper's encoder."""
 SHORTEST = 400
 """Samples that one state of the waveform encoders sees."""
 _MARK = "\ufff9"
@@ -73,7 +75,7 @@ class Projector(nn.Module):
 
 
 class WhisperWindowEncoder(WindowEncoder):
-    """Whisper's encoder over a window of 30 s, as it was trained; only states of the sound are kept."""
+    """Whisper's encoder over one window, of 30 s as it was trained or shorter; only states of the sound are kept."""
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         windows, frames = zip(*(self.as_windows(item) for item in features), strict=True)
@@ -161,7 +163,9 @@ class ComposedFamily(NativeFamily):
         config = self.model_config.audio_config
         tower = self._load_tower(_tower_class(config), config, dtype)
         extractor = AutoFeatureExtractor.from_pretrained(self.path)
-        return (WhisperWindowEncoder if self._hears_windows else WaveformEncoder)(tower, extractor).eval()
+        if self._hears_windows:
+            return WhisperWindowEncoder(tower, extractor, length=2 * config.max_source_positions).eval()
+        return WaveformEncoder(tower, extractor).eval()
 
     def load_adaptor(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         sizes = self.config()["projector"]
@@ -199,6 +203,11 @@ class ComposedFamily(NativeFamily):
         return PromptLayout((*before_ids, *[0] * audio_length, *after_ids), len(before_ids), audio_length)
 
 
+def _seconds(config: PreTrainedConfig) -> int:
+    """What Whisper hears."""
+    return int(config.max_source_positions) // STATES_PER_SECOND
+
+
 def _tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return WhisperEncoder if config.model_type == "whisper" else MODEL_MAPPING[type(config)]
 
@@ -210,6 +219,7 @@ def compose(
     stack: int = 5,
     hidden: int = 2048,
     seed: int = 0,
+    window: int | None = None,
 ) -> Path:
     """Build a checkpoint from two Hugging Face folders and a new projector.
 
@@ -220,9 +230,12 @@ def compose(
         stack: encoder states a position; SLAM-ASR's 5 gives 10 positions a second.
         hidden: width between the projector's two layers.
         seed: of the projector's weights.
+        window: seconds that Whisper hears, its first positions; None for all its 30. The encoder's time goes down at
+            least in proportion. Longer recordings are refused.
 
     Raises:
-        UserError: an encoder or a language model of a kind that is not known, or the folder exists.
+        UserError: an encoder or a language model of a kind that is not known, a window that the encoder does not have,
+            or the folder exists.
     """
     encoder, language_model, folder = Path(encoder), Path(language_model), Path(folder)
     for source in (encoder, language_model):
@@ -234,6 +247,8 @@ def compose(
         raise UserError(
             f"{encoder / 'config.json'}: model_type {audio_config.model_type!r}; known encoders are {known}"
         )
+    if window is not None and not (audio_config.model_type == "whisper" and 1 <= window <= _seconds(audio_config)):
+        raise UserError(f"a window of {window} s: only Whisper has one, of 1 to 30 s")
     tower = AutoModel.from_pretrained(encoder, dtype="auto", use_safetensors=True)
     tower = tower.encoder if audio_config.model_type == "whisper" else tower
     model = AutoModelForCausalLM.from_pretrained(language_model, dtype="auto", use_safetensors=True)
@@ -250,6 +265,10 @@ def compose(
         for name, tensor in module.state_dict().items()
         if part != "language_model" or name not in tied
     }
+    if window is not None:
+        audio_config.max_source_positions = window * STATES_PER_SECOND
+        positions = tensors["encoder.embed_positions.weight"]
+        tensors["encoder.embed_positions.weight"] = positions[: audio_config.max_source_positions].clone()
     config = {
         "model_type": MODEL_TYPE,
         "audio_config": audio_config.to_dict(),
