@@ -10,9 +10,9 @@ in `build/`; neither they nor a model's weights that ship hold any of it.
 
 **Format.** `queen.1c` begins with `QTBL`; the table stands at byte 13: a count (u16), then 21 bytes a file: name (12),
 bundle (u8), offset (u32), size (u32), all big-endian. A `NAME.DOG` is a dialogue: 20 bytes, then the header below, then
-strings. A clip is `KKLLLLWS.SB`: the dialogue's talk key (2 decimal digits), the line's id (4 hex digits), who (J: Joe, the
-player; P: the other person) and the segment; blanks are zeros. It is an MP3 of 11 kHz. A line is cut into segments by
-the game's commands, `*` and two characters.
+strings. A clip is `KKLLLLWS.SB`: the dialogue's talk key (2 decimal digits), the line's id (4 hex digits), who (J: Joe,
+the player; P: the other person) and the segment; blanks are zeros. It is an MP3 of 11 kHz. A line is cut into segments
+by the game's commands, `*` and two characters.
 """
 
 from __future__ import annotations

