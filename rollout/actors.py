@@ -17,7 +17,7 @@ from ray import ObjectRef
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.config import EncoderConfig, EngineConfig, SamplingConfig
-from rollout.errors import WeightsLostError
+from rollout.errors import UnreadableError, WeightsLostError
 from rollout.vllm_process.root_cause import causes_named
 from speech.errors import UserError, last_line
 from speech.records import BadUtterance, Group, Prompt, PromptLayout, Utterance
@@ -25,12 +25,15 @@ from speech.runtime.hub import model_folder
 from speech.runtime.importing import ours_first
 from speech.runtime.spans import Span, SpanRecorder
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     import numpy as np
 
     from rollout.encoders.encoder import EncoderMode
     from rollout.encoders.voices import VoiceMode
     from rollout.engine.stats import EngineHealth, EngineStats
+    from speech.runtime.device_weights import DeviceBucket
     from speech.runtime.shared_weights import Bucket, SharedBucket
     from speech.runtime.weights import Probe, WeightBucket
 
@@ -254,6 +257,8 @@ class EngineActor:
         logging.getLogger("vllm").setLevel(logging.WARNING)
         self._engine = RolloutEngine(load_family(model_folder(model), family, options), config, sleeps)
         self._spans = SpanRecorder()
+        self._opens = True
+        """Whether its workers may be able to read the learner's device."""
 
     async def start(self, version: int | None = 0) -> str:
         """As `RolloutEngine.start`; returns the hex id of the node that it runs on.
@@ -280,9 +285,18 @@ class EngineActor:
     async def update_weights(
         self, version: int, buckets: Sequence[ObjectRef], probe: Probe, in_flight: bool = False
     ) -> float:
-        """As `RolloutEngine.update_weights`; fetches one bucket at a time, in the thread that stages them."""
-        fetched = (_fetched(bucket) for bucket in buckets)
+        """As `RolloutEngine.update_weights`; fetches one bucket at a time, in the thread that stages them.
+
+        An engine that cannot read the learner's device gets the weights through the host, then and from then on.
+        """
         with self._spans.span("update"):
+            try:
+                fetched = (_fetched(bucket, self._opens) for bucket in buckets)
+                return await self._engine.update_weights(version, fetched, probe, in_flight=in_flight)
+            except UnreadableError as error:
+                logger.warning("weights come through the host from now on: %s", error)
+                self._opens = False
+            fetched = (_fetched(bucket, self._opens) for bucket in buckets)
             return await self._engine.update_weights(version, fetched, probe, in_flight=in_flight)
 
     async def sleep(self, keep_weights: bool = False) -> None:
@@ -310,15 +324,19 @@ class EngineActor:
         self._engine.shutdown()
 
 
-def _fetched(bucket: ObjectRef) -> Bucket:
+def _fetched(bucket: ObjectRef, opens: bool) -> Bucket:
+    """`opens`: weights on the device of a learner of this node may stay there."""
+    from speech.runtime.device_weights import DeviceBucket
     from speech.runtime.shared_weights import SharedBucket
 
     try:
         weights: Bucket = ray.get(bucket)
-        if isinstance(weights, SharedBucket) and weights.node != _node():
+        on_device = isinstance(weights, DeviceBucket)
+        if isinstance(weights, (SharedBucket, DeviceBucket)) and (weights.node != _node() or (on_device and not opens)):
             # An engine that came to another node after the publication.
             place = NodeAffinitySchedulingStrategy(weights.node, soft=False)
-            weights = ray.get(_read.options(scheduling_strategy=place).remote(weights))
+            read = _read_device if on_device else _read
+            weights = ray.get(read.options(scheduling_strategy=place).remote(weights))
     except (ray.exceptions.ObjectLostError, ray.exceptions.TaskUnschedulableError, FileNotFoundError) as error:
         raise WeightsLostError(f"weights were on a node that is gone: {last_line(error)}") from error
     return weights
@@ -326,6 +344,12 @@ def _fetched(bucket: ObjectRef) -> Bucket:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _read(bucket: SharedBucket) -> WeightBucket:
+    return bucket.read()
+
+
+@ray.remote(num_cpus=0, max_retries=0, max_calls=1)
+def _read_device(bucket: DeviceBucket) -> WeightBucket:
+    """In a process that is new, as it must choose its GPU, and that ends after it, as it would keep memory there."""
     return bucket.read()
 
 

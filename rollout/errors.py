@@ -21,6 +21,11 @@ class RefusedError(PublicationError):
     """New weights were refused before they touched the model; what was served before is served on."""
 
 
+class UnreadableError(RefusedError):
+    """New weights on the learner's device cannot be read from here, or not as they were sent: through the host they may
+    be."""
+
+
 class WeightsLostError(Exception):
     """New weights are nowhere any more, since the node that held them is gone. No engine is at fault, and none can have
     them: the learner must send them again."""

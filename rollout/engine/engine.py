@@ -32,7 +32,7 @@ from rollout.errors import (
     within,
 )
 from rollout.leftovers import MODEL, EngineHome, free_leftovers
-from rollout.weights.publication import ADAPTER, clear_adapter, compare, load, receive_adapter
+from rollout.weights.publication import ADAPTER, clear_adapter, compare, load, open_weights, receive_adapter
 from rollout.weights.shapes import checkpoint_shapes
 from rollout.weights.staging import staged
 from speech.families.base import LanguageModelFamily
@@ -246,7 +246,8 @@ class RolloutEngine:
         Raises:
             PublicationError: naming the phase, the tensors or the Δ. The engine is stale then, and samples in flight
                 are lost; sampling resumes with the next publication that succeeds.
-            RefusedError: an adapter that cannot be right. The engine goes on with what it served before.
+            RefusedError: an adapter that cannot be right, or weights on the learner's device that cannot be read from
+                here (`UnreadableError`). The engine goes on with what it served before.
             WeightsLostError: raised by `buckets`; stale as well.
             EngineLostError: the engine's processes are gone.
         """
@@ -257,7 +258,7 @@ class RolloutEngine:
                     delta = await self._publish(version, buckets, probe, "keep" if in_flight else "wait")
             except RefusedError as error:
                 served = "nothing" if self._stale else f"version {self._version}"
-                raise RefusedError(f"version {version} was refused; {served} is served on: {error}") from error
+                raise type(error)(f"version {version} was refused; {served} is served on: {error}") from error
             except BaseException as error:
                 self._stale = f"publication of version {version} failed: {error}"
                 if self._engine is not None:
@@ -277,6 +278,8 @@ class RolloutEngine:
             engine = self._live()
             if weights.adapter is not None:
                 await receive_adapter(engine, weights, timeout_s)
+            if weights.device is not None:
+                await open_weights(engine, weights.device, timeout_s)
             try:
                 # clear_cache=False: the caches are dropped once the new weights are in.
                 pause = engine.pause_generation(mode=mode, clear_cache=False)

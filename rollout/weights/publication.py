@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import fmean
+from typing import Any
 
-from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from rollout.errors import EngineLostError, PublicationError, RefusedError, within
+from rollout.errors import EngineLostError, PublicationError, RefusedError, UnreadableError, within
 from rollout.weights.adapter_worker import ADAPTER_ID
 from rollout.weights.staging import StagedWeights
+from speech.runtime.device_weights import DeviceBucket
 from speech.runtime.weights import Probe
 
 ADAPTER = LoRARequest("adapter", ADAPTER_ID, "/nowhere")
@@ -45,10 +48,25 @@ async def clear_adapter(engine: AsyncLLM, timeout_s: float) -> None:
     await within(timeout_s, "clearing the adapter", engine.collective_rpc("clear_adapter"), lambda: engine.errored)
 
 
+async def open_weights(engine: AsyncLLM, bucket: DeviceBucket, timeout_s: float) -> None:
+    """Let the workers open weights on the learner's device and verify them, while the engine goes on with those before.
+
+    Raises:
+        UnreadableError: a worker cannot open them, or reads something else than was sent; named.
+    """
+    call = engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={"device": asdict(bucket)}))
+    try:
+        await within(timeout_s, "verifying the weights", call, lambda: engine.errored)
+    except (EngineDeadError, EngineLostError):
+        raise
+    except Exception as error:
+        raise UnreadableError(str(error)) from error
+
+
 async def load(engine: AsyncLLM, version: int, weights: StagedWeights, timeout_s: float) -> None:
     """Put staged weights into a paused engine, label them, and drop every cache of the old ones.
 
-    Of an adapter: what the workers have received.
+    Of an adapter, and of weights on the learner's device: what the workers have received or opened.
 
     Args:
         timeout_s: budget of each phase.
@@ -65,7 +83,9 @@ async def load(engine: AsyncLLM, version: int, weights: StagedWeights, timeout_s
         await within(timeout_s, "loading the adapter", engine.collective_rpc("load_adapter"), lost)
         await within(timeout_s, "labelling the adapter", engine.update_weight_version(str(version)), lost)
     else:
-        info = {"files": [str(file) for file in weights.files], "digests": dict(weights.digests)}
+        info: dict[str, Any] = {"files": [str(file) for file in weights.files], "digests": dict(weights.digests)}
+        if weights.device is not None:
+            info = {"opened": True}
         request = WeightTransferUpdateRequest(update_info=info)
         await within(timeout_s, "starting the weight update", engine.start_weight_update(), lost)
         await within(timeout_s, "loading the weights", engine.update_weights(request), lost)

@@ -1,6 +1,7 @@
 """What an engine does with a publication before it loads it: buckets → files that its workers can map.
 
 Buckets that came through Ray's object store are written; those in the shared memory of this node are there already.
+Weights on the device of the learner stay there, under a lease.
 """
 
 from __future__ import annotations
@@ -13,27 +14,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollout.errors import PublicationError, RefusedError, WeightsLostError, listed, within
+from rollout.errors import EngineLostError, PublicationError, RefusedError, WeightsLostError, listed, within
 from rollout.weights.adapter import check_adapter
 from rollout.weights.shapes import shape_faults
+from speech.runtime.device_weights import DeviceBucket, Lease
 from speech.runtime.owned_folders import SHARED_MEMORY, WEIGHTS, OwnedFolder
 from speech.runtime.shared_weights import Bucket, SharedBucket, fits_shared_memory, write_tensors
-from speech.runtime.weights import AdapterBucket
+from speech.runtime.weights import AdapterBucket, WeightBucket
 
 
 @dataclass(frozen=True, slots=True)
 class StagedWeights:
-    """A whole publication on disk.
+    """A whole publication on disk, or on the learner's device.
 
     Attributes:
         files: safetensors files, one per bucket, in the sender's order.
         digests: `tensor_digest` by tensor name, as computed by the sender.
         adapter: adapter_config.json, where the publication is an adapter in the place of full weights.
+        device: the publication, where it is on the learner's device. There are no files then.
     """
 
     files: tuple[Path, ...]
     digests: Mapping[str, str]
     adapter: Mapping[str, Any] | None = None
+    device: DeviceBucket | None = None
 
 
 @asynccontextmanager
@@ -53,7 +57,8 @@ async def staged(
     Raises:
         PublicationError: names or shapes differ from `expected`.
         RefusedError: an adapter does not fit, or full weights came to an engine that takes adapters.
-        WeightsLostError: the sender has given up a bucket in shared memory; it has a newer publication.
+        WeightsLostError: the sender has given up a bucket in shared memory or on its device, and has a newer
+            publication; or it ended while its device was read.
         PhaseTimeoutError: after `timeout_s`; the thread then stops before its next bucket.
     """
     with _Stage() as stage:
@@ -67,17 +72,26 @@ async def staged(
                 raise PublicationError(f"the tensors sent are not those of the engine's model: {listed(faults)}")
         else:
             check_adapter(stage.shapes, stage.adapter, expected, lora_rank)
-        yield StagedWeights(tuple(stage.files), stage.digests, stage.adapter)
+        try:
+            yield StagedWeights(tuple(stage.files), stage.digests, stage.adapter, stage.device)
+        except EngineLostError:
+            raise
+        except Exception as error:
+            if stage.lease is not None and stage.lease.is_broken:
+                raise WeightsLostError("the learner ended while its weights were read from its device") from error
+            raise
 
 
 class _Stage:
-    """Folders of one publication."""
+    """Folders of one publication, or the lease on it."""
 
     def __init__(self) -> None:
         self.files: list[Path] = []
         self.digests: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.adapter: Mapping[str, Any] | None = None
+        self.device: DeviceBucket | None = None
+        self.lease: Lease | None = None
         self._folders: list[OwnedFolder] = []
         self._guard = threading.Lock()
         self._closed = False
@@ -93,13 +107,15 @@ class _Stage:
                 self._write_one(bucket)
 
     def _write_one(self, bucket: Bucket) -> None:
-        if isinstance(bucket, SharedBucket):
-            self._folders.append(OwnedFolder(WEIGHTS, SHARED_MEMORY))
-            try:
+        try:
+            if isinstance(bucket, DeviceBucket):
+                self.device, self.lease = bucket, Lease(bucket)
+            elif isinstance(bucket, SharedBucket):
+                self._folders.append(OwnedFolder(WEIGHTS, SHARED_MEMORY))
                 self.files.append(bucket.link(self._folders[-1].path))
-            except FileNotFoundError as error:
-                raise WeightsLostError("the learner has given up these weights for newer ones") from error
-        else:
+        except FileNotFoundError as error:
+            raise WeightsLostError("the learner has given up these weights for newer ones") from error
+        if isinstance(bucket, WeightBucket):
             size = sum(tensor.nbytes for tensor in bucket.tensors.values())
             self._folders.append(OwnedFolder(WEIGHTS, SHARED_MEMORY if fits_shared_memory(size) else None))
             self.files.append(self._folders[-1].path / "weights.safetensors")
@@ -114,3 +130,5 @@ class _Stage:
             self._closed = True
             for folder in self._folders:
                 folder.remove()
+            if self.lease is not None:
+                self.lease.close()

@@ -1,4 +1,5 @@
-"""The receiver's half of the `object_store` transport: vLLM's worker loads staged files, verified first.
+"""The receiver's half of weight sync: vLLM's worker loads staged files, or a buffer on the learner's device, verified
+first.
 
 Runs inside vLLM's worker processes, which find it through the entry point group `vllm.general_plugins`.
 """
@@ -6,7 +7,7 @@ Runs inside vLLM's worker processes, which find it through the entry point group
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,9 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from rollout.errors import listed
 from rollout.weights.held import check_held
+from speech.runtime.device_weights import DeviceBucket, OpenedWeights
 from speech.runtime.weights import tensor_digest
 
 BACKEND = "object_store"
@@ -28,7 +31,14 @@ RELOAD_LOGGER = "vllm.model_executor.model_loader.reload.layerwise"
 
 @dataclass
 class ObjectStoreInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on beforehand: every update brings its own paths."""
+    """Of weights on the learner's device, which are opened and verified before anything is paused. Files need nothing
+    beforehand: every update brings its own paths.
+
+    Attributes:
+        device: a `DeviceBucket`.
+    """
+
+    device: dict[str, Any]
 
 
 @dataclass
@@ -38,10 +48,12 @@ class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
     Attributes:
         files: safetensors files with full tensors under the names of the checkpoint.
         digests: the sender's `tensor_digest` of each tensor.
+        opened: it is what was opened before, in the place of files.
     """
 
     files: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
+    opened: bool = False
 
 
 class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
@@ -50,8 +62,20 @@ class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, Object
     init_info_cls = ObjectStoreInitInfo
     update_info_cls = ObjectStoreUpdateInfo
 
+    _opened: OpenedWeights | None = None
+
     def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
-        """No connection to open."""
+        """Open weights on the learner's device and verify them where this worker computes; the model is untouched.
+
+        Raises:
+            RuntimeError: torch's, where they cannot be opened.
+            ValueError: naming the first tensor whose digest differs.
+        """
+        self._opened = None
+        opened = OpenedWeights(DeviceBucket(**init_info.device), self.device)
+        for name in opened.names:
+            opened.verified(name)
+        self._opened = opened
 
     def start_weight_update(self) -> None:
         """The reload starts in `receive_weights`: it empties the model, so it must come after the checks."""
@@ -63,17 +87,26 @@ class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, Object
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
-        """Verify all tensors of all files, load them, and verify what the model holds then.
+        """Verify all tensors of all files, load them, and verify what the model holds then. What was opened is verified
+        already, and once more when the model is compared with it: it is another process's memory.
 
         Raises:
             ValueError: naming the first tensor whose digest differs; the model is untouched. Or naming parameters that
                 do not hold what was sent.
         """
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
+        opened, self._opened = self._opened, None
+        if update_info.opened:
+            if opened is None:
+                raise ValueError("no weights were opened")
+            self._load(opened.names, opened.read)
+            kept = [name for name, tensor in self.model.named_parameters() if opened.holds(tensor)]
+            if kept:
+                raise ValueError(f"the engine holds the learner's memory in the place of copies: {listed(kept)}")
+            check_held(self.model, opened.names, opened.verified)
+            return
         with ExitStack() as stack:
-            opened = [stack.enter_context(safe_open(file, framework="pt")) for file in update_info.files]
-            file_of = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not a mapping
+            files = [stack.enter_context(safe_open(file, framework="pt")) for file in update_info.files]
+            file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a mapping
 
             def read(name: str) -> torch.Tensor:
                 tensor: torch.Tensor = file_of[name].get_tensor(name)
@@ -82,13 +115,18 @@ class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, Object
             for name in file_of:
                 if tensor_digest(read(name)) != update_info.digests.get(name):
                     raise ValueError(f"tensor {name} arrived changed: its digest differs from the sender's")
-            initialize_layerwise_reload(self.model)
-            try:
-                self.model.load_weights((name, read(name)) for name in file_of)
-            finally:
-                # Without this, layers that were not reached stay on the meta device and no later update can start.
-                self._finish()
+            self._load(file_of, read)
             check_held(self.model, file_of, read)
+
+    def _load(self, names: Iterable[str], read: Callable[[str], torch.Tensor]) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+        try:
+            self.model.load_weights((name, read(name)) for name in names)
+        finally:
+            # Without this, layers that were not reached stay on the meta device and no later update can start.
+            self._finish()
 
     def _finish(self) -> None:
         """Give the layers their storage back and repair what the reload does not know of."""
@@ -103,7 +141,7 @@ class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, Object
         """The reload ends in `receive_weights`: vLLM can start no other update after an error here."""
 
     def shutdown(self) -> None:
-        """No connection to close."""
+        self._opened = None
 
 
 def refresh_packed_heads(model: torch.nn.Module) -> None:

@@ -63,6 +63,21 @@ def abandoned(kind: str) -> Iterator[Path]:
                 os.close(lock)
 
 
+def has_owner(folder: Path) -> bool:
+    """Whether the process that made it lives and has not removed it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who asks is not in the way of others who ask
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _prefix(kind: str) -> str:
     return f"speechrl-{kind}-"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from speech.runtime.device_weights import DeviceBucket
 from speech.runtime.owned_folders import SHARED_MEMORY, WEIGHTS, OwnedFolder
 from speech.runtime.weights import WeightBucket, bytes_of
 
@@ -50,7 +51,7 @@ class SharedBucket:
         return WeightBucket(load_file(self.file), self.digests)
 
 
-Bucket = WeightBucket | SharedBucket
+Bucket = WeightBucket | SharedBucket | DeviceBucket
 
 
 class WeightFolder:
