@@ -178,6 +178,7 @@ class SimulatedFleet:
             actors.publish,
             actors.engines,
         )
+        self.sleeps = False
 
     def stats(self) -> EngineStats:
         return EngineStats()
@@ -215,7 +216,7 @@ class SimulatedLearner:
         metrics = {"learner/logprob_gap": 1e-6, "learner/logprob_gap_max": 1e-5, "learner/entropy": 1.0}
         return StepResult(metrics, {group.audio: [1e-6] * len(group.samples) for group in self.groups})
 
-    def publish(self, dtype: str, bucket_bytes: int, engines_on: Any) -> list[Any]:
+    def publish(self, dtype: str, bucket_bytes: int, receivers: Any) -> list[Any]:
         return []
 
     def frontend_weights(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ import torch
 from benchmarks.real_size import AUDIO, text_shape
 from cluster.config.schema import PublishConfig
 from cluster.training.publish import make_probes
+from learner.components.transport import NOBODY, Receivers
 from learner.config import LearnerConfig
 from learner.rank import LearnerRank
 from learner.spec import RankSpec
@@ -163,8 +164,9 @@ def send(rank: LearnerRank, bucket_bytes: int, stages: Stages, store: bool) -> t
     """All buckets into shared memory, or into the object store; their references, bytes, and number of tensors."""
     begun, putting = time.monotonic(), 0.0
     refs, size, tensors = [], 0, 0
-    node = None if store else ray.get_runtime_context().get_node_id()
-    for bucket in rank.weight_buckets(torch.bfloat16, bucket_bytes, node):
+    node = ray.get_runtime_context().get_node_id()
+    receivers = NOBODY if store else Receivers({node})
+    for bucket in rank.weight_buckets(torch.bfloat16, bucket_bytes, receivers, node):
         size, tensors = size + sum(2 * math.prod(s) for s in bucket.shapes.values()), tensors + len(bucket.shapes)
         before = time.monotonic()
         refs.append(ray.put(bucket))

@@ -10,6 +10,7 @@ import ray
 import torch
 
 from learner.batches.plan import RankShare, audio_of
+from learner.components.transport import Receivers, Transport
 from learner.rank import LearnerRank
 from learner.spec import StepResult
 from learner.token2text.plan import Prediction, SpeechText, Token2TextShare
@@ -87,15 +88,15 @@ class LearnerActor(_Shell):
         with self.recorder.span("update"):
             return self._rank.finish(step, divisor, replay, encoded)
 
-    def publish(self, dtype: str, bucket_bytes: int, shared: bool) -> Iterator[Bucket]:
-        """The weights bucket by bucket, from rank 0; to be called with `num_returns="streaming"`.
-
-        Args:
-            shared: all engines are on this node.
-        """
+    def publish(self, dtype: str, bucket_bytes: int, receivers: Receivers) -> Iterator[Bucket]:
+        """The weights bucket by bucket, from rank 0; to be called with `num_returns="streaming"`."""
         with self.recorder.span("publish"):
-            node = self.node() if shared else None
-            yield from self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes, node)
+            yield from self._rank.weight_buckets(getattr(torch, dtype), bucket_bytes, receivers, self.node())
+
+    def transport(self) -> tuple[Transport, str] | None:
+        """Of the last publication, and why; rank 0 chose it."""
+        chosen: tuple[Transport, str] | None = self._rank.outlet.chosen
+        return chosen
 
     def frontend_weights(self) -> dict[str, WeightBucket]:
         with self.recorder.span("publish"):

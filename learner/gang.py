@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from learner.batches.batch import TrainGroup
 from learner.batches.packing import totals
 from learner.batches.plan import RankShare, audio_of, plan_updates
 from learner.batches.rounds import Rounds
+from learner.components.transport import NOBODY, Receivers, Transport
 from learner.losses.diffro import frames_per_token
 from learner.losses.sums import ONE, divisor, is_one_sum
 from learner.memory import out_of_memory
@@ -24,6 +26,8 @@ from learner.token2text.plan import Prediction, SpeechText, plan_predictions, pl
 from learner.token2text.rank import Token2TextSpec
 from speech.errors import UserError, last_line
 from speech.runtime.weights import WeightBucket
+
+logger = logging.getLogger(__name__)
 
 Audio = Mapping[int, ray.ObjectRef]
 """Encoded audio by index."""
@@ -166,6 +170,7 @@ class LearnerGroup(_ActorGang):
 
     actor = LearnerActor
     spec: RankSpec
+    _transport: tuple[Transport, str] | None = None
 
     @cached_property
     def _frames_per_token(self) -> int:
@@ -179,17 +184,22 @@ class LearnerGroup(_ActorGang):
         """A step's updates, whose groups are still to come; `hold` keeps the ranks idle until all have come."""
         return StepUpdate(self, step, hold)
 
-    def publish(self, dtype: str, bucket_bytes: int, engines_on: Collection[str] = ()) -> list[ray.ObjectRef]:
-        """References to the buckets. The caller owns them, so that engines can fetch them when the rank is gone.
+    def publish(self, dtype: str, bucket_bytes: int, receivers: Receivers = NOBODY) -> list[ray.ObjectRef]:
+        """References to the buckets. The caller owns them: those of the object store can be fetched when the rank is
+        gone.
 
         Args:
-            engines_on: hex ids of the engines' nodes. On the node of rank 0 alone, buckets lie in its shared memory.
+            receivers: the engines, after whom the transport is chosen.
         """
-        shared = set(engines_on) == {self.node}
         streams = [
-            actor.publish.options(num_returns="streaming").remote(dtype, bucket_bytes, shared) for actor in self.actors
+            actor.publish.options(num_returns="streaming").remote(dtype, bucket_bytes, receivers)
+            for actor in self.actors
         ]
         self._get([stream.completed() for stream in streams], "publish")
+        (chosen,) = self._get([self.actors[0].transport.remote()], "publish")
+        if chosen != self._transport:
+            logger.info("weights go through %s: %s", *chosen)
+            self._transport = chosen
         return list(streams[0])
 
     def frontend_weights(self) -> dict[str, WeightBucket]:

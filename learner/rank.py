@@ -24,6 +24,7 @@ from learner.components.optimiser import (
     scheduled_rate,
     sharded_parameters,
 )
+from learner.components.transport import NOBODY, Outlet, Receivers
 from learner.losses.diffro import DiffRO
 from learner.losses.distillation import check_teacher, needs_teacher, teacher_family
 from learner.losses.objectives import (
@@ -43,7 +44,7 @@ from speech.families import LanguageModelFamily, load_family
 from speech.families.checkpoint import LowRank
 from speech.records import EncodedAudio, PromptLayout
 from speech.runtime.hub import model_folder
-from speech.runtime.shared_weights import Bucket, WeightFolder, fits_shared_memory
+from speech.runtime.shared_weights import Bucket
 from speech.runtime.weights import WeightBucket
 
 
@@ -76,8 +77,8 @@ class LearnerRank:
         self.optimiser = adamw(self.policy, config)
         self.accumulated = StepMetrics()
         """Of the step whose groups come one after the other."""
-        self.published: WeightFolder | None = None
-        """The last publication, where it lies in shared memory."""
+        self.outlet = Outlet(self.device)
+        self.has_learned = False
         self.writer = checkpoint.Writer()
         reward_model = None if self.diffro is None else self.diffro.reward_model
         modules = (self.policy, self.reference, self.teacher, reward_model)
@@ -173,6 +174,7 @@ class LearnerRank:
     def _apply(self, step: int, metrics: StepMetrics) -> None:
         norm = apply_update(self.policy, self.optimiser, self.spec.config, self._rate(step))
         metrics.grad_norm = max(metrics.grad_norm, norm)
+        self.has_learned = True
 
     def _result(self, step: int, metrics: StepMetrics) -> StepResult:
         return StepResult({**metrics.result(), "learner/lr": self._rate(step)}, metrics.sample_gaps())
@@ -230,40 +232,51 @@ class LearnerRank:
 
     # -- publication ---------------------------------------------------------------------------------------------
 
-    def weight_buckets(self, dtype: torch.dtype, bucket_bytes: int, shared_on: str | None = None) -> Iterator[Bucket]:
+    def weight_buckets(
+        self, dtype: torch.dtype, bucket_bytes: int, receivers: Receivers = NOBODY, node: str = ""
+    ) -> Iterator[Bucket]:
         """Stream the language model as full tensors under the engine's names; rank 0 yields, the others only gather.
 
         The shard is cast before it is gathered, so that half-precision weights cross the network at half the size.
 
+        What does not go through the object store stays where it is until the next publication: in the shared memory of
+        this node, or, as one bucket, on this device.
+
         Args:
-            shared_on: hex id of this node, where all engines are on it too: buckets then lie in its shared memory, if
-                there is room, until the next publication.
+            receivers: the engines, for `choose`.
+            node: hex id of this node.
         """
-        if self.published is not None:
-            self.published.remove()
-            self.published = None
         weights = self._weights("language_model")
-        size = sum(weight.base.numel() for _, weight in weights) * dtype.itemsize
-        if shared_on is not None and self.rank == 0 and fits_shared_memory(size):
-            self.published = WeightFolder(shared_on)
+        if self.rank == 0:
+            sizes = [weight.base.numel() * dtype.itemsize for _, weight in weights]
+            if self.outlet.begin(receivers, node, sizes, self.has_learned) == "device memory":
+                assert self.outlet.stage is not None
+                yield self.outlet.stage.fill((name, tensor) for name, _, tensor in self._whole(weights, dtype))
+                return
         for tensors in self._gathered(weights, dtype, bucket_bytes):
             bucket = WeightBucket.of(tensors)
-            yield bucket if self.published is None else self.published.add(bucket)
+            yield bucket if self.outlet.folder is None else self.outlet.folder.add(bucket)
+
+    def _whole(
+        self, weights: Sequence[tuple[str, lora.Weight]], dtype: torch.dtype
+    ) -> Iterator[tuple[str, lora.Weight, torch.Tensor]]:
+        """Each weight under the engine's name, with the full tensor; from rank 0 alone."""
+        for name, weight in weights:
+            tensor = full_tensor(weight.value().to(dtype))
+            if self.rank == 0:
+                yield self.family.engine_name(name), weight, tensor
 
     def _gathered(
         self, weights: Sequence[tuple[str, lora.Weight]], dtype: torch.dtype, bucket_bytes: int
     ) -> Iterator[dict[str, torch.Tensor]]:
         tensors: dict[str, torch.Tensor] = {}
         size = 0
-        for name, weight in weights:
-            tensor = full_tensor(weight.value().to(dtype))
-            if self.rank != 0:
-                continue
+        for name, weight, tensor in self._whole(weights, dtype):
             # A copy even when nothing was gathered or cast, unless a file will be one: the optimiser changes the
             # original in place.
             own = tensor.is_cpu and tensor.data_ptr() == local_tensor(weight.base).data_ptr()
-            uncopied = own and self.published is None
-            tensors[self.family.engine_name(name)] = tensor.to("cpu", copy=uncopied).contiguous()
+            uncopied = own and self.outlet.folder is None
+            tensors[name] = tensor.to("cpu", copy=uncopied).contiguous()
             size += tensor.numel() * tensor.element_size()
             if size >= bucket_bytes:
                 yield tensors
@@ -360,6 +373,5 @@ class LearnerRank:
 
     def close(self) -> None:
         self.writer.close()
-        if self.published is not None:
-            self.published.remove()
+        self.outlet.close()
         dist.destroy_process_group()

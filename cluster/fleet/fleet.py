@@ -87,7 +87,7 @@ class EngineFleet:
             options: more of Ray's options for the engine in each place, such as its bundle.
             sleeps: engines leave their GPUs between their turns (`sleep`).
         """
-        self.config = config
+        self.config, self.sleeps = config, sleeps
         self._engines = Supervisor(model, config, options, sleeps)
         self._policy = ScalingPolicy(config.min_count, config.max_count)
         self._clock = FleetClock()

@@ -14,6 +14,7 @@ from cluster.actors.encoders import EncoderPool
 from cluster.config import PublishConfig
 from cluster.fleet.fleet import EngineFleet
 from cluster.monitoring.phases import Phase
+from learner.components.transport import Receivers
 from learner.gang import LearnerGroup
 from rollout.config import EngineConfig
 from speech.runtime.weights import AdapterBucket, Probe
@@ -60,17 +61,18 @@ def publish(
     """Send the policy to the engines and prove that it arrived.
 
     The learner gathers its weights into the object store, or, where it is on one node with all engines, into the shared
-    memory of that node. Each engine checks every tensor's digest, loads them, checks what it holds then, and must
-    reproduce the learner's log-probs on token sequences drawn anew for each version. Engines with `lora_rank` get the
-    learner's adapter alone, which this process keeps for those that come later.
+    memory of that node or the memory of its GPU (`learner/components/transport.py`). Each engine checks every tensor's
+    digest, loads them, checks what it holds then, and must reproduce the learner's log-probs on token sequences drawn
+    anew for each version. Engines with `lora_rank` get the learner's adapter alone, which this process keeps for those
+    that come later.
 
     Args:
         vocabulary: token ids below this number may stand in the probe.
         phase: whose budget bounds what comes before the engines, and then, whole again, the update of each engine and
             each attempt of it: an engine is not to be killed for a learner that was slow (decision 021).
         in_flight: see `EngineFleet.publish`.
-        before_load: called after the buckets are in the object store and before engines load them; it offloads the
-            learner where GPUs are shared.
+        before_load: called after the weights are gathered and before engines load them; it offloads the learner where
+            GPUs are shared.
         before: of the publication before, whose tokens are asked about again: an engine that answers as it should have
             then is stale.
 
@@ -81,7 +83,9 @@ def publish(
     if fleet.config.lora_rank:
         buckets = [ray.put(AdapterBucket.pack(*learner.adapter()))]
     else:
-        buckets = learner.publish(fleet.config.dtype, config.bucket_mb * 2**20, fleet.engines_on())
+        take_back = fleet.config.gpu_memory_utilization if fleet.sleeps else 0.0
+        receivers = Receivers(fleet.engines_on(), fleet.config.gpus_per_engine > 0, take_back)
+        buckets = learner.publish(fleet.config.dtype, config.bucket_mb * 2**20, receivers)
     encoders.update(learner.frontend_weights(), phase.remaining())
     probes = make_probes(version, learner, fleet.config, config, vocabulary, before)
     before_load()

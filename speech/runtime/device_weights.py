@@ -195,7 +195,7 @@ class DeviceStage:
         digests, end = {}, 0
         for name, tensor in tensors:
             places[name] = (end, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-            _place(self._buffer, end, tensor.dtype, tuple(tensor.shape)).copy_(tensor)
+            _place(self._buffer, end, tensor.dtype, tuple(tensor.shape)).copy_(tensor.detach())
             digests[name] = digest(tensor)
             end += _aligned(tensor.nbytes)
         if self._device.type == "cuda":

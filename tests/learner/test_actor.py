@@ -14,6 +14,7 @@ import torch
 
 from learner.batches.batch import TrainGroup
 from learner.batches.plan import plan_updates
+from learner.components.transport import Receivers
 from learner.config import LoraConfig
 from learner.gang import LearnerGroup, Token2TextGroup
 from learner.rank import LearnerRank
@@ -162,9 +163,9 @@ def test_where_all_engines_are_on_its_node_weights_lie_in_shared_memory(model: P
     gang = LearnerGroup(make_spec(model, ranks=2), ENVIRONMENT)
     try:
         ray.get(gang.start(300))
-        elsewhere = ray.get(gang.publish("bfloat16", 10_000, {gang.node, "another"}))
+        elsewhere = ray.get(gang.publish("bfloat16", 10_000, Receivers({gang.node, "another"})))
         assert all(isinstance(bucket, WeightBucket) for bucket in elsewhere)
-        first, second = (ray.get(gang.publish("bfloat16", 10_000, {gang.node})) for _ in range(2))
+        first, second = (ray.get(gang.publish("bfloat16", 10_000, Receivers({gang.node}))) for _ in range(2))
         assert len(second) > 1 and not any(bucket.file.exists() for bucket in first)
         for sent, shared in zip(elsewhere, second, strict=True):
             assert isinstance(shared, SharedBucket) and shared.digests == sent.digests
@@ -173,7 +174,7 @@ def test_where_all_engines_are_on_its_node_weights_lie_in_shared_memory(model: P
             assert all(torch.equal(tensors[name], tensor) for name, tensor in sent.tensors.items())
         ray.get(gang.publish("bfloat16", 10_000))
         assert not any(bucket.file.exists() for bucket in second)
-        (left, *_) = ray.get(gang.publish("float32", 2**30, {gang.node}))
+        (left, *_) = ray.get(gang.publish("float32", 2**30, Receivers({gang.node})))
     finally:
         gang.close()
 

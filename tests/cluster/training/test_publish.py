@@ -13,6 +13,7 @@ import torch
 from cluster.config.schema import PublishConfig
 from cluster.monitoring.phases import Phase
 from cluster.training.publish import FLOAT32_NOISE, MARGIN, Proof, publish
+from learner.components.transport import Receivers
 from rollout.config import EngineConfig
 from rollout.errors import PublicationError
 from rollout.weights.publication import compare
@@ -31,7 +32,7 @@ class SimulatedSystem:
 
     def __init__(self, gather_s: float = 0.0, config: EngineConfig | None = None) -> None:
         self.gather_s, self.now = gather_s, 1000.0
-        self.config = config or EngineConfig()
+        self.config, self.sleeps = config or EngineConfig(), False
         self.level, self.rounding = -1.0, 0.04
         self.update_s: float | None = None
 
@@ -41,8 +42,8 @@ class SimulatedSystem:
     def engines_on(self) -> set[str]:
         return {"a", "b"}
 
-    def gather(self, dtype: str, bucket_bytes: int, engines_on: set[str]) -> list[Any]:
-        assert engines_on == self.engines_on()
+    def gather(self, dtype: str, bucket_bytes: int, receivers: Receivers) -> list[Any]:
+        assert receivers == Receivers({"a", "b"}, on_gpus=self.config.gpus_per_engine > 0)
         self.now += self.gather_s
         return []
 
