@@ -4,6 +4,7 @@
     python -m benchmarks.weight_sync --hidden 2048            # ... of 1.7B
     python -m benchmarks.weight_sync --model folder --repeats 5 --receivers 1 2 4 8
     python -m benchmarks.weight_sync --lora-rank 16           # a random adapter alone, without a learner
+    python -m benchmarks.weight_sync --digests                # both kinds of digests alone, on one core and on a GPU
 
 A learner rank and an engine in this process, the node's shared memory between them, as in a run on one machine, or with
 `--store` Ray's object store, as in a run on several: all of the code is the run's own. The sender's seconds are also
@@ -45,6 +46,7 @@ from rollout.engine.engine import RolloutEngine
 from rollout.weights.publication import load, receive_adapter
 from rollout.weights.staging import staged
 from speech.families import load_family
+from speech.runtime.device_digest import DeviceDigest, draw_seeds
 from speech.runtime.shared_weights import Bucket, SharedBucket
 from speech.runtime.weights import AdapterBucket, Probe, tensor_digest
 from tests.speech.families.qwen3_asr_checkpoint import write_checkpoint
@@ -62,7 +64,11 @@ def main() -> None:
     parser.add_argument("--store", action="store_true", help="through the object store")
     parser.add_argument("--receivers", type=int, nargs="*", default=[1], help="of the sender's buckets (1)")
     parser.add_argument("--lora-rank", type=int, default=0, help="an adapter of this rank in the place of full weights")
+    parser.add_argument("--digests", action="store_true", help="measure nothing but digests")
     args = parser.parse_args()
+    if args.digests:
+        measure_digests(args.repeats)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         model = args.model or Path(temporary, "model")
         if not model.exists():
@@ -136,6 +142,28 @@ async def measure_adapter(model: Path, args: argparse.Namespace) -> None:
             stages.clear()
     show(stages)
     engine.shutdown()
+
+
+def measure_digests(repeats: int) -> None:
+    """Of one matrix of 268 MB in bfloat16, in turn."""
+    torch.set_num_threads(1)
+    matrix = torch.randn(2**13, 2**14).bfloat16()
+    on_cpu = DeviceDigest(draw_seeds(), "cpu")
+    ways: dict[str, Callable[[], Any]] = {
+        "BLAKE3, one core": lambda: tensor_digest(matrix),
+        "`DeviceDigest`, one core": lambda: on_cpu(matrix),
+    }
+    if torch.cuda.is_available():
+        there, on_gpu = matrix.cuda(), DeviceDigest(draw_seeds(), "cuda")
+        ways["`DeviceDigest`, GPU"] = lambda: on_gpu(there)
+    seconds: Stages = defaultdict(list)
+    for _ in range(repeats + 1):
+        for name, way in ways.items():
+            timed(seconds, name, way)
+    print("| digest | GB/s, median (range) |\n|---|--:|")
+    for name, values in seconds.items():
+        rates = [matrix.nbytes / 1e9 / value for value in values[1:]]
+        print(f"| {name} | {statistics.median(rates):.2f} ({min(rates):.2f}–{max(rates):.2f}) |")
 
 
 def show(stages: Stages) -> None:

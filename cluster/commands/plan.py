@@ -91,6 +91,11 @@ def _print(console: Console, config: RunConfig, shape: ModelShape, found: Estima
     say(f"host memory of all processes: {found.host() / GB:.1f} GB; GPUs: {asked}")
     seconds = ", ".join(f"{found.publication / rate:.2g} s at {link}" for link, rate in LINKS.items())
     say(f"a publication: {found.publication / GB:.3g} GB to each node with engines, {seconds}")
+    if config.engines.gpus_per_engine and config.learner.gpus_per_rank and not config.engines.lora_rank:
+        say(
+            f"with all engines on the node of learner rank 0, its GPU keeps another {found.publication / GB:.3g} GB: a "
+            "copy for them, if it has room for that; it is not counted above"
+        )
     length, sequences = config.engines.max_model_len, config.engines.max_num_seqs
     each, together = f"{found.sequence / 1e6:.3g} MB", f"{found.sequence * sequences / GB:.3g} GB"
     say(f"key-value cache: {each} for {length:,} positions, {together} for {sequences} such sequences")
