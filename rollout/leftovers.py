@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from speech.runtime.owned_folders import SHARED_MEMORY, WEIGHTS, OwnedFolder, abandoned
+from speech.runtime.owned_folders import NOTES, SHARED_MEMORY, WEIGHTS, OwnedFolder, abandoned
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,6 @@ HOME, MODEL = "vllm", "model"
 """Kinds of owned folders: an engine's home, and the model that it is started from."""
 VARIABLE = "SPEECHRL_ENGINE_HOME"
 """Environment variable of an engine's processes: its home. It tells whose they are."""
-NOTES = "shared-memory"
-"""File of a home: inode and name of each file in `/dev/shm`, one a line."""
 LONGEST_ROOT = 45
 """Characters of the folder for temporary files. In a home in it vLLM makes sockets, whose paths may have 107; a random
 name has 36."""
@@ -105,7 +103,8 @@ def free_leftovers() -> None:
             _remove(home)
     for kind in (MODEL, WEIGHTS):
         for folder in abandoned(kind):
-            _remove(folder)
+            if _free_shared_memory(folder):
+                _remove(folder)
 
 
 def _remove(folder: Path) -> None:

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from speech.runtime.device_digest import DeviceDigest, Seeds, draw_seeds
-from speech.runtime.owned_folders import SHARED_MEMORY, WEIGHTS, OwnedFolder, has_owner
+from speech.runtime.owned_folders import NOTES, SHARED_MEMORY, WEIGHTS, OwnedFolder, has_owner
 from speech.runtime.weights import WeightBucket
 
 ALIGNED = 256
@@ -163,6 +164,11 @@ class DeviceStage:
         self._buffer, self._handle = _shareable(size, device)
         self._gpu = f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else ""
         self._folder = OwnedFolder(WEIGHTS, SHARED_MEMORY)
+        # Torch's file: the buffer itself on a CPU, on a GPU the counts of its readers. It would stay when this is
+        # killed, as a rank is at the end of each run.
+        file = SHARED_MEMORY / bytes.fromhex(str(self._handle[1 if device.type == "cpu" else 3])).decode().lstrip("/")
+        with suppress(FileNotFoundError):
+            (self._folder.path / NOTES).write_text(f"{file.stat().st_ino} {file.name}\n", encoding="utf-8")
         self._count = 0
 
     @property
@@ -172,7 +178,7 @@ class DeviceStage:
     def reclaim(self) -> bool:
         """Give up the last publication: nobody begins to read it any more. False where somebody still reads it; it
         stays then, whole."""
-        for lease in self._folder.path.iterdir():
+        for lease in self._folder.path.glob("lease-*"):
             descriptor = os.open(lease, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

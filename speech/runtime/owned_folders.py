@@ -13,6 +13,8 @@ SHARED_MEMORY = Path("/dev/shm")
 """A tmpfs: a file here is memory that every process of the node can map without a copy."""
 WEIGHTS = "weights"
 """Kind of the folders that hold a publication: its sender's, and those of engines that load it."""
+NOTES = "shared-memory"
+"""File in such a folder: inode and name of each file in `/dev/shm` that goes with it, one a line."""
 UNLOCKED = "speechrl-new-"
 """Prefix of a folder that its owner has not locked yet: `abandoned` does not look at it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.runs.ledger import Ledger
+from speech.runtime.owned_folders import SHARED_MEMORY
 from tests.demo_checkpoint import write_demo_checkpoint
 from tests.end_to_end.runs import ROOT, records, run, start, wait_for_steps, without_times, write_config
 
@@ -127,6 +129,23 @@ def test_killed_and_resumed_run_is_the_same_run(undisturbed: Path, model: Path, 
     process.wait()
     run("train", str(config))
     same_run(folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_whose_engines_read_the_learners_device_is_the_same_run(
+    undisturbed: Path, model: Path, tmp_path: Path
+) -> None:
+    """The device is a CPU (`passes_for_gpu`). Before the first step, weights go through shared memory."""
+    before = set(SHARED_MEMORY.iterdir())
+    loss = {"name": "tests.end_to_end.passes_for_gpu:grpo_loss", "kl_coef": 0.01, "importance_cap": 2.0}
+    run("train", str(write_config(tmp_path, model, learner__loss=loss)))
+    folder = tmp_path / "runs" / "tiny"
+    same_run(folder, undisturbed)
+    log = (folder / "log.jsonl").read_text(encoding="utf-8")
+    ways = re.findall("weights go through (.*?): all engines", log)
+    assert ways == ["shared memory", "device memory"], log
+    assert "through the host" not in log
+    assert set(SHARED_MEMORY.iterdir()) <= before
 
 
 @pytest.mark.slow
