@@ -144,7 +144,6 @@ class TranscriptScores(Scores):
 
     @classmethod
     def _read(cls, content: Mapping[str, Any]) -> dict[str, Any]:
-        found = content.get("hallucinations")  # evaluations of earlier releases lack what is read with `get`
         return {
             "overall": _rates_from_json(content),
             "languages": {code: _rates_from_json(rates) for code, rates in content["languages"].items()},

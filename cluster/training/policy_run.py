@@ -138,6 +138,7 @@ class PolicyRun(Run):
         """Train to the end, or until the user stops; returns the run's status."""
         if resume_from is not None:
             self._restore(resume_from)
+        self.exporter.gauge(Series(f"{PREFIX}stalled", 0.0))  # an alert on it needs a value from the beginning
         self.trainer.publish(self.trainer.version)
         self.evaluate_before()
         # The evaluation is no part of the first step, which a run that is resumed without a checkpoint does again.

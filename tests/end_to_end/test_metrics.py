@@ -23,9 +23,10 @@ pytestmark = pytest.mark.slow
 DRIVER = """
 import json, sys, time
 import ray
-from cluster.monitoring.prometheus import Exporter
+from cluster.monitoring.prometheus import PREFIX, Exporter, Series
 ray.init(address=sys.argv[1], log_to_driver=False)
 exporter, metrics = Exporter("demo"), json.loads(sys.argv[2])
+exporter.gauge(Series(f"{PREFIX}stalled", 0.0))  # as a run does when it begins
 for step in range(1, 10_000):
     exporter.step(step, metrics | {"reward/mean": step / 10, "reward/invalid": 1.0})
     time.sleep(0.5)
@@ -39,17 +40,18 @@ def head() -> Iterator[Head]:
         arguments = [sys.executable, "-c", DRIVER, started.gcs, json.dumps(STEP)]
         driver = subprocess.Popen(arguments, cwd=ROOT, env=started.environment | {"PYTHONPATH": str(ROOT)})
         try:
-            wait(lambda: "ray_speechrl_step" in requests.get(f"http://127.0.0.1:{started.metrics_port}/metrics").text)
+            metrics = f"http://127.0.0.1:{started.metrics_port}/metrics"
+            wait(lambda: "ray_speechrl_step" in requests.get(metrics).text, "the driver's first step")
             yield started
         finally:
             driver.kill()
             driver.wait()
 
 
-def wait(found: Any, seconds: float = 120) -> Any:
+def wait(found: Any, what: str, seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := found()):
-        assert time.monotonic() < deadline, "nothing came"
+        assert time.monotonic() < deadline, f"nothing came: {what}"
         time.sleep(0.5)
     return value
 
@@ -91,7 +93,7 @@ def test_every_panel_of_the_board_shows_something(head: Head, tmp_path: Path) ->
         for panel in board["panels"]:
             for target in panel.get("targets", []):
                 query = target["expr"].replace("$run", "demo")
-                result = wait(lambda query=query: answers(port, query))
+                result = wait(lambda query=query: answers(port, query), query)
                 assert all(float(series["value"][1]) == float(series["value"][1]) for series in result), (query, result)
     finally:
         server.terminate()
