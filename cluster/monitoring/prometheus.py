@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from cluster.monitoring.periodic import Periodic
 
 if TYPE_CHECKING:
     from ray.util.metrics import Counter, Gauge, Histogram
@@ -25,6 +28,7 @@ _TOTALS = {
 """Counted over steps besides."""
 
 _NOT_PHASES = ("step", "idle_fraction", "tokens_per_second")
+REPEAT_S = 5.0
 _BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0]
 
 
@@ -68,33 +72,53 @@ def phase_seconds(metrics: Mapping[str, float]) -> list[Series]:
     ]
 
 
-class Exporter:
-    """Gives the numbers of each step to Ray's agent, which Prometheus reads. Needs a running Ray."""
+class Exporter(Periodic):
+    """Gives the numbers of each step to Ray's agent, which Prometheus reads. Needs a running Ray.
+
+    Ray forgets a gauge once it has exported it. So the last values are set again every few seconds, from a thread that
+    `begin` starts: a step may take minutes, and Prometheus looks more often.
+    """
 
     def __init__(self, run: str) -> None:
-        self._run = {"run": run}
+        super().__init__("metrics", REPEAT_S)
+        self._run_label = {"run": run}
+        self._lock = threading.Lock()
+        self._last: dict[tuple[str, ...], Series] = {}
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
         self._histogram: Histogram | None = None
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Export a finished step's metrics."""
-        self.gauge(Series(f"{PREFIX}step", step))
-        for series in gauges(metrics):
+        with self._lock:
+            # A label that this step does not have, such as an age of samples, has no value any more.
+            self._last = {key: series for key, series in self._last.items() if not series.labels}
+        for series in (Series(f"{PREFIX}step", step), *gauges(metrics)):
             self.gauge(series)
         for series in totals(metrics):
             if series.value > 0:  # Ray refuses to add nothing
-                self._counter(series).inc(series.value, self._run)
+                self._counter(series).inc(series.value, self._run_label)
         for series in phase_seconds(metrics):
-            self._phases(series).observe(series.value, self._run | series.labels)
+            self._phases(series).observe(series.value, self._run_label | series.labels)
 
     def gauge(self, series: Series) -> None:
-        """Set one gauge."""
+        """Set one gauge, until it is set again."""
+        with self._lock:
+            self._last[series.name, *series.labels.values()] = series
+            self._set(series)
+
+    def look(self) -> None:
+        """Set all gauges again."""
+        with self._lock:
+            for series in self._last.values():
+                self._set(series)
+
+    def _set(self, series: Series) -> None:
         from ray.util.metrics import Gauge
 
         if series.name not in self._gauges:
             self._gauges[series.name] = Gauge(series.name, tag_keys=("run", *series.labels))
-        self._gauges[series.name].set(series.value, self._run | series.labels)
+        self._gauges[series.name].set(series.value, self._run_label | series.labels)
 
     def _counter(self, series: Series) -> Counter:
         from ray.util.metrics import Counter

@@ -144,7 +144,7 @@ class PolicyRun(Run):
         # The evaluation is no part of the first step, which a run that is resumed without a checkpoint does again.
         self.engine_stats, self.encoded = self.system.fleet.stats(), self.system.encoders.encoded_total()
         self.started = time.monotonic()
-        with interruption(self.display) as self.interrupted:
+        with self.exporter, interruption(self.display) as self.interrupted:
             try:
                 with Watchdog(self.timer, self.config.watchdog_minutes, self._stalled):
                     self._train()

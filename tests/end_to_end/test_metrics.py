@@ -26,16 +26,17 @@ import ray
 from cluster.monitoring.prometheus import PREFIX, Exporter, Series
 ray.init(address=sys.argv[1], log_to_driver=False)
 exporter, metrics = Exporter("demo"), json.loads(sys.argv[2])
+exporter.begin()
 exporter.gauge(Series(f"{PREFIX}stalled", 0.0))  # as a run does when it begins
 for step in range(1, 10_000):
     exporter.step(step, metrics | {"reward/mean": step / 10, "reward/invalid": 1.0})
-    time.sleep(0.5)
+    time.sleep(12)  # longer than Ray takes from one export to the next, which forgets gauges
 """
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """A head on which a run named `demo` exports a step twice a second."""
+    """A head on which a run named `demo` exports a step every twelve seconds."""
     with ray_head(None, environment={"RAY_metrics_report_interval_ms": "1000"}) as started:
         arguments = [sys.executable, "-c", DRIVER, started.gcs, json.dumps(STEP)]
         driver = subprocess.Popen(arguments, cwd=ROOT, env=started.environment | {"PYTHONPATH": str(ROOT)})

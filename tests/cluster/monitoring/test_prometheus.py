@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.monitoring.logs import RunLog
-from cluster.monitoring.prometheus import gauges, phase_seconds, totals
+from cluster.monitoring.prometheus import Exporter, Series, gauges, phase_seconds, totals
 
 STEP = {
     "version": 4.0,
@@ -93,3 +93,21 @@ def test_log_has_run_step_version_and_actor(tmp_path: Path, capsys: pytest.Captu
     assert all(line["run"] == "demo" and line["time"].endswith("+00:00") for line in lines)
     assert lines[1]["phase"] == "reward" and lines[1]["level"] == "WARNING"
     assert "late" in capsys.readouterr().err
+
+
+def test_gauges_are_set_again_until_a_step_has_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, float, dict[str, str]]] = []
+    exporter = Exporter("demo")
+    monkeypatch.setattr(exporter, "_set", lambda series: said.append((series.name, series.value, series.labels)))
+    exporter.gauge(Series("speechrl_stalled", 0.0))
+    exporter.step(1, {"reward/mean": 0.5, "valid/wer": 0.2, "staleness/0": 3.0, "staleness/1": 1.0})
+    exporter.step(2, {"reward/mean": 0.6, "staleness/0": 4.0})
+    said.clear()
+    exporter.look()
+    assert sorted(said) == [
+        ("speechrl_reward_mean", 0.6, {}),
+        ("speechrl_staleness", 4.0, {"versions": "0"}),
+        ("speechrl_stalled", 0.0, {}),
+        ("speechrl_step", 2, {}),
+        ("speechrl_valid_wer", 0.2, {}),
+    ]
