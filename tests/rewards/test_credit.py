@@ -54,8 +54,9 @@ def written(pieces: list[str], stops: bool = True) -> Trajectory:
         ("i will go", ["I", " won't", " go"], "en", [0, 1, 0, 0]),
         ("twenty one dogs", ["twenty", " one", " cats"], "en", [0, 0, 1, 0]),  # one unit of two words
         ("twenty two dogs", ["twenty", " one", " dogs"], "en", [0.5, 0.5, 0, 0]),
-        ("go home", ["uh", " go", " come"], "en", [0, 0, 1, 0]),  # a filler is no unit
-        ("go home", ["Go", ",", " (", "noise", ")", " come", "."], "en", [0, 0, 0, 0, 0, 0.5, 0.5, 0]),
+        ("go home", ["uh", " go", " come"], "en", [None, 0, 1, 0]),  # a filler is no unit
+        ("go home", ["Go", ",", " (", "noise", ")", " come", "."], "en", [0, 0, None, None, None, 0.5, 0.5, 0]),
+        ("go home", ["go", " ", " ", " "], "en", [0, None, None, None, 1]),  # blanks write nothing
         ("打开灯", ["打开", "门"], "zh", [0, 1, 0]),
         ("打开灯", ["打", "灯"], "zh", [0, 1, 0]),
         ("打开灯", ["打水", "灯"], "zh", [1, 0, 0]),
@@ -66,11 +67,13 @@ def written(pieces: list[str], stops: bool = True) -> Trajectory:
     ],
 )
 def test_errors_fall_on_the_tokens_that_made_them(
-    reference: str, pieces: list[str], language: str, errors: list[float]
+    reference: str, pieces: list[str], language: str, errors: list[float | None]
 ) -> None:
     sample = written(pieces)
-    assert token_errors(reference, sample, language, by_character=False) == pytest.approx(errors)
-    assert sum(errors) == pytest.approx(word_edits(reference, sample.text, language).errors)
+    found = token_errors(reference, sample, language, by_character=False)
+    assert [one is None for one in found] == [one is None for one in errors]
+    assert [one or 0 for one in found] == pytest.approx([one or 0 for one in errors])
+    assert sum(one or 0 for one in errors) == pytest.approx(word_edits(reference, sample.text, language).errors)
 
 
 def test_characters_of_words() -> None:
@@ -102,16 +105,29 @@ def test_errors_add_up_whatever_the_texts(
     errors = token_errors(" ".join(reference), sample, language, by_character)
     count = character_edits if by_character else word_edits
     if errors:
-        assert sum(errors) == pytest.approx(count(" ".join(reference), sample.text, language).errors)
-        assert len(errors) == len(sample.token_ids) and min(errors) >= 0
+        known = [own for own in errors if own is not None]
+        assert sum(known) == pytest.approx(count(" ".join(reference), sample.text, language).errors)
+        assert len(errors) == len(sample.token_ids) and min(known, default=0) >= 0
 
 
-@given(st.floats(-3, 1), st.floats(0, 1), st.lists(st.floats(0, 4).map(lambda x: round(x, 2)), min_size=1, max_size=9))
-def test_values_of_tokens_have_the_value_as_their_mean(value: float, share: float, errors: list[float]) -> None:
+OWN = st.lists(st.none() | st.floats(0, 4).map(lambda x: round(x, 2)), min_size=1, max_size=9)
+
+
+@given(st.floats(-3, 1), st.floats(0, 1), OWN)
+def test_values_of_tokens_have_the_value_as_their_mean(value: float, share: float, errors: list[float | None]) -> None:
     tokens = token_values(value, 1.0, share, errors)
     assert sum(tokens) / len(tokens) == pytest.approx(value, abs=1e-9)
-    if share == 1 and sum(errors):
-        assert all(token == pytest.approx(1.0) for token, own in zip(tokens, errors, strict=True) if not own)
+    assert all(token == value for token, own in zip(tokens, errors, strict=True) if own is None)
+    if share == 1 and any(errors):
+        assert all(token == pytest.approx(1.0) for token, own in zip(tokens, errors, strict=True) if own == 0)
+
+
+def test_writing_nothing_is_never_better_than_the_sentence() -> None:
+    """A policy that pads its transcript with blanks until its tokens run out is taught to stop, not to go on."""
+    sample = dataclasses.replace(written(["go", *[" "] * 20], stops=False), finish_reason="length")
+    errors = token_errors("go home now", sample, "en", by_character=False)
+    right, *blanks, last = token_values(1 / 3, 1.0, 1.0, errors)
+    assert right == pytest.approx(1.0) and set(blanks) == {1 / 3} and last == pytest.approx(-1 / 3)
 
 
 def spoken(family: LanguageModelFamily, reference: str, texts: list[str]) -> Group:
@@ -159,7 +175,7 @@ def test_the_actor_gives_credit_to_tokens_and_keeps_the_totals(tmp_path: Path) -
     wrong, right, missing = (reward.token_credit for reward in credited)
     assert set(right) == {0.0}
     # One byte a token; the space before a word is none of the word's.
-    assert [place for place, credit in enumerate(wrong) if credit < 0] == [3, 4, 5, 6]
+    assert [place for place, credit in enumerate(wrong) if credit < -1e-9] == [3, 4, 5, 6]
     lost = 2.0 * (1.0 - credited[0].parts["accuracy"])
     assert max(wrong) == pytest.approx(lost), "a token without error has the best value"
     assert [place for place, credit in enumerate(missing) if credit < 0] == [3, 4, 5], "the word after the missing one"
