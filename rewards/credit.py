@@ -53,8 +53,8 @@ def token_errors(
 def token_values(value: float, best: float, share: float, errors: Sequence[float | None]) -> tuple[float, ...]:
     """Values per token whose mean is `value`: what an error cost, `best` − `value`, falls on the tokens that made it.
 
-    v_t = value + share · (best − value) · (1 − n · e_t / Σ e) for the n tokens with a number of errors e_t. With `share`
-    1 one of these without error has `best`; with 0 all have `value`. Without errors all have `value`.
+    v_t = value + share · (best − value) · (1 − n · e_t / Σ e) for the n tokens that have a number of errors e_t. With
+    `share` 1 one of these without error has `best`; with 0 all have `value`. Without errors all have `value`.
 
     A token that wrote nothing has `value` as well. Were it taken for right, a policy would learn to write nothing for
     ever: each such token would be better than its sentence, and the one at the end alone would bear what is missing.
