@@ -33,6 +33,8 @@ def served(write_run: WriteRun) -> Iterator[tuple[Path, int, subprocess.Popen[st
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests run in the background of a script, SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     match = re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
