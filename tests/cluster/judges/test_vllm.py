@@ -103,6 +103,7 @@ def rewards(judge: JudgeConfig, **settings: Any) -> RewardConfig:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_reward_actors_and_the_listener_outlive_its_engine() -> None:
     codec = partial(tape_codec, 10)
     takes = codec().takes
