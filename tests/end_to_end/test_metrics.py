@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ for step in range(1, 10_000):
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """A head on which a run named `demo` exports a step every twelve seconds."""
-    with ray_head(None, environment={"RAY_metrics_report_interval_ms": "1000"}) as started:
+    with ray_head(None) as started:
         arguments = [sys.executable, "-c", DRIVER, started.gcs, json.dumps(STEP)]
         driver = subprocess.Popen(arguments, cwd=ROOT, env=started.environment | {"PYTHONPATH": str(ROOT)})
         try:
@@ -94,18 +95,18 @@ def test_every_panel_of_the_board_shows_something(head: Head, tmp_path: Path) ->
         for panel in board["panels"]:
             for target in panel.get("targets", []):
                 query = target["expr"].replace("$run", "demo")
-                result = wait(lambda query=query: answers(port, query), query)
-                assert all(float(series["value"][1]) == float(series["value"][1]) for series in result), (query, result)
+                wait(lambda query=query: answers(port, query), query)
     finally:
         server.terminate()
         server.wait()
 
 
-def answers(port: int, query: str) -> list[dict[str, Any]]:
+def answers(port: int, query: str) -> bool:
+    """Whether there is a number; a rate has none before the second step."""
     try:
         answer = requests.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}, timeout=10).json()
     except requests.ConnectionError:  # it starts
-        return []
+        return False
     assert answer["status"] == "success", (query, answer)
-    found: list[dict[str, Any]] = answer["data"]["result"]
-    return found
+    values = [float(series["value"][1]) for series in answer["data"]["result"]]
+    return bool(values) and all(map(math.isfinite, values))
