@@ -67,8 +67,9 @@ FLOORS = {
     "speech": (
         ("preparation",),
         ("manifests", "families", "codecs", "edits"),
-        ("audio", "text", "runtime"),
+        ("audio", "text"),
         ("records", "containers"),
+        ("runtime",),
         ("errors",),
     ),
 }

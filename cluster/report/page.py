@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from cluster.report.curves import curves
@@ -19,7 +17,7 @@ from cluster.report.sounds import SoundShelf, add_sounds
 from cluster.report.times import account, idle_rows, phase_rows, timeline, wall_notes
 from cluster.report.utterances import judged, speaks, utterance_rows
 from cluster.runs import durable
-from speech.errors import UserError
+from speech.runtime.importing import import_extra
 
 SIZE = 18_000_000
 """Bytes of a page, at most; the rest of 20 MB is for what is not counted, such as the configurations."""
@@ -38,7 +36,7 @@ def render(runs: Sequence[RunRecord], live: str = "", bare: bool = False) -> str
     Raises:
         UserError: plotly or jinja2 is not installed.
     """
-    jinja2 = _import("jinja2")
+    jinja2 = import_extra("report", "jinja2", "jinja2", "speechrl report")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(STATIC),
         autoescape=True,  # transcripts come from models and from data
@@ -46,7 +44,8 @@ def render(runs: Sequence[RunRecord], live: str = "", bare: bool = False) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    libraries = [_import("plotly.offline").get_plotlyjs(), *(_static(name) for name in SCRIPTS)]
+    plotly = import_extra("report", "plotly.offline", "plotly", "speechrl report")
+    libraries = [plotly.get_plotlyjs(), *(_static(name) for name in SCRIPTS)]
     scripts = [] if bare else libraries
     steps = [read_steps(run, max(3, STEPS // len(runs))) for run in runs]
     data: dict[str, Any] = {
@@ -107,16 +106,6 @@ def _policy(scripts: Sequence[str], live: bool) -> str:
 
 def _static(name: str) -> str:
     return (STATIC / name).read_text(encoding="utf-8")
-
-
-def _import(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"speechrl report needs the package {module.partition('.')[0]} ({error}); install it with the extra: "
-            "pip install 'speechrl[report]'"
-        ) from error
 
 
 def as_text(config: Mapping[str, Any]) -> str:

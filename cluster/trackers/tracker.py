@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-
-from speech.errors import UserError
 
 PROJECT = "speechrl"
 """Where runs are kept in a tracker, unless the tracker's own environment variable says otherwise."""
@@ -70,19 +66,3 @@ class Tracker(ABC):
         Args:
             summary: numbers of `summary.json`, by dotted key; empty when it ended by an error.
         """
-
-
-def import_tracker(module: str) -> ModuleType:
-    """A tracker's package.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise UserError(
-            f"the tracker {package} needs its package ({error}); install it with the extra: "
-            "pip install 'speechrl[trackers]'"
-        ) from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from rewards.listening.optional import import_optional
 from speech.edits import EditCounts, unit_edits, word_edits
+from speech.runtime.importing import import_extra
 from speech.text import language_code, scored_pair
 
 
@@ -26,6 +26,6 @@ def pinyin_edits(reference: str, hypothesis: str, language: str) -> EditCounts:
 
 
 def _syllables(normalised: str) -> list[str]:
-    pypinyin = import_optional("pypinyin", "pypinyin==0.55.0", "tts_accuracy with unit 'pinyin'")
+    pypinyin = import_extra("tts", "pypinyin", "pypinyin==0.55.0", "tts_accuracy with unit 'pinyin'")
     found: list[str] = pypinyin.lazy_pinyin(normalised, style=pypinyin.Style.NORMAL, errors=list)
     return found

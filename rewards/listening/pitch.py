@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.listening.optional import import_optional
+from speech.runtime.importing import import_extra
 
 F0_FLOOR = 60.0
 F0_CEILING = 600.0
@@ -17,7 +17,7 @@ _LEAST_FRAMES = 5  # 50 ms of voice; below it a deviation is chance
 
 def world() -> ModuleType:
     """pyworld, or one clear error."""
-    return import_optional("pyworld", "pyworld==0.3.6", "F0 (rewards on sound: diversity)")
+    return import_extra("tts", "pyworld", "pyworld==0.3.6", "F0 (rewards on sound: diversity)")
 
 
 def f0_contour(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float64]:

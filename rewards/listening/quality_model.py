@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.listening.judge import resample
-from rewards.listening.optional import import_optional
+from speech.runtime.importing import import_extra
 
 SAMPLE_RATE = 16_000
 WINDOW = int(9.01 * SAMPLE_RATE)
@@ -34,8 +34,8 @@ class DNSMOS:
     """
 
     def __init__(self, threads: int) -> None:
-        package = import_optional("speechmos.dnsmos", "speechmos==0.0.1.1", "reward 'quality'")
-        runtime = import_optional("onnxruntime", "onnxruntime", "reward 'quality'")
+        package = import_extra("tts", "speechmos.dnsmos", "speechmos==0.0.1.1", "reward 'quality'")
+        runtime = import_extra("tts", "onnxruntime", "onnxruntime", "reward 'quality'")
         folder = Path(package.__file__ or "").parent / "dnsmos_models"
         primary, p808 = str(folder / "sig_bak_ovr.onnx"), str(folder / "model_v8.onnx")
         self._model = package.DNSMOS(primary, p808)

@@ -6,36 +6,19 @@ kept for a while, and neighbours that are asked for in turn (headers of a whole 
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections import OrderedDict, deque
 from threading import Lock
-from types import ModuleType
 from typing import Any
 
 from speech.containers.location import Cell
-from speech.errors import InputError, Problem, UserError
+from speech.errors import InputError, Problem
+from speech.runtime.importing import import_extra
 
 _BATCH_ROWS = 16
 _KEPT_BYTES = 2**26
 _KEPT_BATCHES = 8
 _KEPT_GROUPS = 2
-
-
-def import_data(module: str, wanted_by: str) -> ModuleType:
-    """Import a package that only foreign data sets need.
-
-    Raises:
-        UserError: it, or something that it imports, is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise UserError(
-            f"{wanted_by} needs the package {package} ({error}); install it with the extra: "
-            "pip install 'speechrl[data]'"
-        ) from error
 
 
 def open_parquet(path: str) -> Any:
@@ -45,7 +28,9 @@ def open_parquet(path: str) -> Any:
         InputError: it is not a parquet file, or one that breaks off.
         UserError: pyarrow is not installed.
     """
-    arrow, parquet = (import_data(name, f"{path}: parquet") for name in ("pyarrow", "pyarrow.parquet"))
+    arrow, parquet = (
+        import_extra("data", name, "pyarrow", f"{path}: parquet") for name in ("pyarrow", "pyarrow.parquet")
+    )
     try:
         return parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
     except (arrow.ArrowException, OSError) as error:
@@ -81,7 +66,7 @@ class _Group:
 
     def __init__(self, cell: Cell) -> None:
         self._file = open_parquet(cell.file)
-        self._arrow = import_data("pyarrow", cell.file)
+        self._arrow = import_extra("data", "pyarrow", "pyarrow", cell.file)
         if cell.group >= self._file.num_row_groups:
             raise _bad(str(cell), f"has {self._file.num_row_groups} row groups")
         self._rows = self._file.metadata.row_group(cell.group).num_rows

@@ -1,7 +1,8 @@
 """Whose `rewards` is imported: our packages have common names, and so have the files of users.
 
 A user's `rewards.py` or a folder of recordings called `speech` may lie in the working folder, on PYTHONPATH or in the
-folder that travels with a job. Our own modules must be found all the same, in every process, and theirs too.
+folder that travels with a job. Our own modules must be found all the same, in every process, and theirs too. And
+packages that only an extra brings.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+
+from speech.errors import UserError
 
 PACKAGES = ("speech", "rollout", "rewards", "learner", "cluster")
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +78,27 @@ def import_theirs(name: str) -> ModuleType:
                 sys.modules[_THEIRS].__path__ = [str(folder)]
                 return importlib.import_module(f"{_THEIRS}.{name}")
     return importlib.import_module(name)
+
+
+def import_extra(extra: str, module: str, requirement: str, wanted_by: str) -> ModuleType:
+    """Import a package that the plain installation does not bring.
+
+    Args:
+        extra: of pyproject.toml, which brings it.
+        module: what to import.
+        requirement: what to install when it is missing, with its version where that matters.
+        wanted_by: what needs it, for the message.
+
+    Raises:
+        UserError: it, or something that it imports, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{wanted_by} needs the package {requirement} ({error}); install it with the extra: "
+            f"pip install 'speechrl[{extra}]'"
+        ) from error
 
 
 def _taken(folder: Path) -> bool:

@@ -16,7 +16,8 @@ import numpy as np
 import soundfile
 
 from cluster.config.registries import TRACKERS
-from cluster.trackers.tracker import PROJECT, TrackedRun, Tracker, import_tracker
+from cluster.trackers.tracker import PROJECT, TrackedRun, Tracker
+from speech.runtime.importing import import_extra
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ class MlflowTracker(Tracker):
             uri = (run.folder.parent / "mlruns").absolute().as_uri()
             # A folder needs no database; MLflow keeps the format, but wants to be asked for it.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        mlflow = import_tracker("mlflow")
-        self._entities = import_tracker("mlflow.entities")
+        mlflow = import_extra("trackers", "mlflow", "mlflow", "the tracker mlflow")
+        self._entities = import_extra("trackers", "mlflow.entities", "mlflow", "the tracker mlflow")
         self._client = mlflow.MlflowClient(tracking_uri=uri)
         if run.known_as is not None:
             self.id = run.known_as

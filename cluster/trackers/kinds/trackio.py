@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cluster.config.registries import TRACKERS
-from cluster.trackers.tracker import PROJECT, TrackedRun, Tracker, import_tracker
+from cluster.trackers.tracker import PROJECT, TrackedRun, Tracker
+from speech.runtime.importing import import_extra
 
 
 @TRACKERS.register("trackio")
@@ -18,7 +19,7 @@ class TrackioTracker(Tracker):
     """Kept in trackio's folder of this machine, unless a Space is named; `trackio show` opens the dashboard."""
 
     def __init__(self, run: TrackedRun) -> None:
-        self._trackio = import_tracker("trackio")
+        self._trackio = import_extra("trackers", "trackio", "trackio", "the tracker trackio")
         # Its runs are known by name, and a folder of ours may be moved: the name is what it was at first.
         self.id = run.known_as or run.name
         self._run = self._trackio.init(

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from cluster.config.registries import TRACKERS
-from cluster.trackers.tracker import PROJECT, TrackedRun, Tracker, import_tracker
+from cluster.trackers.tracker import PROJECT, TrackedRun, Tracker
+from speech.runtime.importing import import_extra
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class WandbTracker(Tracker):
     """
 
     def __init__(self, run: TrackedRun) -> None:
-        self._wandb = import_tracker("wandb")
+        self._wandb = import_extra("trackers", "wandb", "wandb", "the tracker wandb")
         self.id = run.known_as or secrets.token_hex(4)
         # Without a login its client asks for a key at the terminal, which is the display's.
         mode = None if "WANDB_MODE" in os.environ or logged_in() else "offline"

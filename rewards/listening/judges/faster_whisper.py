@@ -10,9 +10,9 @@ import numpy as np
 
 from rewards.config import JudgeConfig
 from rewards.listening.judge import Judge, Transcript, Wave, resample
-from rewards.listening.optional import import_optional
 from rewards.registries import JUDGES
 from speech.errors import UserError
+from speech.runtime.importing import import_extra
 
 _SAMPLE_RATE = 16_000
 _SHORTEST_S = 15.0  # Whisper invents text when its window is cut below this
@@ -27,9 +27,9 @@ class FasterWhisperJudge(Judge):
     for and not always 30 s. Longer waves are cut into windows of 30 s. States no likelihood."""
 
     def __init__(self, config: JudgeConfig, threads: int) -> None:
-        package = import_optional("faster_whisper", "faster-whisper==1.2.1", "judge 'faster_whisper'")
-        self._tokenizer_class = import_optional(
-            "faster_whisper.tokenizer", "faster-whisper==1.2.1", "judge 'faster_whisper'"
+        package = import_extra("tts", "faster_whisper", "faster-whisper==1.2.1", "judge 'faster_whisper'")
+        self._tokenizer_class = import_extra(
+            "tts", "faster_whisper.tokenizer", "faster-whisper==1.2.1", "judge 'faster_whisper'"
         ).Tokenizer
         if not (Path(config.path) / "model.bin").is_file():
             raise UserError(f"judge 'faster_whisper': {config.path} holds no model.bin (CTranslate2)")

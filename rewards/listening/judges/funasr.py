@@ -12,9 +12,9 @@ import numpy as np
 
 from rewards.config import JudgeConfig
 from rewards.listening.judge import Judge, Transcript, Wave, resample
-from rewards.listening.optional import import_optional
 from rewards.registries import JUDGES
 from speech.errors import UserError
+from speech.runtime.importing import import_extra
 
 _TAG = re.compile(r"<\|[^|]*\|>")
 _SAMPLE_RATE = 16_000
@@ -37,9 +37,9 @@ def load_auto_model(path: str, device: str, threads: int, **overrides: Any) -> A
     Raises:
         UserError: funasr is not installed, or cannot load the model.
     """
-    funasr = import_optional("funasr", "funasr==1.4.16", "a funasr model")
+    funasr = import_extra("tts", "funasr", "funasr==1.4.16", "a funasr model")
     if importlib.util.find_spec("torchaudio") is None:  # either makes its spectrograms; found out at the first wave
-        import_optional("kaldi_native_fbank", "kaldi-native-fbank==1.23.0", "funasr without torchaudio")
+        import_extra("tts", "kaldi_native_fbank", "kaldi-native-fbank==1.23.0", "funasr without torchaudio")
     if Path(path).is_absolute() and not Path(path).is_dir():
         raise UserError(f"funasr model: no such folder: {path}")
     try:

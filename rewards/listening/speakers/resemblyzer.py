@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from rewards.config import SpeakerConfig
 from rewards.listening.judge import resample
-from rewards.listening.optional import import_optional
 from rewards.listening.speaker import SAMPLE_RATE, SpeakerModel, unit
 from rewards.registries import SPEAKER_MODELS
+from speech.runtime.importing import import_extra
 
 _LEAST = SAMPLE_RATE // 5  # its voice detector may cut a sample down to nothing; then the sample as it is tells more
 
@@ -21,7 +21,7 @@ class ResemblyzerModel(SpeakerModel):
     """256 non-negative values: cosines lie in [0, 1]; about 0.9 for one voice, 0.5 to 0.7 for two."""
 
     def __init__(self, config: SpeakerConfig, threads: int) -> None:
-        package = import_optional("resemblyzer", "resemblyzer==0.1.4", "speaker model 'resemblyzer'")
+        package = import_extra("tts", "resemblyzer", "resemblyzer==0.1.4", "speaker model 'resemblyzer'")
         self._prepare = package.preprocess_wav
         self._encoder = package.VoiceEncoder(config.device, verbose=False)
 

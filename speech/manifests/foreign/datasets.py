@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from speech.containers import Span
-from speech.containers.parquet import import_data
 from speech.errors import Problem
 from speech.manifests.entries import Entry
 from speech.manifests.foreign.rows import Ids
 from speech.manifests.foreign.tables import Columns, UnknownColumnsError, columns_of, entry_of
+from speech.runtime.importing import import_extra
 
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
@@ -45,7 +45,7 @@ def read_datasets(path: Path) -> Iterator[Entry | Problem]:
     """A column `audio` holds bytes or a path, or both (`Audio`); bytes count first. Other columns are named as in
     `SYNONYMS`. The bytes themselves are not read. The line of a problem is the row in its file, counted from 1.
     """
-    arrow = import_data("pyarrow", f"{path}: a saved data set")
+    arrow = import_extra("data", "pyarrow", "pyarrow", f"{path}: a saved data set")
     ids = Ids()
     try:
         files = _in_order(path)

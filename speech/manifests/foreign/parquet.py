@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from speech.containers import Cell
-from speech.containers.parquet import import_data, open_parquet
+from speech.containers.parquet import open_parquet
 from speech.errors import InputError, Problem
 from speech.manifests.entries import Entry
 from speech.manifests.foreign.rows import Ids
 from speech.manifests.foreign.tables import Columns, UnknownColumnsError, columns_of, entry_of
 from speech.manifests.shards import shards
+from speech.runtime.importing import import_extra
 
 SUFFIX = ".parquet"
 MAX_GROUP_BYTES = 2**29
@@ -52,7 +53,7 @@ def read_parquet(path: Path) -> Iterator[Entry | Problem]:
             for group in range(parquet.num_row_groups):
                 yield from _group(file, parquet, columns, group, before, ids)
                 before += parquet.metadata.row_group(group).num_rows
-        except (import_data("pyarrow", str(file)).ArrowException, OSError) as error:
+        except (import_extra("data", "pyarrow", "pyarrow", str(file)).ArrowException, OSError) as error:
             yield Problem(str(file), before + 1, None, f"the row group that begins here cannot be read: {error}")
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speech.containers.parquet import import_data
 from speech.manifests.entries import Entry
 from speech.manifests.foreign.rows import Ids, names_in, values_of
+from speech.runtime.importing import import_extra
 
 _AUDIO = "audio"
 _FIELDS = ("bytes", "path")
@@ -45,7 +45,7 @@ def columns_of(schema: Any, file: Path) -> Columns:
         UnknownColumnsError: there is no column with sound, or none with text, or the sound is in another form.
         UserError: pyarrow is not installed.
     """
-    types = import_data("pyarrow.types", str(file))
+    types = import_extra("data", "pyarrow.types", "pyarrow", str(file))
     structs = [f.name for f in schema if types.is_struct(f.type) and set(_FIELDS) <= {part.name for part in f.type}]
     audio = _AUDIO if _AUDIO in schema.names else structs[0] if len(structs) == 1 else None
     columns = ", ".join(schema.names)
